@@ -1,0 +1,299 @@
+"""AetherNet: efficient single-image super-resolution.
+
+    image (B, in_chans, H, W)
+      | conv_first 3x3 ------------------------+
+      | layers: groups of AetherBlocks         |
+      | norm, conv_after_body 3x3              |
+      + <--------------------------------------+
+      | conv_before_upsample 3x3, upsample (PixelShuffle), conv_last 3x3
+    image (B, in_chans, scale * H, scale * W)
+
+    AetherBlock: f + DropPath(GatedFeedForward(LayerNorm(ReparamLargeKernelConv(f))))
+
+A block's depthwise convolution has two forms that compute the same: the *training form*
+is a large and a small kernel side by side, the *fused form* their sum in one.
+Designed by Philip Hofmann. MIT licence. Needs PyTorch and nothing else.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+UPSAMPLE_FACTORS = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}  # by scale
+UPSAMPLE_CHANNELS = 64  # the same in every variant
+_DIMENSIONS = ("embed_dim", "depths", "mlp_ratio", "lk_kernel", "sk_kernel")
+# What `aether_small`, `aether_medium` and `aether_large` build unless overridden.
+VARIANTS: dict[str, dict[str, Any]] = {
+    name: dict(zip(_DIMENSIONS, values, strict=True))
+    for name, values in {
+        "aether_small": (96, (4,) * 4, 2.0, 11, 3),
+        "aether_medium": (128, (6,) * 6, 2.0, 11, 3),
+        "aether_large": (180, (8,) * 8, 2.5, 13, 3),
+    }.items()
+}
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016): drops whole samples in training."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0 or not self.training:
+            return x
+        keep = 1 - self.rate
+        return x * (x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep) / keep)
+
+
+class ReparamLargeKernelConv(nn.Module):
+    """Depthwise, a large and a small kernel side by side, "same" zero padding."""
+
+    def __init__(self, dim: int, lk_kernel: int, sk_kernel: int, fused: bool) -> None:
+        super().__init__()
+        if fused:
+            self.fused_conv = self._depthwise(dim, lk_kernel, bias=True)
+        else:
+            self.lk_conv = self._depthwise(dim, lk_kernel, bias=False)
+            self.sk_conv = self._depthwise(dim, sk_kernel, bias=False)
+            self.lk_bias = nn.Parameter(torch.zeros(dim))
+            self.sk_bias = nn.Parameter(torch.zeros(dim))
+
+    @staticmethod
+    def _depthwise(dim: int, kernel: int, bias: bool) -> nn.Conv2d:
+        return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=bias)
+
+    @property
+    def is_fused(self) -> bool:
+        return hasattr(self, "fused_conv")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_fused:
+            return self.fused_conv(x)
+        bias = (self.lk_bias + self.sk_bias).view(-1, 1, 1)
+        return self.lk_conv(x) + self.sk_conv(x) + bias
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """Replace both branches by one convolution; a fused one stays as it is."""
+        if self.is_fused:
+            return
+        large, small = self.lk_conv.weight, self.sk_conv.weight
+        margin = (large.shape[-1] - small.shape[-1]) // 2
+        with torch.device("meta"):  # draws no initial weights: leaves the RNG alone
+            self.fused_conv = self._depthwise(
+                large.shape[0], large.shape[-1], bias=True
+            )
+        weight = large + nn.functional.pad(small, [margin] * 4)
+        self.fused_conv.weight = nn.Parameter(weight)
+        self.fused_conv.bias = nn.Parameter(self.lk_bias + self.sk_bias)
+        del self.lk_conv, self.sk_conv, self.lk_bias, self.sk_bias
+
+
+class GatedFeedForward(nn.Module):
+    """Gated linear unit over the last dimension: `fc2(GELU(fc1_gate) * fc1_main)`."""
+
+    def __init__(self, dim: int, hidden: int, drop_rate: float) -> None:
+        super().__init__()
+        self.fc1_gate = nn.Linear(dim, hidden)
+        self.fc1_main = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.act(self.fc1_gate(x)) * self.fc1_main(x))
+        return self.drop(self.fc2(x))
+
+
+class AetherBlock(nn.Module):
+    """Mixes space (depthwise convolution), then channels (gated feed-forward)."""
+
+    def __init__(self, dim: int, conv: nn.Module, ffn: nn.Module, rate: float) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.ffn = ffn
+        self.drop_path = DropPath(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.conv(x).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
+        branch = self.ffn(self.norm(branch))
+        branch = branch.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
+        return x + self.drop_path(branch)
+
+
+class AetherNet(nn.Module):
+    """Input `(B, in_chans, H, W)`, H and W from 1 up, values 0..1 in the dtype of the
+    weights; output `(B, in_chans, scale*H, scale*W)`, the same range, not clamped.
+    Impossible arguments raise ValueError. `hyperparameters` holds them all:
+    `AetherNet(**net.hyperparameters)` takes `net.state_dict()`, also once fused.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,  # of the image, in and out; 3 is RGB
+        embed_dim: int = 128,  # channels of the blocks
+        depths: Sequence[int] = (6, 6, 6, 6, 6, 6),  # number of blocks in each group
+        mlp_ratio: float = 2.0,  # int(embed_dim * mlp_ratio) hidden channels
+        drop_rate: float = 0.0,  # dropout in the feed-forward
+        drop_path_rate: float = 0.1,  # of the last block, rising linearly from 0
+        lk_kernel: int = 11,  # large depthwise kernel, odd
+        sk_kernel: int = 3,  # small one beside it, odd, no larger
+        scale: int = 4,  # 1 is restoration
+        img_range: float = 1.0,  # what the image is multiplied by inside
+        fused_init: bool = False,  # build the fused form, to load a fused checkpoint
+    ) -> None:
+        given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
+        hidden = int(embed_dim * mlp_ratio)
+        kernels = lk_kernel % 2 == sk_kernel % 2 == 1 <= sk_kernel <= lk_kernel
+        drops = all(0 <= rate < 1 for rate in (drop_rate, drop_path_rate))
+        for possible, sentence in (
+            (in_chans >= 1 and embed_dim >= 1, "in_chans and embed_dim start at 1"),
+            (hidden >= 1, "embed_dim * mlp_ratio must be at least 1"),
+            (min(depths, default=0) >= 1, "depths needs groups of at least one block"),
+            (kernels, "kernels must be odd, sk_kernel no larger than lk_kernel"),
+            (scale in UPSAMPLE_FACTORS, f"scale is one of {[*UPSAMPLE_FACTORS]}"),
+            (drops, "drop_rate and drop_path_rate must be in [0, 1)"),
+            (img_range > 0, "img_range must be positive"),
+        ):
+            if not possible:
+                raise ValueError(f"AetherNet: {sentence}; given were {given}.")
+        self.hyperparameters: dict[str, Any] = {**given, "depths": tuple(depths)}
+        self.in_chans, self.img_range = in_chans, img_range
+        self.mean = 0.5 if in_chans == 3 else 0.0  # a number follows device and dtype
+
+        self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
+
+        def block() -> AetherBlock:
+            conv = ReparamLargeKernelConv(embed_dim, lk_kernel, sk_kernel, fused_init)
+            ffn = GatedFeedForward(embed_dim, hidden, drop_rate)
+            return AetherBlock(embed_dim, conv, ffn, rates.pop(0))
+
+        groups = ((block() for _ in range(depth)) for depth in depths)
+        self.layers = nn.Sequential(*(nn.Sequential(*group) for group in groups))
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
+        self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
+        self.conv_before_upsample = nn.Sequential(
+            nn.Conv2d(embed_dim, UPSAMPLE_CHANNELS, 3, padding=1), nn.LeakyReLU(0.01)
+        )
+        self.upsample = nn.Sequential()
+        for factor in UPSAMPLE_FACTORS[scale]:
+            rows = UPSAMPLE_CHANNELS * factor**2
+            self.upsample.append(nn.Conv2d(UPSAMPLE_CHANNELS, rows, 3, padding=1))
+            self.upsample.append(nn.PixelShuffle(factor))
+        self.conv_last = nn.Conv2d(UPSAMPLE_CHANNELS, in_chans, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(
+                f"AetherNet takes (B, {self.in_chans}, H, W), not {tuple(x.shape)}."
+            )
+        first = self.conv_first((x - self.mean) * self.img_range)
+        features = self.layers(first)
+        features = self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        features = self.conv_after_body(features) + first
+        features = self.upsample(self.conv_before_upsample(features))
+        return self.conv_last(features) / self.img_range + self.mean
+
+    @property
+    def is_fused(self) -> bool:
+        return self.hyperparameters["fused_init"]
+
+    def fuse(self) -> "AetherNet":
+        """Turn the training form into the fused form in place, and return self."""
+        for module in [*self.modules()]:
+            if isinstance(module, ReparamLargeKernelConv):
+                module.fuse()
+        self.hyperparameters["fused_init"] = True
+        return self
+
+    @property
+    def receptive_radius(self) -> int:
+        """LR pixels on each side that can influence an output pixel."""
+        radius = 1  # conv_last
+        for factor in reversed(UPSAMPLE_FACTORS[self.hyperparameters["scale"]]):
+            radius = math.ceil(radius / factor) + 1  # PixelShuffle, then its 3x3
+        blocks = sum(self.hyperparameters["depths"])
+        radius += blocks * (self.hyperparameters["lk_kernel"] // 2)
+        return radius + 3  # conv_before_upsample, conv_after_body, conv_first
+
+
+def aether_small(**overrides: Any) -> AetherNet:
+    return AetherNet(**{**VARIANTS["aether_small"], **overrides})
+
+
+def aether_medium(**overrides: Any) -> AetherNet:
+    return AetherNet(**{**VARIANTS["aether_medium"], **overrides})
+
+
+def aether_large(**overrides: Any) -> AetherNet:
+    return AetherNet(**{**VARIANTS["aether_large"], **overrides})
+
+
+def variant_name(hyperparameters: Mapping[str, Any]) -> str | None:
+    """Which of `VARIANTS` these arguments of `AetherNet` describe, if any."""
+    found = {key: hyperparameters[key] for key in _DIMENSIONS}
+    return next((name for name, v in VARIANTS.items() if v == found), None)
+
+
+def hyperparameters_from_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with which `AetherNet` takes this state dict, `strict=True`.
+
+    Derived from keys and shapes alone, which tell neither `img_range` and drop rates
+    (left out) nor, once fused, `sk_kernel` (a possible one). Raises ValueError naming
+    the first offending key of another network, a mix of both forms, or a gap.
+    """
+    found = {key: [*getattr(value, "shape", [0])] for key, value in state_dict.items()}
+
+    def size(key: str, dim: int) -> int:  # 1 where there is none: judged below
+        return max([*found.get(key, []), 1, 1, 1, 1][dim], 1)
+
+    numbers = map(re.compile(r"layers\.(\d+)\.(\d+)\.").match, state_dict)
+    depths = Counter(int(g) for g, _ in {m.groups() for m in numbers if m})
+    embed_dim = size("conv_first.weight", 0)
+    hidden = size("layers.0.0.ffn.fc1_gate.weight", 0)
+    ratio = hidden / embed_dim
+    if int(embed_dim * ratio) < hidden:  # the quotient was rounded down
+        ratio = math.nextafter(ratio, math.inf)
+    conv = "layers.0.0.conv."
+    fused = f"{conv}fused_conv.weight" in found
+    # "| 1" makes an impossible even kernel odd, for the comparison to name its key.
+    lk_kernel = size(f"{conv}{'fused' if fused else 'lk'}_conv.weight", 3) | 1
+    sk_kernel = 3 if fused else size(f"{conv}sk_conv.weight", 3) | 1
+    rows = [size(f"upsample.{i}.weight", 0) for i in (0, 2, 4)]
+    factors = tuple(math.isqrt(r // UPSAMPLE_CHANNELS) for r in rows if r > 1)
+    arguments: dict[str, Any] = {
+        "in_chans": size("conv_first.weight", 1),
+        "embed_dim": embed_dim,
+        "depths": tuple(depths[group] for group in sorted(depths)) or (1,),
+        "mlp_ratio": ratio,
+        "lk_kernel": lk_kernel,
+        "sk_kernel": min(sk_kernel, lk_kernel),
+        "scale": {f: s for s, f in UPSAMPLE_FACTORS.items()}.get(factors, 1),
+        "fused_init": fused,
+    }
+    with torch.device("meta"):  # shapes without memory
+        net = AetherNet(**arguments)
+    wanted = {key: [*value.shape] for key, value in net.state_dict().items()}
+    for key in [*found, *wanted]:
+        if found.get(key) != wanted.get(key):
+            need, have = (d.get(key, "nothing") for d in (wanted, found))
+            raise ValueError(
+                "Not an AetherNet, or one with a gap or a mix of both forms: key "
+                f"{key!r} should be {need}, is {have}."
+            )
+    return arguments

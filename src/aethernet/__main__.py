@@ -1,0 +1,5 @@
+import sys
+
+from aethernet.cli import main
+
+sys.exit(main())

@@ -1,0 +1,60 @@
+"""The errors this package raises on purpose.
+
+Each message is one sentence or two for the person at the keyboard: what was found, what
+was expected, what to do. Only the command turns them into exit codes.
+"""
+
+import importlib
+from types import ModuleType
+
+
+class AetherError(Exception):
+    """Something a user can act on; the base of the family."""
+
+
+class CheckpointError(AetherError):
+    """A file that should hold AetherNet weights does not."""
+
+
+class ImageError(AetherError):
+    """A picture that cannot be read, or not by this model."""
+
+
+class ContradictionError(AetherError):
+    """What the user said and what the file says are not the same."""
+
+
+class VerificationError(AetherError):
+    """A file we made does not compute what the network it came from computes."""
+
+
+class MissingExtraError(AetherError):
+    """An optional library is needed and absent."""
+
+
+def import_optional(module: str, extra: str | None = None) -> ModuleType:
+    """Import a library that not everybody has, or say how to install it.
+
+    A namespace package does not count as the library: started inside a clone,
+    `import onnx` would find the clone's folder of that name.
+
+    Args:
+        module: dotted name.
+        extra: the extra of ours that brings it; None where it is installed by its name.
+
+    Raises:
+        MissingExtraError: when `module` is not installed.
+    """
+    package = module.partition(".")[0]
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != package and not (error.name or "").startswith(f"{package}."):
+            raise
+        found = None
+    if found is None or found.__file__ is None:
+        how = (
+            f"'aethernet[{extra}]' (in a clone: -e '.[{extra}]')" if extra else package
+        )
+        raise MissingExtraError(f"The package {package} is missing: pip install {how}.")
+    return found
