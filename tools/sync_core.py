@@ -61,7 +61,7 @@ def wanted_copies() -> dict[Path, str]:
         missing = imports - split_imports(header)[0]
         if missing:
             raise SystemExit(f"error: {path} lacks in its header: {sorted(missing)}")
-        copies[path] = f"{header}{BEGIN}\n\n{body}\n\n{END}{footer}"
+        copies[path] = f"{header}{BEGIN}\n\n{body}\n\n\n{END}{footer}"
     return copies
 
 

@@ -200,6 +200,11 @@ def save_checkpoint(
         key: value.detach().to("cpu", dtype).contiguous()
         for key, value in network.state_dict().items()
     }
+    for key, value in state_dict.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(
+                f"Cannot write {path}: in {dtype} the weights of {key!r} are not finite."
+            )
     metadata = {
         "architecture": "AetherNet",
         "hyperparameters": json.dumps(network.hyperparameters),

@@ -1,0 +1,74 @@
+"""Paths, networks whose output says something, and commands, for all tests."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aethernet import AetherNet
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+FUSE_SCRIPT = ROOT / "fuse_script/fuse_aether.py"
+ONNX_SCRIPT = ROOT / "onnx/aether2onnx.py"
+SHIPPED_MODEL = ROOT / "models/2x_aether_small.safetensors"
+SAMPLE = ROOT / "assets/sample.png"
+
+TINY = {"embed_dim": 12, "depths": (1, 2), "lk_kernel": 7, "sk_kernel": 3, "scale": 2}
+
+
+def lively_network(seed: int = 0, **arguments: Any) -> AetherNet:
+    """A small network in evaluation mode whose every weight shows in the output.
+
+    Fresh weights (standard deviation 0.02, zero biases) give an almost constant
+    picture, on which any two networks agree.
+    """
+    network = AetherNet(**{**TINY, **arguments}).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.1 * noise)
+            elif parameter.ndim == 1:
+                parameter.copy_(0.1 * noise)
+            else:
+                fan_in = parameter[0].numel()
+                parameter.copy_(noise / fan_in**0.5)
+    return network
+
+
+def random_image(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run Python with these words in a process of its own, as a user would."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **{"cwd": ROOT, **options},
+    )
+
+
+def call_script(monkeypatch: Any, script: Path, *words: object) -> int:
+    """Run a script in this process (a new one costs seconds to import torch)."""
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, words)])
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def without_hidden(folder: Path) -> list[str]:
+    """Names in a folder; fails where a temporary file was left behind."""
+    names = sorted(os.listdir(folder))
+    assert not [name for name in names if ".part" in name], names
+    return names
