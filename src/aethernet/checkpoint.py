@@ -203,7 +203,7 @@ def save_checkpoint(
     for key, value in state_dict.items():
         if not torch.isfinite(value).all():
             raise CheckpointError(
-                f"Cannot write {path}: in {dtype} the weights of {key!r} are not finite."
+                f"Cannot write {path}: in {dtype} {key!r} is not finite."
             )
     metadata = {
         "architecture": "AetherNet",

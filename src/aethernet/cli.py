@@ -5,6 +5,7 @@ run them with flags of other names.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,6 +61,8 @@ def upscale(arguments: argparse.Namespace) -> None:
     """Job: `input` to `output`, with `model`, `runtime` (all may be None), `device`."""
     from aethernet.upscale import shipped_model, upscale_file
 
+    # What libvips warns of on the way is either in the error's sentence or harmless.
+    logging.getLogger("pyvips").setLevel(logging.ERROR)
     path = arguments.model or shipped_model()
     model = load_model(path, arguments.runtime, arguments.device)
     done = upscale_file(arguments.input, arguments.output, model)

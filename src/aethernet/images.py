@@ -54,7 +54,9 @@ def read_picture(path: str | Path) -> Picture:
     if not path.is_file():
         raise ImageError(f"There is no file {path}.")
     try:
-        image = pyvips.Image.new_from_file(str(path), fail_on="error")
+        # Without revalidate libvips answers from its cache when a name is read twice,
+        # with what the file held the first time.
+        image = pyvips.Image.new_from_file(str(path), fail_on="error", revalidate=True)
         if image.get("vips-loader") not in _LOADERS:
             raise ImageError(f"{path} is no PNG, JPEG or WebP picture.")
         if image.get_n_pages() > 1:
@@ -119,6 +121,8 @@ def write_picture(picture: Picture, path: str | Path) -> None:
     )
     for name, value in picture.metadata.items():
         image.set_type(pyvips.GValue.blob_type, name, value)
+    # The pixels are upright; the EXIF block still says how the camera was held.
+    image.set_type(pyvips.GValue.gint_type, "orientation", 1)
     suffix = path.suffix.lower()
     with replacing(path) as temporary:
         try:

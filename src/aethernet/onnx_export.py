@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import aethernet
 from aethernet.checkpoint import Checkpoint, form_name, load_checkpoint
@@ -36,6 +37,7 @@ DEFAULT_OPSET = 18
 # float16 rounding is part of the format: there 50 dB has to be reached instead.
 FLOAT32_ATOL, FLOAT32_RTOL = 1e-4, 1e-4
 FLOAT16_MIN_PSNR = 50.0
+FLOAT16_MAX = torch.finfo(torch.float16).max
 
 # LR sizes (batch, height, width) that a file with free sizes has to take.
 _FREE_SIZES = ((1, 1, 1), (1, 7, 5), (2, 13, 17), (3, 33, 31), (1, 64, 96))
@@ -72,6 +74,27 @@ class OnnxExport:
     """By frame and size: ONNX Runtime on the file against PyTorch float32."""
     trtexec: str
     """The command that builds a TensorRT engine of the file."""
+
+
+class _PeakActivation(TorchDispatchMode):
+    """Notes the largest absolute value that any operation puts out.
+
+    ONNX Runtime computes chains of float16 operations on a CPU in float32, so that an
+    overflow between two of them shows only on a GPU, as a black picture.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self.peak = max(self.peak, tensor.abs().max().item())
+        return result
 
 
 class _Float32LayerNorm(nn.Module):
@@ -300,10 +323,19 @@ def _verify(
     session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
     dtype = torch.float16 if limits.half else torch.float32
     reference = checkpoint.build().to(device)
+    fused = checkpoint.build().fuse().to(device)
     differences: dict[str, Difference] = {}
     for name, image in _test_images(reference.in_chans, fixed):
         with torch.inference_mode(), exact_float32():
             expected = reference(image.to(device)).cpu()
+        if limits.half:
+            with torch.no_grad(), _PeakActivation() as activation:
+                fused(image.to(device))
+            if activation.peak > FLOAT16_MAX:
+                raise VerificationError(
+                    f"Activations reach {activation.peak:.1e} on {name}, and float16 "
+                    f"ends at {FLOAT16_MAX:.0f}: export float32; nothing was written."
+                )
         result = session.run(["output"], {"input": image.to(dtype).numpy()})[0]
         output = torch.from_numpy(result)
         if output.shape != expected.shape:

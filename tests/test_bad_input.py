@@ -1,0 +1,183 @@
+"""Every front door, every bad input: one sentence, exit code 1, no file left."""
+
+import ctypes
+import os
+import sys
+
+import pytest
+import torch
+from helpers import (
+    FUSE_SCRIPT,
+    ONNX_SCRIPT,
+    ROOT,
+    SAMPLE,
+    call_script,
+    lively_network,
+    run,
+    without_hidden,
+)
+
+from aethernet import save_checkpoint
+from aethernet.cli import main
+
+COMMAND = ROOT / "src/aethernet/__main__.py"
+# Front door -> words that read {source} and write {target}.
+DOORS = {
+    "fuse_aether.py": (
+        FUSE_SCRIPT,
+        ["--model_path", "{source}", "--output_path", "{target}.safetensors"],
+    ),
+    "aether2onnx.py": (
+        ONNX_SCRIPT,
+        ["--input_model_path", "{source}", "--output_onnx_path", "{target}.onnx"],
+    ),
+    "aethernet fuse": (COMMAND, ["fuse", "{source}", "-o", "{target}.pth"]),
+    "aethernet export": (COMMAND, ["export", "{source}", "-o", "{target}.onnx"]),
+    "aethernet info": (COMMAND, ["info", "{source}"]),
+    "aethernet upscale --model": (
+        COMMAND,
+        ["upscale", str(SAMPLE), "-o", "{target}.png", "--model", "{source}"],
+    ),
+}
+
+
+def missing(folder):
+    return folder / "absent.pth"
+
+
+def text(folder):
+    (folder / "text.pth").write_text("Not found. " * 40)
+    return folder / "text.pth"
+
+
+def truncated(folder):
+    whole = folder.parent / "whole.pth"
+    save_checkpoint(lively_network(), whole)
+    content = whole.read_bytes()
+    (folder / "cut.pth").write_bytes(content[: len(content) // 2])
+    return folder / "cut.pth"
+
+
+def esrgan(folder):
+    weights = {"model.0.weight": torch.zeros(64, 3, 3, 3)}
+    weights["model.1.sub.0.RDB1.conv1.0.weight"] = torch.zeros(32, 64, 3, 3)
+    torch.save(weights, folder / "esrgan.pth")
+    return folder / "esrgan.pth"
+
+
+def directory(folder):
+    (folder / "folder.pth").mkdir()
+    return folder / "folder.pth"
+
+
+def hostile(folder):
+    class Exploit:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "hacked"),)
+
+    torch.save({"params": Exploit()}, folder / "hostile.pth")
+    return folder / "hostile.pth"
+
+
+def empty(folder):
+    (folder / "empty.safetensors").touch()
+    return folder / "empty.safetensors"
+
+
+BAD = [missing, text, truncated, esrgan, directory, hostile, empty]
+
+
+def words_for(door, source, target):
+    script, words = DOORS[door]
+    return script, [w.format(source=source, target=target) for w in words]
+
+
+@pytest.mark.parametrize("make", BAD)
+@pytest.mark.parametrize("door", DOORS)
+def test_bad_source(door, make, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "out").mkdir()
+    source = make(folder)
+    before = sorted(os.listdir(folder))
+    script, words = words_for(door, source, tmp_path / "out/result")
+    assert call_script(monkeypatch, script, *words) == 1
+    check_one_sentence(capsys.readouterr().err)
+    assert without_hidden(tmp_path / "out") == []
+    assert sorted(os.listdir(folder)) == before
+
+
+def check_one_sentence(error):
+    assert error.startswith("error: "), error
+    assert error.count("\n") == 1, error
+    assert "Traceback" not in error
+
+
+WRITERS = [door for door in DOORS if door != "aethernet info"]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    path = tmp_path_factory.mktemp("good") / "model.pth"
+    save_checkpoint(lively_network(depths=(1,)), path)
+    return path
+
+
+@pytest.mark.parametrize("door", WRITERS)
+def test_output_folder_that_does_not_exist(door, good, tmp_path, monkeypatch, capsys):
+    script, words = words_for(door, good, tmp_path / "absent/result")
+    assert call_script(monkeypatch, script, *words) == 1
+    error = capsys.readouterr().err
+    check_one_sentence(error)
+    assert "does not exist" in error
+
+
+def without_override():
+    """Take from a process of root what lets it write where nobody may (Linux)."""
+    libc = ctypes.CDLL(None)
+    drop_bounding, dac_override = 24, 1  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+    libc.prctl(drop_bounding, dac_override, 0, 0, 0)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="needs Linux, where a folder can be made read-only for everybody",
+)
+@pytest.mark.parametrize("door", WRITERS)
+def test_read_only_output_folder(door, good, tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o555)
+    script, words = words_for(door, good, folder / "result")
+    done = run(script, *words, preexec_fn=without_override)
+    assert done.returncode == 1, done.stdout
+    check_one_sentence(done.stderr.splitlines(keepends=True)[-1])
+    assert "Traceback" not in done.stderr
+    assert "ermission denied" in done.stderr
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("door", ["fuse_aether.py", "aether2onnx.py", "aethernet info"])
+def test_a_process_of_its_own_says_the_same(door, tmp_path):
+    script, words = words_for(door, tmp_path / "absent.pth", tmp_path / "result")
+    done = run(script, *words)
+    assert done.returncode == 1
+    assert done.stderr == f"error: There is no file {tmp_path / 'absent.pth'}.\n"
+    assert done.stdout == ""
+
+
+def test_bad_words_exit_with_2_and_show_the_usage(capsys):
+    for words in ([], ["fuse"], ["fuse", "a.pth", "-o", "b.pth", "--scale", "5"]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 2
+        assert "usage:" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_not_a_traceback(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aethernet.cli.load_model", interrupt)
+    assert main(["upscale", str(SAMPLE)]) == 130
+    check_one_sentence(capsys.readouterr().err)

@@ -1,0 +1,370 @@
+"""Upscaling pictures: pixels, formats, runtimes, and the command."""
+
+import numpy as np
+import pytest
+import pyvips
+import torch
+from helpers import SAMPLE, SHIPPED_MODEL, lively_network, run, without_hidden
+from PIL import Image, ImageCms
+
+from aethernet import save_checkpoint
+from aethernet.cli import main
+from aethernet.errors import AetherError, ImageError
+from aethernet.images import Picture, read_picture, write_picture
+from aethernet.onnx_export import export_onnx
+from aethernet.runtimes import load_model
+from aethernet.runtimes.pytorch import PyTorchRuntime
+from aethernet.upscale import upscale_file, upscale_picture
+from aethernet.verification import natural_image
+
+
+class Repeat:
+    """Stands in for a model: each pixel becomes a square of scale x scale."""
+
+    def __init__(self, scale=2, in_chans=3, bad=None):
+        self.scale, self.in_chans, self.bad = scale, in_chans, bad
+        self.seen = []
+
+    def run(self, image):
+        assert image.dtype == np.float32
+        assert image.shape[1] == self.in_chans
+        self.seen.append(image)
+        output = image.repeat(self.scale, 2).repeat(self.scale, 3)
+        if self.bad is not None:
+            output[0, 0, 0, 0] = self.bad
+        return output
+
+    def describe(self):
+        return "a stand-in"
+
+
+def photo(height=20, width=31, bands=3, dtype=np.uint8):
+    """A natural picture `(height, width, bands)`, alpha a gradient."""
+    peak = np.iinfo(dtype).max
+    colours = natural_image(height, width, 1 if bands < 3 else 3)[0]
+    planes = [*colours.numpy()]
+    if bands in (2, 4):
+        planes.append(np.linspace(0, 1, height * width).reshape(height, width))
+    return np.rint(np.stack(planes, -1) * peak).astype(dtype)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_checkpoint(lively_network(), path)
+    return load_model(path, device="cpu")
+
+
+class TestPixels:
+    @pytest.mark.parametrize("bands", [1, 2, 3, 4])
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    @pytest.mark.parametrize("in_chans", [1, 3])
+    def test_every_kind_of_picture_keeps_its_values(self, bands, dtype, in_chans):
+        pixels = photo(bands=bands, dtype=dtype)
+        depth = 8 * np.dtype(dtype).itemsize
+        result = upscale_picture(Picture(pixels), Repeat(in_chans=in_chans), depth)
+        assert result.pixels.dtype == dtype
+        assert np.array_equal(result.pixels, pixels.repeat(2, 0).repeat(2, 1))
+
+    def test_16_bit_ramp_keeps_every_step(self):
+        # No 8-bit step on the way: all 65536 values come out as they went in.
+        ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
+        result = upscale_picture(Picture(ramp), Repeat(scale=1), 16)
+        assert np.array_equal(result.pixels, ramp)
+
+    def test_output_is_clamped_and_rounded(self):
+        class Beyond(Repeat):
+            def run(self, image):
+                return np.stack([image[0] * 0 + v for v in (-0.3, 0.4999, 1.7)])[
+                    None, :, 0
+                ]
+
+        result = upscale_picture(Picture(photo(1, 1)), Beyond(scale=1), 8)
+        assert result.pixels.tolist() == [[[0, 127, 255]]]
+
+    def test_gray_of_an_rgb_model_is_the_mean_of_its_channels(self):
+        class Tinted(Repeat):
+            def run(self, image):
+                return image + np.float32([0, 0.1, 0.2])[None, :, None, None]
+
+        gray = np.full((2, 2, 1), 51, np.uint8)  # 0.2
+        result = upscale_picture(Picture(gray), Tinted(scale=1), 8)
+        assert result.pixels.shape == (2, 2, 1)
+        assert set(result.pixels.flatten().tolist()) == {round(0.3 * 255)}
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_nan_and_infinity_are_errors_not_black_pictures(self, bad):
+        with pytest.raises(AetherError, match="NaN or infinite"):
+            upscale_picture(Picture(photo()), Repeat(bad=bad), 8)
+
+    def test_a_model_of_other_channels_is_refused(self):
+        with pytest.raises(AetherError, match="takes 4 channels"):
+            upscale_picture(Picture(photo()), Repeat(in_chans=4), 8)
+
+
+class TestRuntimes:
+    def test_pytorch_runs_both_forms_as_the_network_does(self, tmp_path):
+        network = lively_network(scale=3)
+        save_checkpoint(network, tmp_path / "training.pth")
+        save_checkpoint(lively_network(scale=3).fuse(), tmp_path / "fused.safetensors")
+        image = natural_image(11, 13)
+        with torch.inference_mode():
+            expected = network(image).numpy()
+        for name in ("training.pth", "fused.safetensors"):
+            model = load_model(tmp_path / name, device="cpu")
+            assert (model.scale, model.in_chans) == (3, 3)
+            output = model.run(image.numpy())
+            np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("half", [False, True])
+    def test_onnxruntime_agrees_and_knows_the_scale(self, tmp_path, half):
+        network = lively_network(depths=(1,), scale=4, in_chans=1)
+        with torch.no_grad():  # into the range of pictures, where half precision lives
+            network.conv_last.weight.mul_(0.1)
+        save_checkpoint(network, tmp_path / "model.pth")
+        export_onnx(
+            tmp_path / "model.pth", tmp_path / "m.onnx", dynamic=True, half=half
+        )
+        model = load_model(tmp_path / "m.onnx", device="cpu")
+        assert (model.scale, model.in_chans) == (4, 1)
+        image = natural_image(9, 14, 1)
+        with torch.inference_mode():
+            expected = network(image).numpy()
+        limit = 1e-2 if half else 1e-5
+        output = model.run(image.numpy())
+        assert output.dtype == np.float32
+        np.testing.assert_allclose(output, expected, rtol=0, atol=limit)
+
+    def test_onnx_of_a_fixed_size_says_so(self, tmp_path):
+        from aethernet.onnx_export import ShapeRange
+
+        save_checkpoint(lively_network(depths=(1,)), tmp_path / "model.pth")
+        size = (1, 8, 9)
+        export_onnx(
+            tmp_path / "model.pth", tmp_path / "m.onnx", shapes=ShapeRange(*[size] * 3)
+        )
+        model = load_model(tmp_path / "m.onnx", device="cpu")
+        assert model.scale == 2
+        with pytest.raises(AetherError, match="height of 8 only, not 7"):
+            model.run(natural_image(7, 9).numpy())
+
+    def test_runtime_and_file_must_fit(self, tmp_path):
+        save_checkpoint(lively_network(), tmp_path / "model.pth")
+        with pytest.raises(AetherError, match=r"onnxruntime does not load \.pth"):
+            load_model(tmp_path / "model.pth", "onnxruntime")
+        (tmp_path / "model.onnx").write_bytes(b"x")
+        with pytest.raises(AetherError, match=r"pytorch does not load \.onnx"):
+            load_model(tmp_path / "model.onnx", "pytorch")
+        with pytest.raises(AetherError, match="no ONNX model"):
+            load_model(tmp_path / "model.onnx")
+        with pytest.raises(AetherError, match="no model by its name"):
+            load_model(SAMPLE)
+
+    def test_a_device_that_is_not_there_is_said(self, tmp_path):
+        for device in ("cuda:77", "toaster"):
+            with pytest.raises(AetherError, match=device):
+                load_model(SHIPPED_MODEL, device=device)
+
+    def test_out_of_memory_is_a_sentence(self):
+        network = lively_network()
+
+        def fail(*_):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        network.register_forward_pre_hook(fail)
+        runtime = PyTorchRuntime(network, torch.device("cpu"))
+        with pytest.raises(AetherError, match=r"Out of memory on cpu .* 7x5"):
+            runtime.run(np.zeros((1, 3, 5, 7), np.float32))
+
+
+class TestFiles:
+    @pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg", ".jpeg", ".PNG"])
+    @pytest.mark.parametrize("bands", [1, 3])
+    def test_formats(self, tmp_path, suffix, bands, model):
+        source, target = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+        write_picture(Picture(photo(bands=bands)), source)
+        done = upscale_file(source, target, model)
+        assert (done.size_before, done.size_after) == ((31, 20), (62, 40))
+        with Image.open(target) as image:
+            assert image.size == (62, 40)
+            gray = bands == 1 and suffix != ".webp"  # which has no gray
+            assert image.mode == ("L" if gray else "RGB")
+        assert without_hidden(tmp_path) == sorted([source.name, target.name])
+
+    @pytest.mark.parametrize("bands", [2, 4])
+    @pytest.mark.parametrize("suffix", [".png", ".webp"])
+    def test_alpha_is_kept(self, tmp_path, bands, suffix):
+        pixels = photo(bands=bands)
+        write_picture(Picture(pixels), tmp_path / "in.png")
+        upscale_file(tmp_path / "in.png", tmp_path / f"out{suffix}", Repeat())
+        result = read_picture(tmp_path / f"out{suffix}")
+        assert result.has_alpha
+        wanted = pixels.repeat(2, 0).repeat(2, 1)[..., -1]
+        assert np.array_equal(result.pixels[..., -1], wanted)
+
+    def test_16_bit_png_stays_16_bit_and_becomes_8_elsewhere(self, tmp_path):
+        pixels = photo(dtype=np.uint16)
+        write_picture(Picture(pixels), tmp_path / "in.png")
+        upscale_file(tmp_path / "in.png", tmp_path / "out.png", Repeat(scale=1))
+        assert np.array_equal(read_picture(tmp_path / "out.png").pixels, pixels)
+        upscale_file(tmp_path / "in.png", tmp_path / "out.webp", Repeat(scale=1))
+        result = read_picture(tmp_path / "out.webp").pixels
+        assert result.dtype == np.uint8
+        error = result.astype(float) - pixels / 257
+        assert np.sqrt(np.square(error).mean()) < 5  # WebP's loss, not a wrong depth
+
+    def test_a_picture_written_again_is_read_again(self, tmp_path):
+        for value in (10, 200):
+            flat = np.full((4, 4, 3), value, np.uint8)
+            write_picture(Picture(flat), tmp_path / "same.png")
+            assert np.array_equal(read_picture(tmp_path / "same.png").pixels, flat)
+
+    def test_palette_and_one_bit_pictures_become_colours(self, tmp_path):
+        colours = Image.fromarray(photo(12, 12)).quantize(8)
+        colours.save(tmp_path / "palette.png")
+        upscale_file(tmp_path / "palette.png", tmp_path / "out.png", Repeat(scale=1))
+        wanted = np.asarray(colours.convert("RGB"))
+        assert np.array_equal(read_picture(tmp_path / "out.png").pixels, wanted)
+        bits = Image.fromarray(photo(12, 12, 1)[..., 0]).convert("1")
+        bits.save(tmp_path / "bits.png")
+        upscale_file(tmp_path / "bits.png", tmp_path / "out.png", Repeat(scale=1))
+        wanted = np.asarray(bits.convert("L"))[..., None]
+        assert np.array_equal(read_picture(tmp_path / "out.png").pixels, wanted)
+
+    def test_cmyk_becomes_rgb(self, tmp_path):
+        Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "cyan.jpg")
+        upscale_file(tmp_path / "cyan.jpg", tmp_path / "out.png", Repeat())
+        red, _, blue = read_picture(tmp_path / "out.png").pixels[4, 4].tolist()
+        assert red < 100 < blue
+
+    def test_orientation_is_applied_once_and_the_profile_kept(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # rotate by 90 degrees to the right to look at it
+        exif[0x010F] = "Camera maker"
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        image = Image.fromarray(photo(10, 30))
+        image.save(tmp_path / "in.webp", exif=exif, lossless=True)
+        done = upscale_file(tmp_path / "in.webp", tmp_path / "out.png", Repeat())
+        assert done.size_after == (20, 60)
+        with Image.open(tmp_path / "out.png") as result:
+            assert result.size == (20, 60)
+            assert result.getexif().get(0x0112, 1) == 1
+            assert result.getexif()[0x010F] == "Camera maker"
+            turned = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
+            wanted = turned.repeat(2, 0).repeat(2, 1)
+            assert np.array_equal(np.asarray(result), wanted)
+        image.save(tmp_path / "profile.png", icc_profile=profile)
+        upscale_file(tmp_path / "profile.png", tmp_path / "out.png", Repeat())
+        with Image.open(tmp_path / "out.png") as result:
+            assert result.info["icc_profile"] == profile
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1)])
+    def test_extreme_shapes(self, tmp_path, size, model):
+        write_picture(Picture(photo(*size)), tmp_path / "in.png")
+        done = upscale_file(tmp_path / "in.png", None, model)
+        assert done.target == tmp_path / "in_2x.png"
+        assert done.size_after == (2 * size[1], 2 * size[0])
+
+    def test_the_picture_itself_is_never_overwritten(self, tmp_path):
+        write_picture(Picture(photo()), tmp_path / "in.png")
+        before = (tmp_path / "in.png").read_bytes()
+        with pytest.raises(AetherError, match="name another output"):
+            upscale_file(tmp_path / "in.png", tmp_path / "in.png", Repeat())
+        assert (tmp_path / "in.png").read_bytes() == before
+
+
+class TestBadPictures:
+    def refused(self, source, target, said, model=None):
+        with pytest.raises(ImageError, match=said) as error:
+            upscale_file(source, target, model or Repeat())
+        assert "\n" not in str(error.value)
+        assert not target.exists()
+
+    def test_missing_empty_text_and_folder(self, tmp_path):
+        target = tmp_path / "out.png"
+        self.refused(tmp_path / "absent.png", target, "no file")
+        self.refused(tmp_path, target, "folder")
+        for name, content in (("empty.png", b""), ("text.png", b"hello " * 99)):
+            (tmp_path / name).write_bytes(content)
+            self.refused(tmp_path / name, target, "no whole PNG")
+
+    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+    def test_truncated(self, tmp_path, suffix):
+        write_picture(Picture(photo(200, 200)), tmp_path / f"whole{suffix}")
+        content = (tmp_path / f"whole{suffix}").read_bytes()
+        (tmp_path / f"cut{suffix}").write_bytes(content[: len(content) * 2 // 3])
+        self.refused(tmp_path / f"cut{suffix}", tmp_path / "out.png", "no whole")
+
+    def test_animation(self, tmp_path):
+        frames = [Image.fromarray(photo(8, 8)), Image.new("RGB", (8, 8))]
+        frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+        self.refused(tmp_path / "a.webp", tmp_path / "out.png", "animated")
+
+    def test_other_formats_by_content(self, tmp_path):
+        Image.new("RGB", (4, 4)).save(tmp_path / "a.tif")
+        (tmp_path / "a.tif").rename(tmp_path / "tiff.png")
+        self.refused(tmp_path / "tiff.png", tmp_path / "out.png", "no PNG, JPEG")
+        (tmp_path / "table.csv").write_text("1,2\n3,4\n")
+        self.refused(tmp_path / "table.csv", tmp_path / "out.png", "no PNG, JPEG")
+
+    def test_targets_that_cannot_hold_the_picture(self, tmp_path):
+        write_picture(Picture(photo(bands=4)), tmp_path / "alpha.png")
+        self.refused(tmp_path / "alpha.png", tmp_path / "a.jpg", "no transparency")
+        self.refused(tmp_path / "alpha.png", tmp_path / "a.gif", "name it")
+        write_picture(Picture(photo(1, 9000)), tmp_path / "wide.png")
+        self.refused(tmp_path / "wide.png", tmp_path / "a.webp", "Cannot write")
+        assert without_hidden(tmp_path) == ["alpha.png", "wide.png"]
+
+
+class TestCommand:
+    def test_upscales_the_sample_with_the_shipped_model(self, tmp_path, capsys):
+        target = tmp_path / "sample_2x.png"
+        # A quarter of it, for time's sake.
+        pixels = read_picture(SAMPLE).pixels[:128, :128]
+        write_picture(Picture(pixels), tmp_path / "in.png")
+        words = ["upscale", str(tmp_path / "in.png"), "-o", str(target)]
+        assert main([*words, "--device", "cpu"]) == 0
+        printed = capsys.readouterr().out
+        assert "128x128" in printed
+        assert "256x256" in printed
+        assert "2x_aether_small" in printed
+        result = read_picture(target).pixels.astype(float)
+        # Reduced again it is the sample: bicubic inverts any sensible upscaling.
+        small = Image.fromarray(result.astype(np.uint8)).resize(
+            (128, 128), Image.Resampling.BICUBIC
+        )
+        error = np.asarray(small, float) - pixels
+        assert np.sqrt(np.square(error).mean()) < 3
+
+    def test_names_the_output_itself(self, tmp_path, capsys):
+        save_checkpoint(lively_network(scale=3), tmp_path / "m.pth")
+        write_picture(Picture(photo()), tmp_path / "my photo.jpg")
+        words = ["upscale", str(tmp_path / "my photo.jpg")]
+        assert main([*words, "--model", str(tmp_path / "m.pth")]) == 0
+        assert (tmp_path / "my photo_3x.jpg").exists()
+
+    def test_a_failed_write_leaves_the_old_picture(self, tmp_path, capsys, monkeypatch):
+        write_picture(Picture(photo()), tmp_path / "in.png")
+        save_checkpoint(lively_network(), tmp_path / "m.pth")
+        target = tmp_path / "out.png"
+        target.write_bytes(b"an older picture")
+
+        def fail(*args, **options):
+            raise pyvips.Error("unable to write", "no space left on device")
+
+        monkeypatch.setattr(pyvips.Image, "write_to_buffer", fail)
+        words = ["upscale", str(tmp_path / "in.png"), "-o", str(target)]
+        assert main([*words, "--model", str(tmp_path / "m.pth")]) == 1
+        assert target.read_bytes() == b"an older picture"
+        assert without_hidden(tmp_path) == ["in.png", "m.pth", "out.png"]
+
+    @pytest.mark.parametrize("words", [[], ["upscale"], ["info"], ["fuse"], ["export"]])
+    def test_help_is_worth_reading(self, capsys, words):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--help"])
+        assert stop.value.code == 0
+        assert len(capsys.readouterr().out.splitlines()) > 8
+
+    def test_version_and_module_entry(self):
+        done = run("-m", "aethernet", "--version")
+        assert done.stdout.strip() == "0.1.0"
