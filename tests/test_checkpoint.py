@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import sys
@@ -64,12 +65,22 @@ class TestReading:
     def test_reads_trainner_redux_pth_with_metadata(self, tmp_path):
         network = lively_network()
         path = tmp_path / "model.pth"
-        torch.save(
-            {"metadata": {"iter": 7, "name": "x"}, "params": network.state_dict()}, path
-        )
+        metadata = {"img_range": 255.0, "scale": 2}
+        torch.save({"metadata": metadata, "params": network.state_dict()}, path)
         checkpoint = load_checkpoint(path)
         assert same_weights(checkpoint, network)
-        assert checkpoint.metadata == {"iter": "7", "name": "x"}
+        assert checkpoint.metadata == {"img_range": "255.0", "scale": "2"}
+        assert checkpoint.hyperparameters["img_range"] == 255
+
+    def test_reads_trainner_redux_safetensors_with_metadata(self, tmp_path):
+        # It writes the network's hyperparameters, as JSON under one key.
+        network = lively_network(img_range=255.0)
+        path = tmp_path / "model.safetensors"
+        text = json.dumps(network.hyperparameters)
+        save_file(network.state_dict(), path, {"metadata": text})
+        checkpoint = load_checkpoint(path)
+        assert same_weights(checkpoint, network)
+        assert checkpoint.hyperparameters["img_range"] == 255
 
     @pytest.mark.parametrize(
         "prefix", ["module.", "_orig_mod.", "netG.", "module._orig_mod."]

@@ -47,7 +47,7 @@ WRAPPERS = (
 )
 # What DataParallel, torch.compile, AveragedModel and GAN trainers put before every key.
 PREFIXES = ("module.", "_orig_mod.", "netG.")
-# Arguments of AetherNet that no weight tells; only our own metadata can.
+# Arguments of AetherNet that no weight tells; only metadata can.
 _UNTOLD = ("img_range", "drop_rate", "drop_path_rate")
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -345,10 +345,12 @@ def _check_values(path: Path, state_dict: dict[str, Tensor]) -> None:
 
 
 def _told_by_metadata(path: Path, metadata: dict[str, str]) -> dict[str, float]:
-    if metadata.get("architecture") != "AetherNet":
-        return {}
     try:
-        stored = json.loads(metadata.get("hyperparameters", "{}"))
+        stored: Mapping[str, Any] = metadata  # as traiNNer-redux puts it in a .pth
+        # Ours, and traiNNer-redux's in a .safetensors.
+        for key in ("hyperparameters", "metadata"):
+            if metadata.get(key, "").startswith("{"):
+                stored = json.loads(metadata[key])
         told: dict[str, Any] = {k: float(stored[k]) for k in _UNTOLD if k in stored}
         AetherNet(embed_dim=1, depths=(1,), **told)  # are they possible?
     except (ValueError, TypeError) as error:

@@ -137,7 +137,7 @@ def _print_source(checkpoint: "Checkpoint") -> None:
     )
     if checkpoint.other_wrappers:
         others = ", ".join(map(repr, checkpoint.other_wrappers))
-        print(f"The file has {others} too; --param-key chooses.")
+        print(f"The file also has {others}, which the parameter key can choose.")
 
 
 def _print_differences(title: str, differences: "dict[str, Difference]") -> None:

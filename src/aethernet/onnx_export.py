@@ -254,7 +254,7 @@ def _to_onnx(
         except torch.onnx.OnnxExporterError as error:
             raise AetherError(
                 f"torch {torch.__version__} cannot export this network with opset "
-                f"{opset}; leave --opset_version at {DEFAULT_OPSET}."
+                f"{opset}; leave it at {DEFAULT_OPSET}."
             ) from error
     assert program is not None  # as only a path for it to write to would make it
     model = program.model_proto
@@ -262,7 +262,7 @@ def _to_onnx(
     if written != {"": opset}:
         raise AetherError(
             f"torch {torch.__version__} wrote opset {written.get('', written)} where "
-            f"{opset} was asked for; leave --opset_version at {DEFAULT_OPSET}."
+            f"{opset} was asked for; leave it at {DEFAULT_OPSET}."
         )
     _forget_origin(model)
     # As old as the opset allows: readers refuse a newer one than they know.

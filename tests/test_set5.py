@@ -1,0 +1,117 @@
+"""The shipped model on Set5, by the protocol the published tables use.
+
+LR by bicubic reduction with antialiasing of the HR cropped to a multiple of the scale
+(Pillow's agrees with MATLAB's to rounding); PSNR on the Y channel of BT.601 (16..235),
+of 8-bit pictures, `scale` pixels cropped from every border.
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers import SHIPPED_MODEL
+from PIL import Image
+
+from aethernet import load_checkpoint
+from aethernet.cli import main
+from aethernet.onnx_export import export_onnx
+from aethernet.runtimes import load_model
+
+SCALE = 2
+# What the training checkpoint's own README states, in dB; bicubic beside it.
+PSNR, BICUBIC_PSNR = 36.905, 33.682
+
+
+def luma(pixels):
+    red, green, blue = np.moveaxis(pixels.astype(np.float64), -1, 0)
+    return 16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255
+
+
+def psnr_y(result, reference):
+    inner = (slice(SCALE, -SCALE),) * 2
+    mse = np.square(luma(result)[inner] - luma(reference)[inner]).mean()
+    return 10 * np.log10(255**2 / mse)
+
+
+@pytest.fixture(scope="module")
+def set5(shared, tmp_path_factory):
+    """Name -> HR pixels; the folder holds the LR pictures."""
+    folder = tmp_path_factory.mktemp("set5")
+    pictures = {}
+    for path in sorted((shared / "data/bench/Set5").glob("*.png")):
+        image = Image.open(path).convert("RGB")
+        width, height = (side - side % SCALE for side in image.size)
+        image = image.crop((0, 0, width, height))
+        pictures[path.name] = np.asarray(image)
+        size = (width // SCALE, height // SCALE)
+        image.resize(size, Image.Resampling.BICUBIC).save(folder / path.name)
+    assert len(pictures) == 5
+    return folder, pictures
+
+
+@pytest.fixture(scope="module")
+def models(demo_checkpoint, tmp_path_factory):
+    """The checkpoint as trained, fused, and exported."""
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copy(demo_checkpoint, folder / "training.pth")
+    shutil.copy(SHIPPED_MODEL, folder / "fused.safetensors")
+    export_onnx(SHIPPED_MODEL, folder / "float32.onnx", dynamic=True)
+    export_onnx(SHIPPED_MODEL, folder / "float16.onnx", dynamic=True, half=True)
+    return folder
+
+
+def lr_planes(folder, name):
+    pixels = np.asarray(Image.open(folder / name), np.float32) / 255
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+def test_the_yardstick_gives_bicubic_its_known_figure(set5):
+    folder, pictures = set5
+    results = []
+    for name, reference in pictures.items():
+        size = reference.shape[1::-1]
+        with Image.open(folder / name) as image:
+            larger = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+        results.append(psnr_y(larger, reference))
+    assert np.mean(results) == pytest.approx(BICUBIC_PSNR, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "model", ["training.pth", "fused.safetensors", "float32.onnx", "float16.onnx"]
+)
+def test_the_command_reaches_the_stated_psnr(set5, models, tmp_path, capsys, model):
+    folder, pictures = set5
+    results = []
+    for name, reference in pictures.items():
+        words = ["upscale", str(folder / name), "-o", str(tmp_path / name)]
+        assert main([*words, "--model", str(models / model)]) == 0
+        with Image.open(tmp_path / name) as image:
+            results.append(psnr_y(np.asarray(image), reference))
+    with capsys.disabled():
+        print(f"\nSet5 2x, {model}: {np.mean(results):.3f} dB")
+    assert np.mean(results) == pytest.approx(PSNR, abs=0.02)
+
+
+def test_every_file_computes_what_the_training_form_computes(set5, models):
+    folder, pictures = set5
+    training = load_checkpoint(models / "training.pth").build()
+    training = training.to(memory_format=torch.channels_last)
+    names = ("fused.safetensors", "float32.onnx", "float16.onnx")
+    runtimes = {name: load_model(models / name, device="cpu") for name in names}
+    worst = dict.fromkeys(names, 0.0)
+    lowest_psnr = float("inf")
+    for name in pictures:
+        image = lr_planes(folder, name)
+        with torch.inference_mode():
+            expected = training(torch.from_numpy(image)).numpy()
+        for file, runtime in runtimes.items():
+            error = runtime.run(image).astype(np.float64) - expected
+            worst[file] = max(worst[file], float(np.abs(error).max()))
+            if file == "float16.onnx":
+                psnr = -10 * np.log10(np.square(error).mean())
+                lowest_psnr = min(lowest_psnr, psnr)
+    assert 0 < worst["fused.safetensors"] <= 5e-6, worst
+    assert 0 < worst["float32.onnx"] <= 1e-5, worst
+    assert worst["float16.onnx"] > 1e-5  # it is half precision
+    assert lowest_psnr >= 50
