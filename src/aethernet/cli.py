@@ -45,7 +45,14 @@ def main(words: Sequence[str] | None = None) -> int:
 def exit_code(
     job: Callable[[argparse.Namespace], None], arguments: argparse.Namespace
 ) -> int:
-    """Run a job: 0 when it ends well; 1, and a sentence on stderr, when it does not."""
+    """Run a job: 0 when it ends well; 1, and a sentence on stderr, when it does not.
+
+    What the rooms log on the way goes to stderr where somebody watches it.
+    """
+    if sys.stderr.isatty():
+        watched = logging.getLogger("aethernet")
+        watched.addHandler(logging.StreamHandler())
+        watched.setLevel(logging.INFO)
     try:
         job(arguments)
     except AetherError as error:

@@ -1,6 +1,7 @@
 """Checkpoint in, fused checkpoint out, proven to compute the same."""
 
 import copy
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from aethernet.verification import (
     natural_image,
     noise_image,
 )
+
+_log = logging.getLogger(__name__)
 
 # Largest error against the training form that a written file may have, by its dtype.
 # Adding the kernels costs about 1e-6 in float32. Rounding the weights to float16 moves
@@ -81,6 +84,7 @@ def fuse_checkpoint(
         network = written.build().to(device)
         channels = checkpoint.hyperparameters["in_chans"]
         for name, make in (("natural image", natural_image), ("noise", noise_image)):
+            _log.info("checking %s", name)
             image = make(_HEIGHT, _WIDTH, channels).to(device)
             with torch.inference_mode(), exact_float32():
                 difference = compare(network(image), reference.to(device)(image))

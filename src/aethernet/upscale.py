@@ -1,5 +1,6 @@
 """Upscaling pictures: file in, file out."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from aethernet.images import (
     write_picture,
 )
 from aethernet.runtimes import Runtime
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "2x_aether_small.safetensors"
 
@@ -72,6 +75,7 @@ def upscale_file(
         raise AetherError(
             f"{target} is the picture to be upscaled; name another output."
         )
+    _log.info("upscaling %s", source)
     upscaled = upscale_picture(picture, model, bit_depth(target, picture))
     write_picture(upscaled, target)
     return Upscaled(target, _size(picture), _size(upscaled))
