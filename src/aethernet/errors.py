@@ -53,8 +53,8 @@ def import_optional(module: str, extra: str | None = None) -> ModuleType:
             raise
         found = None
     if found is None or found.__file__ is None:
-        how = (
-            f"'aethernet[{extra}]' (in a clone: -e '.[{extra}]')" if extra else package
-        )
-        raise MissingExtraError(f"The package {package} is missing: pip install {how}.")
+        how = f"pip install {package}"
+        if extra:
+            how += f"; in AetherNet's folder pip install -e '.[{extra}]' brings all"
+        raise MissingExtraError(f"The package {package} is missing: {how}.")
     return found

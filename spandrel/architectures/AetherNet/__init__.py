@@ -7,6 +7,8 @@ Installed with AetherNet this package is `spandrel_aethernet`: `install()` makes
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 # By these names, because the package `spandrel` itself is not ready yet when it imports
 # this folder as one of its own architectures.
 from spandrel.__helpers.model_descriptor import (
@@ -16,7 +18,6 @@ from spandrel.__helpers.model_descriptor import (
 )
 from spandrel.__helpers.registry import ArchSupport
 from spandrel.util import KeyCondition
-from typing_extensions import override
 
 from .__arch.aether_core import (
     AetherNet,

@@ -15,6 +15,8 @@ is a large and a small kernel side by side, the *fused form* their sum in one.
 Designed by Philip Hofmann. MIT licence. Needs PyTorch and nothing else.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections import Counter
@@ -69,12 +71,8 @@ class ReparamLargeKernelConv(nn.Module):
     def _depthwise(dim: int, kernel: int, bias: bool) -> nn.Conv2d:
         return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=bias)
 
-    @property
-    def is_fused(self) -> bool:
-        return hasattr(self, "fused_conv")
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_fused:
+        if hasattr(self, "fused_conv"):
             return self.fused_conv(x)
         bias = (self.lk_bias + self.sk_bias).view(-1, 1, 1)
         return self.lk_conv(x) + self.sk_conv(x) + bias
@@ -82,7 +80,7 @@ class ReparamLargeKernelConv(nn.Module):
     @torch.no_grad()
     def fuse(self) -> None:
         """Replace both branches by one convolution; a fused one stays as it is."""
-        if self.is_fused:
+        if hasattr(self, "fused_conv"):
             return
         large, small = self.lk_conv.weight, self.sk_conv.weight
         margin = (large.shape[-1] - small.shape[-1]) // 2
@@ -213,11 +211,12 @@ class AetherNet(nn.Module):
     def is_fused(self) -> bool:
         return self.hyperparameters["fused_init"]
 
-    def fuse(self) -> "AetherNet":
+    def fuse(self) -> AetherNet:
         """Turn the training form into the fused form in place, and return self."""
-        for module in [*self.modules()]:
-            if isinstance(module, ReparamLargeKernelConv):
-                module.fuse()
+        for conv in [
+            m for m in self.modules() if isinstance(m, ReparamLargeKernelConv)
+        ]:
+            conv.fuse()
         self.hyperparameters["fused_init"] = True
         return self
 
@@ -290,8 +289,8 @@ def hyperparameters_from_state_dict(state_dict: Mapping[str, Any]) -> dict[str, 
         net = AetherNet(**arguments)
     wanted = {key: [*value.shape] for key, value in net.state_dict().items()}
     for key in [*found, *wanted]:
-        if found.get(key) != wanted.get(key):
-            need, have = (d.get(key, "nothing") for d in (wanted, found))
+        need, have = (d.get(key, "nothing") for d in (wanted, found))
+        if need != have:
             raise ValueError(
                 "Not an AetherNet, or one with a gap or a mix of both forms: key "
                 f"{key!r} should be {need}, is {have}."

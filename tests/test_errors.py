@@ -1,0 +1,32 @@
+import sys
+
+import pytest
+from helpers import ROOT, run
+
+from aethernet.errors import MissingExtraError, import_optional
+
+
+def test_a_library_that_is_there_is_imported():
+    assert import_optional("json") is sys.modules["json"]
+    assert import_optional("importlib.metadata").version
+
+
+def test_a_missing_one_is_an_error_that_says_how_to_get_it():
+    with pytest.raises(MissingExtraError, match="pip install no_such_library"):
+        import_optional("no_such_library.part", "onnx")
+    with pytest.raises(MissingExtraError, match=r"\.\[onnx\]"):
+        import_optional("no_such_library", "onnx")
+
+
+def test_an_import_that_fails_inside_a_library_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "broken_library.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        import_optional("broken_library")
+
+
+def test_a_folder_of_that_name_is_not_the_library():
+    # Run in the clone, where the folder "tools" would do as a namespace package.
+    code = "from aethernet.errors import import_optional; import_optional('tools', 'x')"
+    done = run("-c", code, cwd=ROOT)
+    assert "MissingExtraError: The package tools is missing" in done.stderr
