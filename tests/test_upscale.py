@@ -341,7 +341,12 @@ class TestCommand:
         write_picture(Picture(photo()), tmp_path / "my photo.jpg")
         words = ["upscale", str(tmp_path / "my photo.jpg")]
         assert main([*words, "--model", str(tmp_path / "m.pth")]) == 0
-        assert (tmp_path / "my photo_3x.jpg").exists()
+        done = tmp_path / "my photo_3x.jpg"
+        before = done.read_bytes()
+        # A second time it would replace a file that nobody named.
+        assert main([*words, "--model", str(tmp_path / "m.pth")]) == 1
+        assert "exists" in capsys.readouterr().err
+        assert done.read_bytes() == before
 
     def test_a_failed_write_leaves_the_old_picture(self, tmp_path, capsys, monkeypatch):
         write_picture(Picture(photo()), tmp_path / "in.png")

@@ -183,7 +183,8 @@ def _define_upscale(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="OUT",
-        help="its suffix chooses the format; default: beside IN, e.g. photo_2x.jpg",
+        help="its suffix chooses the format, an existing file is replaced; default: a "
+        "new file beside IN, e.g. photo_2x.jpg",
     )
     parser.add_argument(
         "--model",

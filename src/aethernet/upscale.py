@@ -59,7 +59,8 @@ def upscale_file(
 
     Args:
         source: PNG, JPEG or WebP; gray, RGB, with or without alpha, 8 or 16 bit.
-        target: its suffix chooses the format; None for `default_target`.
+        target: its suffix chooses the format; an existing file is replaced. None for
+            `default_target`, which is not replaced.
         model: for gray or RGB pictures.
 
     Raises:
@@ -69,7 +70,12 @@ def upscale_file(
     """
     source = Path(source)
     picture = read_picture(source)
-    target = default_target(source, model.scale) if target is None else Path(target)
+    if target is not None:
+        target = Path(target)
+    else:
+        target = default_target(source, model.scale)
+        if target.exists():
+            raise AetherError(f"{target} exists; name the output to replace it.")
     check_writable_as(target, picture)
     if target.exists() and target.samefile(source):
         raise AetherError(
