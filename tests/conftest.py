@@ -1,7 +1,8 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import SHARED
+from helpers import SHARED, SHIPPED_MODEL
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +19,16 @@ def shared() -> Path:
 def demo_checkpoint(shared: Path) -> Path:
     """The training-form checkpoint that models/2x_aether_small was fused from."""
     return shared / "checkpoints/2x_aether_small_demo.pth"
+
+
+@pytest.fixture(scope="session")
+def shipped_half(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The shipped model in float16 with free sizes, and what its export reported.
+
+    Exporting a network of this size takes half a minute, so it is done once.
+    """
+    pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
+    from aethernet.onnx_export import export_onnx
+
+    path = tmp_path_factory.mktemp("half") / "2x_float16.onnx"
+    return path, export_onnx(SHIPPED_MODEL, path, dynamic=True, half=True)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers import (
     ONNX_SCRIPT,
-    SHIPPED_MODEL,
     call_script,
     lively_network,
     random_image,
@@ -43,13 +42,6 @@ def free(tmp_path_factory):
     source, network = checkpoint(folder)
     result = export_onnx(source, folder / "model.onnx", dynamic=True)
     return folder / "model.onnx", network, result
-
-
-@pytest.fixture(scope="module")
-def shipped_half(tmp_path_factory):
-    """The shipped model in float16, with free sizes."""
-    path = tmp_path_factory.mktemp("half") / "2x.onnx"
-    return path, export_onnx(SHIPPED_MODEL, path, dynamic=True, half=True)
 
 
 class TestFreeSizes:
