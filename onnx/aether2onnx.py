@@ -80,15 +80,15 @@ def main() -> int:
 
 def _export(arguments: argparse.Namespace) -> None:
     arguments.half = arguments.fp_mode == "fp16"
-    arguments.shapes = ShapeRange(
-        *(
-            tuple(
-                getattr(arguments, f"{bound}_{side}")
-                for side in ("batch_size", "height", "width")
-            )
-            for bound in ("min", "opt", "max")
+    sizes = [
+        tuple(
+            getattr(arguments, f"{bound}_{side}")
+            for side in ("batch_size", "height", "width")
         )
-    )
+        for bound in ("min", "opt", "max")
+    ]
+    # A fixed size is the opt one, whatever the others are.
+    arguments.shapes = ShapeRange(*(sizes if arguments.dynamic else [sizes[1]] * 3))
     cli.export(arguments)
 
 

@@ -2,7 +2,9 @@
 
 import ctypes
 import os
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from helpers import (
     ONNX_SCRIPT,
     ROOT,
     SAMPLE,
+    SHIPPED_MODEL,
     call_script,
     lively_network,
     run,
@@ -18,7 +21,7 @@ from helpers import (
 )
 
 from aethernet import save_checkpoint
-from aethernet.cli import main
+from aethernet.cli import main, printable
 
 COMMAND = ROOT / "src/aethernet/__main__.py"
 # Front door -> words that read {source} and write {target}.
@@ -133,16 +136,20 @@ def test_output_folder_that_does_not_exist(door, good, tmp_path, monkeypatch, ca
 
 
 def without_override():
-    """Take from a process of root what lets it write where nobody may (Linux)."""
+    """Take from a process of root what lets it reach what nobody may (Linux)."""
     libc = ctypes.CDLL(None)
-    drop_bounding, dac_override = 24, 1  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
-    libc.prctl(drop_bounding, dac_override, 0, 0, 0)
+    drop_bounding = 24  # PR_CAPBSET_DROP
+    for dac_override_and_read_search in (1, 2):
+        libc.prctl(drop_bounding, dac_override_and_read_search, 0, 0, 0)
 
 
-@pytest.mark.skipif(
+linux_only = pytest.mark.skipif(
     not sys.platform.startswith("linux"),
-    reason="needs Linux, where a folder can be made read-only for everybody",
+    reason="needs Linux, where even root can be kept out of a folder",
 )
+
+
+@linux_only
 @pytest.mark.parametrize("door", WRITERS)
 def test_read_only_output_folder(door, good, tmp_path):
     folder = tmp_path / "locked"
@@ -155,6 +162,54 @@ def test_read_only_output_folder(door, good, tmp_path):
     assert "Traceback" not in done.stderr
     assert "ermission denied" in done.stderr
     assert os.listdir(folder) == []
+
+
+@linux_only
+@pytest.mark.parametrize("locked", ["file", "folder"])
+def test_a_source_one_may_not_read(good, tmp_path, locked):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    (folder / "model.pth").write_bytes(good.read_bytes())
+    (folder / "model.pth" if locked == "file" else folder).chmod(0)
+    words = ["info", folder / "model.pth"]
+    done = run(COMMAND, *words, preexec_fn=without_override)
+    folder.chmod(0o755)
+    assert done.returncode == 1
+    assert done.stderr == f"error: Cannot read {words[1]}: Permission denied.\n"
+
+
+@linux_only
+def test_terminating_an_export_leaves_nothing(good, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, COMMAND, "export", good, "-o", tmp_path / "m.onnx"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not os.listdir(tmp_path):
+        time.sleep(0.01)  # until the temporary file is there
+    process.terminate()
+    assert process.wait(60) == 143  # 128 + SIGTERM
+    assert os.listdir(tmp_path) == []
+
+
+@linux_only
+def test_closed_and_narrow_streams():
+    command = f"{sys.executable} {COMMAND} info {SHIPPED_MODEL}"
+    done = subprocess.run(
+        ["sh", "-c", f"{command} 2>&-"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "aether_small" in done.stdout
+    done = subprocess.run(
+        ["sh", "-c", f"{command} | true"], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys):
+    assert main(["info", "two\nlines\x1b[31m.pth"]) == 1
+    check_one_sentence(capsys.readouterr().err)
+    assert printable("a\nb\x1bé") == "a\\nb\\x1bé"
 
 
 @pytest.mark.parametrize("door", ["fuse_aether.py", "aether2onnx.py", "aethernet info"])

@@ -62,14 +62,39 @@ class TestReading:
         with pytest.raises(CheckpointError, match=r"'net'.*params, params_ema"):
             load_checkpoint(path, "net")
 
+    def test_nested_state_dicts_are_chosen_with_dots(self, tmp_path):
+        raw, ema = lively_network(1), lively_network(2)
+        path = tmp_path / "model.pth"
+        inner = {"params": raw.state_dict(), "params_ema": ema.state_dict()}
+        torch.save({"net_g": inner, "metadata": {"a": {"b": 1}}}, path)
+        checkpoint = load_checkpoint(path)
+        assert same_weights(checkpoint, ema)
+        assert checkpoint.wrapper == "net_g.params_ema"
+        assert checkpoint.other_wrappers == ("net_g.params",)
+        assert same_weights(load_checkpoint(path, "net_g.params"), raw)
+        assert same_weights(load_checkpoint(path, "net_g"), ema)
+        have = r"it has: net_g, net_g\.params, net_g\.params_ema\."
+        with pytest.raises(CheckpointError, match=have):
+            load_checkpoint(path, "params")
+
+    def test_an_empty_moving_average_does_not_hide_the_weights(self, tmp_path):
+        network = lively_network()
+        path = tmp_path / "model.pth"
+        torch.save({"params": network.state_dict(), "params_ema": {}}, path)
+        assert same_weights(load_checkpoint(path), network)
+
     def test_reads_trainner_redux_pth_with_metadata(self, tmp_path):
         network = lively_network()
         path = tmp_path / "model.pth"
-        metadata = {"img_range": 255.0, "scale": 2}
+        metadata = {"img_range": 255.0, "scale": 2, "other": {"deep": [1]}}
         torch.save({"metadata": metadata, "params": network.state_dict()}, path)
         checkpoint = load_checkpoint(path)
         assert same_weights(checkpoint, network)
-        assert checkpoint.metadata == {"img_range": "255.0", "scale": "2"}
+        assert checkpoint.metadata == {
+            "img_range": "255.0",
+            "scale": "2",
+            "other": '{"deep": [1]}',
+        }
         assert checkpoint.hyperparameters["img_range"] == 255
 
     def test_reads_trainner_redux_safetensors_with_metadata(self, tmp_path):
@@ -153,7 +178,7 @@ class Exploit:
 
 class TestBadFiles:
     def message(self, path):
-        with pytest.raises(CheckpointError) as error:
+        with pytest.raises(AetherError) as error:
             load_checkpoint(path)
         text = str(error.value)
         assert "\n" not in text
@@ -233,9 +258,38 @@ class TestBadFiles:
         torch.save(weights, path)
         assert "norm.bias" in self.message(path)
 
+    @pytest.mark.parametrize(
+        "weird",
+        [
+            torch.ones(12).to_sparse(),
+            torch.ones(12, device="meta"),
+            torch.ones(12, dtype=torch.complex64),
+            torch.ones(12).to(torch.float8_e4m3fn),
+            None,
+            "text",
+        ],
+    )
+    def test_weights_of_odd_kinds_are_named(self, tmp_path, weird):
+        path = tmp_path / "model.pth"
+        torch.save({**lively_network().state_dict(), "norm.bias": weird}, path)
+        assert "norm.bias" in self.message(path)
+
+    def test_a_file_that_contains_itself(self, tmp_path):
+        content = {}
+        content["params"] = content
+        torch.save(content, tmp_path / "model.pth")
+        self.message(tmp_path / "model.pth")
+
     def test_damaged_metadata_of_ours(self, tmp_path):
         path = tmp_path / "model.safetensors"
-        for text in ("{", '{"img_range": "x"}', '{"img_range": -1}'):
+        for text in (
+            "{",
+            '{"img_range": "x"}',
+            '{"img_range": -1}',
+            '{"img_range": 1e999}',
+            '{"img_range": 1' + 400 * "0" + "}",
+            '{"a":' * 100_000,
+        ):
             save_file(
                 lively_network().state_dict(),
                 path,
@@ -268,6 +322,13 @@ class TestWriting:
             assert again.hyperparameters == network.hyperparameters
             image = random_image(1, 3, 5, 6)
             assert torch.equal(again.build()(image), network(image))
+
+    def test_keeps_the_small_kernel_that_fused_weights_lost(self, tmp_path):
+        network = lively_network(sk_kernel=5).fuse()
+        for name in ("model.safetensors", "model.pth"):
+            save_checkpoint(network, tmp_path / name)
+            again = load_checkpoint(tmp_path / name)
+            assert again.hyperparameters["sk_kernel"] == 5
 
     def test_layout_is_the_one_the_frameworks_read(self, tmp_path):
         network = lively_network()

@@ -1,6 +1,7 @@
 import ast
 import copy
 import itertools
+import re
 import sys
 
 import pytest
@@ -141,7 +142,10 @@ class TestHyperparameters:
             ({"mlp_ratio": 0.01}, "mlp_ratio"),
             ({"drop_rate": 1.0}, "drop_rate"),
             ({"drop_path_rate": -0.1}, "drop_path_rate"),
+            ({"mlp_ratio": float("inf")}, "mlp_ratio"),
+            ({"mlp_ratio": float("nan")}, "mlp_ratio"),
             ({"img_range": 0}, "img_range"),
+            ({"img_range": float("inf")}, "img_range"),
         ],
     )
     def test_impossible_ones_are_refused_with_a_sentence(self, arguments, word):
@@ -240,12 +244,29 @@ class TestDerivedHyperparameters:
         with pytest.raises(ValueError, match=key):
             hyperparameters_from_state_dict(mixed)
 
-    @pytest.mark.parametrize("missing", ["layers.0.", "layers.1.0."])
-    def test_a_gap_in_the_blocks_is_an_error(self, missing):
-        state_dict = lively_network().state_dict()
+    @pytest.mark.parametrize("missing", ["layers.0.", "layers.1.0.", "layers.1."])
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_a_gap_in_the_blocks_names_the_first_missing_key(self, missing, fused):
+        network = lively_network(depths=(1, 2, 1), fused_init=fused)
+        state_dict = network.state_dict()
         rest = {k: v for k, v in state_dict.items() if not k.startswith(missing)}
-        with pytest.raises(ValueError, match=r"layers\.[01]\.[01]\."):
+        first = next(key for key in state_dict if key.startswith(missing))
+        shape = re.escape(str([*state_dict[first].shape]))
+        with pytest.raises(
+            ValueError, match=f"'{first}' should be {shape}, is nothing"
+        ):
             hyperparameters_from_state_dict(rest)
+
+    @pytest.mark.parametrize("index", ["5.0", "0.77", "999.999", "9" * 5000 + ".0"])
+    def test_a_huge_index_builds_no_huge_network(self, index):
+        state_dict = dict(lively_network().state_dict())
+        state_dict[f"layers.{index}.norm.weight"] = torch.zeros(12)
+        with pytest.raises(ValueError, match=r"layers\."):
+            hyperparameters_from_state_dict(state_dict)
+
+    def test_keys_that_are_no_text_are_named_too(self):
+        with pytest.raises(ValueError, match="'3'"):
+            hyperparameters_from_state_dict({**lively_network().state_dict(), 3: 1})
 
     def test_another_network_is_an_error_that_names_its_key(self):
         with pytest.raises(ValueError, match=r"model\.0\.weight"):
@@ -349,6 +370,11 @@ class TestFuse:
         torch.manual_seed(5)
         network.fuse()
         assert torch.equal(torch.rand(3), wanted)
+
+    def test_keeps_mode_and_frozen_weights(self):
+        network = lively_network().eval().requires_grad_(False).fuse()
+        assert not any(module.training for module in network.modules())
+        assert not any(p.requires_grad for p in network.parameters())
 
     def test_keeps_dtype_and_a_fused_network_can_be_trained(self):
         network = lively_network().half().fuse()

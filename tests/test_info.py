@@ -81,6 +81,19 @@ def test_foreign_and_damaged_onnx(tmp_path):
     found = facts(tmp_path / "other.onnx")
     assert "not exported" in found["architecture"][0]
     assert found["input"] == ["x (1, n) float"]
+    for text in (
+        "{",
+        '{"depths": [3000000]}',
+        '{"depths": [1], "mlp_ratio": Infinity}',
+        '{"depths": [1], "lk_kernel": 99999999999}',
+        "[" * 100_000,
+    ):
+        model = onnx.helper.make_model(graph)
+        facts_of = {"architecture": "AetherNet", "hyperparameters": text}
+        onnx.helper.set_model_props(model, facts_of)
+        onnx.save(model, tmp_path / "hostile.onnx")
+        with pytest.raises(AetherError, match="damaged"):
+            describe_file(tmp_path / "hostile.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"text")
     with pytest.raises(AetherError, match="no valid ONNX"):
         describe_file(tmp_path / "bad.onnx")

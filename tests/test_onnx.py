@@ -192,6 +192,23 @@ class TestRefusals:
             )
         assert without_hidden(tmp_path) == ["model.safetensors"]
 
+    def test_an_infinite_output_is_refused_though_both_agree(self, tmp_path):
+        network = lively_network(depths=(1,))
+        with torch.no_grad():
+            network.conv_last.weight.fill_(3e38)
+        save_checkpoint(network, tmp_path / "model.safetensors")
+        with pytest.raises(VerificationError, match="NaN or infinite"):
+            export_onnx(
+                tmp_path / "model.safetensors", tmp_path / "m.onnx", dynamic=True
+            )
+        assert without_hidden(tmp_path) == ["model.safetensors"]
+
+    @pytest.mark.parametrize("limit", [-1, float("nan")])
+    def test_limits_that_are_none_are_said_at_once(self, tmp_path, limit):
+        source, _ = checkpoint(tmp_path)
+        with pytest.raises(AetherError, match="start at 0"):
+            export_onnx(source, tmp_path / "m.onnx", atol=limit)
+
     def test_limits_are_those_given(self, tmp_path):
         source, _ = checkpoint(tmp_path)
         with pytest.raises(VerificationError, match="atol 0 \\+ rtol 0"):
@@ -238,13 +255,22 @@ class TestFrontDoors:
         assert line.endswith("--maxShapes=input:1x3x96x192")
         assert onnx.load(target).opset_import[0].version == 17
 
+    def test_script_takes_any_fixed_size(self, tmp_path, monkeypatch, capsys):
+        # Smaller than the smallest for TensorRT, which a fixed size does not concern.
+        source, _ = checkpoint(tmp_path)
+        target = tmp_path / "model.onnx"
+        words = ["--input_model_path", source, "--output_onnx_path", target]
+        words += ["--opt_height", 6, "--opt_width", 7]
+        assert call_script(monkeypatch, ONNX_SCRIPT, *words) == 0
+        assert session(target).get_inputs()[0].shape == [1, 3, 6, 7]
+
     @pytest.mark.parametrize(
         ("words", "said"),
         [
             (["--scale", 4], "scale was given as 4"),
             (["--model_type", "aether_small"], "aether_small"),
             (["--input_channels", 1], "channels was given as 1"),
-            (["--min_height", 999], "height must rise"),
+            (["--dynamic_shapes", "--min_height", 999], "height must rise"),
             (["--device", "cuda:77"], "cuda:77"),
         ],
     )

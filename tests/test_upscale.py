@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 
 from aethernet import save_checkpoint
 from aethernet.cli import main
-from aethernet.errors import AetherError, ImageError
+from aethernet.errors import AetherError
 from aethernet.images import Picture, read_picture, write_picture
 from aethernet.onnx_export import export_onnx
 from aethernet.runtimes import load_model
@@ -161,7 +161,7 @@ class TestRuntimes:
             load_model(SAMPLE)
 
     def test_a_device_that_is_not_there_is_said(self, tmp_path):
-        for device in ("cuda:77", "toaster"):
+        for device in ("cuda:77", "toaster", "meta", "hpu"):
             with pytest.raises(AetherError, match=device):
                 load_model(SHIPPED_MODEL, device=device)
 
@@ -258,6 +258,30 @@ class TestFiles:
         with Image.open(tmp_path / "out.png") as result:
             assert result.info["icc_profile"] == profile
 
+    def test_no_metadata_is_invented_and_the_resolution_kept(self, tmp_path):
+        image = Image.fromarray(photo(10, 12))
+        image.save(tmp_path / "plain.png")
+        image.save(tmp_path / "dpi.png", dpi=(300, 300))
+        for suffix in (".png", ".jpg", ".webp"):
+            upscale_file(tmp_path / "plain.png", tmp_path / f"o{suffix}", Repeat())
+            with Image.open(tmp_path / f"o{suffix}") as result:
+                assert not result.getexif(), suffix
+                assert result.info.get("dpi", 72) in (72, pytest.approx((72, 72), 0.01))
+        upscale_file(tmp_path / "dpi.png", tmp_path / "out.png", Repeat())
+        with Image.open(tmp_path / "out.png") as result:
+            assert result.info["dpi"] == pytest.approx((300, 300), abs=1)
+
+    def test_xmp_is_kept_unless_it_repeats_the_orientation(self, tmp_path):
+        xmp = b"<x:xmpmeta tiff:Orientation='6'/>"
+        exif = Image.Exif()
+        image = Image.fromarray(photo(10, 12))
+        for orientation, kept in ((1, True), (6, False)):
+            exif[0x0112] = orientation
+            image.save(tmp_path / "in.webp", exif=exif, xmp=xmp)
+            upscale_file(tmp_path / "in.webp", tmp_path / "out.webp", Repeat())
+            content = (tmp_path / "out.webp").read_bytes()
+            assert (b"xmpmeta" in content) is kept
+
     @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1)])
     def test_extreme_shapes(self, tmp_path, size, model):
         write_picture(Picture(photo(*size)), tmp_path / "in.png")
@@ -275,7 +299,7 @@ class TestFiles:
 
 class TestBadPictures:
     def refused(self, source, target, said, model=None):
-        with pytest.raises(ImageError, match=said) as error:
+        with pytest.raises(AetherError, match=said) as error:
             upscale_file(source, target, model or Repeat())
         assert "\n" not in str(error.value)
         assert not target.exists()
@@ -299,6 +323,8 @@ class TestBadPictures:
         frames = [Image.fromarray(photo(8, 8)), Image.new("RGB", (8, 8))]
         frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
         self.refused(tmp_path / "a.webp", tmp_path / "out.png", "animated")
+        frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+        self.refused(tmp_path / "a.png", tmp_path / "out.png", "animated")
 
     def test_other_formats_by_content(self, tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / "a.tif")
@@ -347,6 +373,13 @@ class TestCommand:
         assert main([*words, "--model", str(tmp_path / "m.pth")]) == 1
         assert "exists" in capsys.readouterr().err
         assert done.read_bytes() == before
+
+    def test_a_target_that_cannot_be_written_is_said_before_the_work(self, tmp_path):
+        write_picture(Picture(photo()), tmp_path / "in.png")
+        model = Repeat()
+        with pytest.raises(AetherError, match="does not exist"):
+            upscale_file(tmp_path / "in.png", tmp_path / "absent/out.png", model)
+        assert model.seen == []
 
     def test_a_failed_write_leaves_the_old_picture(self, tmp_path, capsys, monkeypatch):
         write_picture(Picture(photo()), tmp_path / "in.png")

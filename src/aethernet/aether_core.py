@@ -1,4 +1,4 @@
-"""AetherNet: efficient single-image super-resolution.
+"""AetherNet: efficient single-image super-resolution, by Philip Hofmann. MIT licence.
 
     image (B, in_chans, H, W)
       | conv_first 3x3 ------------------------+
@@ -12,14 +12,12 @@
 
 A block's depthwise convolution has two forms that compute the same: the *training form*
 is a large and a small kernel side by side, the *fused form* their sum in one.
-Designed by Philip Hofmann. MIT licence. Needs PyTorch and nothing else.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,6 +89,7 @@ class ReparamLargeKernelConv(nn.Module):
         weight = large + nn.functional.pad(small, [margin] * 4)
         self.fused_conv.weight = nn.Parameter(weight)
         self.fused_conv.bias = nn.Parameter(self.lk_bias + self.sk_bias)
+        self.fused_conv.requires_grad_(large.requires_grad).train(self.training)
         del self.lk_conv, self.sk_conv, self.lk_bias, self.sk_bias
 
 
@@ -150,17 +149,17 @@ class AetherNet(nn.Module):
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        hidden = int(embed_dim * mlp_ratio)
+        hidden = int(embed_dim * mlp_ratio) if math.isfinite(mlp_ratio) else 0
         kernels = lk_kernel % 2 == sk_kernel % 2 == 1 <= sk_kernel <= lk_kernel
         drops = all(0 <= rate < 1 for rate in (drop_rate, drop_path_rate))
         for possible, sentence in (
             (in_chans >= 1 and embed_dim >= 1, "in_chans and embed_dim start at 1"),
-            (hidden >= 1, "embed_dim * mlp_ratio must be at least 1"),
+            (hidden >= 1, "embed_dim * mlp_ratio must be 1 or more, and finite"),
             (min(depths, default=0) >= 1, "depths needs groups of at least one block"),
             (kernels, "kernels must be odd, sk_kernel no larger than lk_kernel"),
             (scale in UPSAMPLE_FACTORS, f"scale is one of {[*UPSAMPLE_FACTORS]}"),
             (drops, "drop_rate and drop_path_rate must be in [0, 1)"),
-            (img_range > 0, "img_range must be positive"),
+            (0 < img_range < math.inf, "img_range must be positive and finite"),
         ):
             if not possible:
                 raise ValueError(f"AetherNet: {sentence}; given were {given}.")
@@ -256,29 +255,33 @@ def hyperparameters_from_state_dict(state_dict: Mapping[str, Any]) -> dict[str, 
     (left out) nor, once fused, `sk_kernel` (a possible one). Raises ValueError naming
     the first offending key of another network, a mix of both forms, or a gap.
     """
-    found = {key: [*getattr(value, "shape", [0])] for key, value in state_dict.items()}
+    found = {str(k): [*getattr(v, "shape", [0])] for k, v in state_dict.items()}
 
     def size(key: str, dim: int) -> int:  # 1 where there is none: judged below
         return max([*found.get(key, []), 1, 1, 1, 1][dim], 1)
 
-    numbers = map(re.compile(r"layers\.(\d+)\.(\d+)\.").match, state_dict)
-    depths = Counter(int(g) for g, _ in {m.groups() for m in numbers if m})
+    blocks = re.findall(r"^layers\.(\d{1,3})\.(\d{1,3})\.", "\n".join(found), re.M)
+    numbers = {(int(group), int(block)) for group, block in blocks}
+    groups = range(max(numbers, default=(0, 0))[0] + 1)
+    depths = [max((b for g, b in numbers if g == i), default=0) + 1 for i in groups]
+    if sum(depths) > len(found):
+        depths = [1]  # a huge index must not build a huge network
+    kernel = re.compile(r"layers\.\d+\.\d+\.conv\.(lk|fused)_conv\.weight")
+    large = next(filter(kernel.fullmatch, found), "")
+    fused = "fused_conv" in large
     embed_dim = size("conv_first.weight", 0)
-    hidden = size("layers.0.0.ffn.fc1_gate.weight", 0)
+    hidden = size(large.split("conv.")[0] + "ffn.fc1_gate.weight", 0)
     ratio = hidden / embed_dim
     if int(embed_dim * ratio) < hidden:  # the quotient was rounded down
         ratio = math.nextafter(ratio, math.inf)
-    conv = "layers.0.0.conv."
-    fused = f"{conv}fused_conv.weight" in found
-    # "| 1" makes an impossible even kernel odd, for the comparison to name its key.
-    lk_kernel = size(f"{conv}{'fused' if fused else 'lk'}_conv.weight", 3) | 1
-    sk_kernel = 3 if fused else size(f"{conv}sk_conv.weight", 3) | 1
+    lk_kernel = size(large, 3) | 1  # odd, as it has to be: judged below
+    sk_kernel = 3 if fused else size(large.replace("lk_conv", "sk_conv"), 3) | 1
     rows = [size(f"upsample.{i}.weight", 0) for i in (0, 2, 4)]
     factors = tuple(math.isqrt(r // UPSAMPLE_CHANNELS) for r in rows if r > 1)
     arguments: dict[str, Any] = {
         "in_chans": size("conv_first.weight", 1),
         "embed_dim": embed_dim,
-        "depths": tuple(depths[group] for group in sorted(depths)) or (1,),
+        "depths": tuple(depths),
         "mlp_ratio": ratio,
         "lk_kernel": lk_kernel,
         "sk_kernel": min(sk_kernel, lk_kernel),
@@ -291,8 +294,6 @@ def hyperparameters_from_state_dict(state_dict: Mapping[str, Any]) -> dict[str, 
     for key in [*found, *wanted]:
         need, have = (d.get(key, "nothing") for d in (wanted, found))
         if need != have:
-            raise ValueError(
-                "Not an AetherNet, or one with a gap or a mix of both forms: key "
-                f"{key!r} should be {need}, is {have}."
-            )
+            said = f"key {key!r} should be {need}, is {have}."
+            raise ValueError(f"Not an AetherNet, or with a gap or both forms: {said}")
     return arguments

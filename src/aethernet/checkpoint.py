@@ -8,7 +8,7 @@ import io
 import json
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from aethernet.errors import (
     VerificationError,
     import_optional,
 )
-from aethernet.files import replacing
+from aethernet.files import check_source, replacing
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
@@ -134,18 +134,17 @@ def load_checkpoint(path: str | Path, param_key: str | None = None) -> Checkpoin
 
     Args:
         path: `.safetensors`, `.pth`, `.pt` or `.ckpt`.
-        param_key: which of the file's state dicts to take, e.g. "params"; by default
-            the exponential moving average where there is one (see `WRAPPERS`).
+        param_key: which of the file's state dicts to take, e.g. "params", or with dots
+            where they are nested, "net_g.params"; by default the exponential moving
+            average where there is one (see `WRAPPERS`).
 
     Raises:
-        CheckpointError: when the file is missing, truncated, foreign, holds Python
-            objects other than tensors and plain values, or weights that are not finite.
+        CheckpointError: when the file is truncated, foreign, holds Python objects other
+            than tensors and plain values, or weights that are not finite.
+        AetherError: when there is no such file, or it cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, not a checkpoint.")
-    if not path.is_file():
-        raise CheckpointError(f"There is no file {path}.")
+    check_source(path, "a checkpoint")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty (0 bytes).")
     if path.suffix.lower() == ".safetensors":
@@ -164,7 +163,7 @@ def load_checkpoint(path: str | Path, param_key: str | None = None) -> Checkpoin
     except ValueError as error:
         raise CheckpointError(f"{path} holds no AetherNet weights. {error}") from error
     _check_values(path, state_dict)
-    hyperparameters.update(_told_by_metadata(path, metadata))
+    hyperparameters.update(_told_by_metadata(path, metadata, hyperparameters))
     return Checkpoint(path, state_dict, hyperparameters, wrapper, others, metadata)
 
 
@@ -288,29 +287,47 @@ def _plain_metadata(content: Mapping[str, Any]) -> dict[str, str]:
     metadata = content.get("metadata")
     if not isinstance(metadata, Mapping):
         return {}
-    return {str(key): str(value) for key, value in metadata.items()}
+    return {
+        str(key): value if isinstance(value, str) else json.dumps(value, default=str)
+        for key, value in metadata.items()
+    }
 
 
 def _unwrap(
-    path: Path, content: Mapping[str, Any], param_key: str | None
-) -> tuple[dict[str, Any], str | None, tuple[str, ...]]:
-    wrapped = [key for key, value in content.items() if isinstance(value, Mapping)]
-    wrapper: str | None
-    if param_key is not None:
-        if param_key not in wrapped:
-            have = ", ".join(map(str, wrapped)) or "none, its weights are bare"
-            raise CheckpointError(
-                f"{path} has no state dict under the key {param_key!r}; it has: {have}."
-            )
-        wrapper = param_key
-    else:
-        wrapper = next((key for key in WRAPPERS if key in wrapped), None)
-    if wrapper is None:
+    path: Path, content: Mapping[Any, Any], param_key: str | None
+) -> tuple[dict[Any, Any], str | None, tuple[str, ...]]:
+    wrapped = dict(_wrapped(content))
+    if param_key is not None and param_key not in wrapped:
+        have = ", ".join(wrapped) or "none, its weights are bare"
+        raise CheckpointError(
+            f"{path} has no state dict under the key {param_key!r}; it has: {have}."
+        )
+    chosen = param_key
+    while True:
+        inner = [f"{chosen}.{key}" if chosen else key for key in WRAPPERS]
+        deeper = next((key for key in inner if key in wrapped), None)
+        if deeper is None:
+            break
+        chosen = deeper
+    if chosen is None:
         return dict(content), None, ()
-    inner, deeper, others = _unwrap(path, content[wrapper], None)
-    name = wrapper if deeper is None else f"{wrapper}.{deeper}"
-    siblings = tuple(key for key in WRAPPERS if key in wrapped and key != wrapper)
-    return inner, name, siblings + others
+    others = tuple(
+        key
+        for key in wrapped
+        if key.rpartition(".")[2] in WRAPPERS and not f"{chosen}.".startswith(f"{key}.")
+    )
+    return dict(wrapped[chosen]), chosen, others
+
+
+def _wrapped(
+    content: Mapping[Any, Any], prefix: str = "", depth: int = 3
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Dicts inside the file by dotted name; a file may contain itself, hence depth."""
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value and key != "metadata":
+            yield f"{prefix}{key}", value
+            if depth > 1:
+                yield from _wrapped(value, f"{prefix}{key}.", depth - 1)
 
 
 def _without_prefixes(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -332,7 +349,11 @@ def _without_prefixes(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 def _check_values(path: Path, state_dict: dict[str, Tensor]) -> None:
     for key, value in state_dict.items():
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        kind: object = (
+            value.dtype if isinstance(value, Tensor) else type(value).__name__
+        )
+        if kind in _FLOATS and (value.layout, value.is_meta) != (torch.strided, False):
+            kind = f"a {'meta' if value.is_meta else value.layout} tensor"
         if kind not in _FLOATS:
             raise CheckpointError(
                 f"{path}: key {key!r} holds {kind}, not float weights."
@@ -344,7 +365,9 @@ def _check_values(path: Path, state_dict: dict[str, Tensor]) -> None:
             )
 
 
-def _told_by_metadata(path: Path, metadata: dict[str, str]) -> dict[str, float]:
+def _told_by_metadata(
+    path: Path, metadata: dict[str, str], derived: dict[str, Any]
+) -> dict[str, Any]:
     try:
         stored: Mapping[str, Any] = metadata  # as traiNNer-redux puts it in a .pth
         # Ours, and traiNNer-redux's in a .safetensors.
@@ -352,8 +375,11 @@ def _told_by_metadata(path: Path, metadata: dict[str, str]) -> dict[str, float]:
             if metadata.get(key, "").startswith("{"):
                 stored = json.loads(metadata[key])
         told: dict[str, Any] = {k: float(stored[k]) for k in _UNTOLD if k in stored}
-        AetherNet(embed_dim=1, depths=(1,), **told)  # are they possible?
-    except (ValueError, TypeError) as error:
+        if derived["fused_init"] and "sk_kernel" in stored:
+            told["sk_kernel"] = int(stored["sk_kernel"])  # fused weights lost it
+        with torch.device("meta"):
+            AetherNet(**{**derived, **told})  # are they possible?
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path} has damaged metadata ({_one_line(error)})."
         ) from error

@@ -5,7 +5,11 @@ run them with flags of other names.
 """
 
 import argparse
+import io
 import logging
+import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,8 +34,8 @@ HELP_CHECKPOINT = "AetherNet checkpoint: .safetensors, .pth, .pt or .ckpt, eithe
 HELP_MODEL_TYPE = "stop unless the weights are of this variant; default: read from them"
 HELP_SCALE = "stop unless the weights are of this scale; default: read from them"
 HELP_PARAM_KEY = (
-    "which state dict of the file to take, e.g. params; default: the first there is of "
-    + ", ".join(WRAPPERS)
+    "which state dict of the file to take, e.g. params or net_g.params; default: the "
+    "first there is of " + ", ".join(WRAPPERS)
 )
 HELP_VERIFY_DEVICE = "where PyTorch checks the result: cpu (default), cuda, cuda:1, .."
 
@@ -49,19 +53,38 @@ def exit_code(
 
     What the rooms log on the way goes to stderr where somebody watches it.
     """
-    if sys.stderr.isatty():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleans up on the way
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A console of few letters must not stop a job over a file's name.
+            stream.reconfigure(errors="backslashreplace")
+    if sys.stderr and sys.stderr.isatty():
         watched = logging.getLogger("aethernet")
         watched.addHandler(logging.StreamHandler())
         watched.setLevel(logging.INFO)
     try:
         job(arguments)
+        if sys.stdout:
+            sys.stdout.flush()
     except AetherError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: out of memory.", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("error: interrupted; nothing is left half written.", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells have it
     return 0
+
+
+def printable(text: str) -> str:
+    """One line of at most 1,000 characters, whatever a file put into it."""
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
+    return line if len(line) <= 1000 else f"{line[:1000]}.."
 
 
 def upscale(arguments: argparse.Namespace) -> None:
@@ -85,7 +108,7 @@ def info(arguments: argparse.Namespace) -> None:
     facts = describe_file(arguments.file, arguments.param_key)
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {printable(value)}")
 
 
 def fuse(arguments: argparse.Namespace) -> None:
@@ -104,6 +127,9 @@ def fuse(arguments: argparse.Namespace) -> None:
     _print_source(result.source)
     if result.was_fused:
         print("It is in fused form already: written again with bare keys and metadata.")
+    img_range = result.source.hyperparameters.get("img_range", 1.0)
+    if img_range != 1:
+        print(f"img_range is {img_range}: spandrel cannot know, and takes it as 1.")
     _print_differences("Written file against the source", result.differences)
     print(f"Wrote {arguments.output} (fused form, {arguments.dtype}).")
 

@@ -9,6 +9,41 @@ from pathlib import Path
 from aethernet.errors import AetherError
 
 
+def check_source(path: Path, what: str) -> None:
+    """Say why a file cannot be read; `what` it should be stands in the sentence.
+
+    Raises:
+        AetherError: when it is missing, a folder, or not ours to read.
+    """
+    try:
+        path.open("rb").close()
+    except FileNotFoundError as error:
+        raise AetherError(f"There is no file {path}.") from error
+    except OSError as error:
+        if os.path.isdir(path):
+            raise AetherError(f"{path} is a folder, not {what}.") from error
+        raise AetherError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def check_target(path: Path, source: Path | None = None) -> None:
+    """Say why a file cannot be written, before any work is done for it.
+
+    Raises:
+        AetherError: when it is a folder, its folder is missing or not ours to write, or
+            it is the `source` it would be made from.
+    """
+    if os.path.isdir(path):
+        raise AetherError(f"Cannot write {path}: it is a folder; name a file.")
+    if not os.path.isdir(path.parent):
+        raise AetherError(
+            f"Cannot write {path}: the folder {path.parent} does not exist."
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise AetherError(f"Cannot write {path}: permission denied in its folder.")
+    if source and os.path.exists(path) and os.path.samefile(path, source):
+        raise AetherError(f"{path} is the file it is made from; name another output.")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write; move it to `path` when the block ends well.
@@ -18,16 +53,11 @@ def replacing(path: Path) -> Iterator[Path]:
     and removed when the block raises.
 
     Raises:
-        AetherError: when the folder is missing or cannot be written, at once, before
-            any work is done inside the block; or when writing fails.
+        AetherError: as `check_target`, before the block is entered; or when writing
+            fails.
     """
     path = Path(path)
-    if path.is_dir():
-        raise AetherError(f"Cannot write {path}: it is a folder; name a file.")
-    if not path.parent.is_dir():
-        raise AetherError(
-            f"Cannot write {path}: the folder {path.parent} does not exist."
-        )
+    check_target(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
         temporary.touch(exist_ok=False)

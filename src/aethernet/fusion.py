@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from aethernet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from aethernet.errors import AetherError, VerificationError
+from aethernet.errors import VerificationError
+from aethernet.files import check_target
 from aethernet.verification import (
     Difference,
     compare,
@@ -71,11 +72,7 @@ def fuse_checkpoint(
     source, target = Path(source), Path(target)
     checkpoint = load_checkpoint(source, param_key)
     checkpoint.expect(model_type, scale)
-    if target.exists() and target.samefile(source):
-        raise AetherError(
-            f"{target} is the file to be fused. Training cannot go on from a fused "
-            "file, so it is not overwritten; name another output."
-        )
+    check_target(target, source)  # training cannot go on from a fused file
     reference = checkpoint.build()
     fused = copy.deepcopy(reference).fuse()
     differences: dict[str, Difference] = {}

@@ -10,6 +10,7 @@ from torch import nn
 from aethernet.aether_core import AetherNet, variant_name
 from aethernet.checkpoint import form_name, load_checkpoint
 from aethernet.errors import AetherError, import_optional
+from aethernet.files import check_source
 
 Facts = list[tuple[str, str]]
 
@@ -78,8 +79,7 @@ def _describe_checkpoint(path: Path, param_key: str | None) -> Facts:
 
 def _describe_onnx(path: Path) -> Facts:
     onnx = import_optional("onnx", "onnx")
-    if not path.is_file():
-        raise AetherError(f"There is no file {path}.")
+    check_source(path, "an ONNX file")
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
@@ -90,8 +90,16 @@ def _describe_onnx(path: Path) -> Facts:
     if metadata.get("architecture") == "AetherNet":
         try:
             arguments = json.loads(metadata["hyperparameters"])
+            if sum(arguments["depths"]) > len(model.graph.node):
+                raise ValueError("more blocks than the graph has nodes")
             facts += _describe_network(_without_weights(arguments))
-        except (KeyError, TypeError, ValueError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ArithmeticError,
+            ValueError,
+            RuntimeError,
+        ) as error:
             raise AetherError(f"{path} has damaged AetherNet metadata.") from error
     else:
         facts.append(("architecture", "unknown: not exported by AetherNet's tools"))

@@ -210,6 +210,11 @@ class _Limits:
     atol: float | None
     rtol: float | None
 
+    def __post_init__(self) -> None:
+        for limit in (self.atol, self.rtol):
+            if limit is not None and not limit >= 0:  # NaN is not
+                raise AetherError(f"atol and rtol start at 0, {limit} is no limit.")
+
     def problem(self, output: Tensor, expected: Tensor) -> str | None:
         """Why the output is not close enough, or None."""
         if self.half and self.atol is None and self.rtol is None:
@@ -218,7 +223,6 @@ class _Limits:
             return f"less than {FLOAT16_MIN_PSNR:.0f} dB"
         atol = FLOAT32_ATOL if self.atol is None else self.atol
         rtol = FLOAT32_RTOL if self.rtol is None else self.rtol
-        # NaN is close to nothing, not even to itself.
         if torch.allclose(output.double(), expected.double(), rtol=rtol, atol=atol):
             return None
         return f"more than atol {atol:g} + rtol {rtol:g}"
@@ -346,6 +350,12 @@ def _verify(
                 )
         result = session.run(["output"], {"input": image.to(dtype).numpy()})[0]
         output = torch.from_numpy(result)
+        for what, values in (("ONNX file", output), ("network itself", expected)):
+            if not torch.isfinite(values).all():
+                raise VerificationError(
+                    f"The {what} makes NaN or infinite values on {name}; nothing was "
+                    "written."
+                )
         if output.shape != expected.shape:
             raise VerificationError(
                 f"The ONNX file makes {[*output.shape]} where PyTorch makes "

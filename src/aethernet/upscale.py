@@ -1,6 +1,7 @@
 """Upscaling pictures: file in, file out."""
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 import aethernet
 from aethernet.errors import AetherError, ImageError
+from aethernet.files import check_target
 from aethernet.images import (
     Picture,
     bit_depth,
@@ -74,13 +76,10 @@ def upscale_file(
         target = Path(target)
     else:
         target = default_target(source, model.scale)
-        if target.exists():
+        if os.path.exists(target):
             raise AetherError(f"{target} exists; name the output to replace it.")
     check_writable_as(target, picture)
-    if target.exists() and target.samefile(source):
-        raise AetherError(
-            f"{target} is the picture to be upscaled; name another output."
-        )
+    check_target(target, source)
     _log.info("upscaling %s", source)
     upscaled = upscale_picture(picture, model, bit_depth(target, picture))
     write_picture(upscaled, target)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from aethernet.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
 from aethernet.errors import AetherError
+from aethernet.files import check_source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,8 +56,7 @@ def load_model(
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if not path.is_file():
-        raise AetherError(f"There is no model file {path}.")
+    check_source(path, "a model file")
     fitting = [name for name, (*_, suffixes) in RUNTIMES.items() if suffix in suffixes]
     if not fitting:
         known = ", ".join(s for *_, suffixes in RUNTIMES.values() for s in suffixes)

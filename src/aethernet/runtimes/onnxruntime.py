@@ -39,8 +39,12 @@ class OnnxRuntime:
             for side, default in zip(self._fixed, (1, 1, 8, 8), strict=True)
         ]
         out = self._run(np.zeros(probe, np.float32)).shape
-        self.scale: int = out[2] // probe[2]
-        if out != (*probe[:2], probe[2] * self.scale, probe[3] * self.scale):
+        self.scale: int = out[2] // probe[2] if len(out) == 4 and probe[2] else 0
+        if not self.scale or out != (
+            *probe[:2],
+            probe[2] * self.scale,
+            probe[3] * self.scale,
+        ):
             raise AetherError(
                 f"{path} is no upscaler: it makes {out} of {tuple(probe)}."
             )
@@ -53,16 +57,18 @@ class OnnxRuntime:
         if kind == "auto":
             kind = "cuda" if PROVIDERS["cuda"] in available else "cpu"
         provider = PROVIDERS.get(kind)
-        if provider not in available:
+        if provider not in available or (":" in device and not index.isdecimal()):
             raise AetherError(
                 f"The device {device!r} is not available to ONNX Runtime here "
                 f"(it has {', '.join(available)}); try --device cpu."
             )
         options = {"device_id": index} if index else {}
+        quiet = ort.SessionOptions()
+        quiet.log_severity_level = 4  # what fails is raised as well
         try:
             # CUDA may lack an operation; the CPU then takes that one.
             providers = [(provider, options), PROVIDERS["cpu"]][: 1 + (kind != "cpu")]
-            session = ort.InferenceSession(path.read_bytes(), providers=providers)
+            session = ort.InferenceSession(path.read_bytes(), quiet, providers)
         except Exception as error:  # its errors share no base class of their own
             raise AetherError(
                 f"{path} is no ONNX model that ONNX Runtime {ort.__version__} can load."
@@ -85,7 +91,14 @@ class OnnxRuntime:
 
     def _run(self, image: np.ndarray) -> np.ndarray:
         feed = {self._input: image.astype(self._dtype, copy=False)}
-        return self._session.run(None, feed)[0].astype(np.float32, copy=False)
+        try:
+            output = self._session.run(None, feed)[0]
+        except Exception as error:  # its errors share no base class of their own
+            raise AetherError(
+                f"ONNX Runtime failed on an image of shape {[*image.shape]}: out of "
+                "memory, or no picture model."
+            ) from error
+        return np.asarray(output).astype(np.float32, copy=False)
 
     def describe(self) -> str:
         provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")

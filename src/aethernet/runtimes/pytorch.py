@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
 def choose_device(name: str) -> torch.device:
     """The device of that name; "auto" is CUDA, then Apple's MPS, then the CPU.
 
@@ -24,7 +27,7 @@ def choose_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(name if name.partition(":")[0] in DEVICES else "")
         torch.empty(0, device=device)  # reaches for the driver
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise AetherError(
