@@ -29,7 +29,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name if name.partition(":")[0] in DEVICES else "")
         torch.empty(0, device=device)  # reaches for the driver
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise AetherError(
             f"The device {name!r} is not available to PyTorch here; try --device cpu."
         ) from error
