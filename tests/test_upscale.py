@@ -360,7 +360,7 @@ class TestCommand:
             (128, 128), Image.Resampling.BICUBIC
         )
         error = np.asarray(small, float) - pixels
-        assert np.sqrt(np.square(error).mean()) < 3
+        assert np.sqrt(np.square(error).mean()) < 1
 
     def test_names_the_output_itself(self, tmp_path, capsys):
         save_checkpoint(lively_network(scale=3), tmp_path / "m.pth")

@@ -19,12 +19,12 @@ import aethernet
 from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS
 from aethernet.checkpoint import DTYPES, WRAPPERS
 from aethernet.errors import AetherError
+from aethernet.onnx_export import DEFAULT_OPSET, ShapeRange, export_onnx
 from aethernet.runtimes import RUNTIMES, load_model
 from aethernet.runtimes.pytorch import choose_device
 
 if TYPE_CHECKING:
     from aethernet.checkpoint import Checkpoint
-    from aethernet.onnx_export import ShapeRange
     from aethernet.verification import Difference
 
 MODEL_TYPES = ("aether", *VARIANTS)
@@ -136,8 +136,6 @@ def fuse(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Job: `checkpoint` to `output`; the rest as `onnx_export.export_onnx` has it."""
-    from aethernet.onnx_export import export_onnx
-
     result = export_onnx(
         arguments.checkpoint,
         arguments.output,
@@ -289,10 +287,10 @@ def add_export_limits(parser: argparse.ArgumentParser, opset_flag: str) -> None:
     parser.add_argument(
         opset_flag,
         type=int,
-        default=18,
+        default=DEFAULT_OPSET,
         dest="opset",
         metavar="N",
-        help="ONNX operator set, 17 or newer; default: 18",
+        help=f"ONNX operator set, 17 or newer; default: {DEFAULT_OPSET}",
     )
     parser.add_argument(
         "--atol",
@@ -317,9 +315,7 @@ def _add_conversion(parser: argparse.ArgumentParser, written: str) -> None:
     parser.add_argument("--device", default="cpu", help=HELP_VERIFY_DEVICE)
 
 
-def _static_size(text: str) -> "ShapeRange":
-    from aethernet.onnx_export import ShapeRange
-
+def _static_size(text: str) -> ShapeRange:
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"expected WxH, e.g. 640x360, not {text!r}")

@@ -40,8 +40,8 @@ class PyTorchRuntime:
     """An AetherNet checkpoint on a device, in fused form whatever the file's form."""
 
     def __init__(self, network: AetherNet, device: torch.device) -> None:
-        # Channels last is the layout the blocks work in: on a CPU it took 0.4 to 0.65
-        # of the time of contiguous weights (aether_small, 256x256, paired runs).
+        # Channels last is the layout the blocks work in: on a CPU it takes half the
+        # time of contiguous weights (benchmarks/pytorch_runtime.py).
         network.fuse().to(memory_format=torch.channels_last)
         self.network = network.to(device)
         self.device = device
