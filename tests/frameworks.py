@@ -1,4 +1,6 @@
-"""Stand-ins for the training frameworks, behaving as their own sources do.
+"""The training frameworks: clones of them, and stand-ins where there is none.
+
+The stand-ins behave as the frameworks' own sources do.
 
 neosr 1.0.0: a name registers with its case kept, a second time is an AssertionError;
 `build_network` pops "type" and passes the rest of [network_g], never the scale; that
@@ -7,17 +9,52 @@ traiNNer-redux: names are lower-cased; the scale is passed as the keyword `scale
 """
 
 import importlib.util
+import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 from helpers import ROOT
 
 NEOSR_FILE = ROOT / "neosr/archs/aether_arch.py"
 TRAINNER_FILE = ROOT / "traiNNer-redux/traiNNer/archs/aether_arch.py"
+
+
+def clone_of(variable: str) -> Path:
+    """The clone that an environment variable names; skips where it is not set."""
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f"set {variable} to the folder of a clone (CONTRIBUTING.md)")
+    assert (Path(folder) / "train.py").is_file(), f"no train.py in {variable}={folder}"
+    return Path(folder).resolve()
+
+
+def interpreter_of(clone: Path) -> Path:
+    """The Python that the framework's installer made in its clone, else this one."""
+    for name in (".venv/bin/python", "venv/bin/python"):
+        if (clone / name).exists():
+            return clone / name
+    return Path(sys.executable)
+
+
+@contextmanager
+def dropped_in(source: Path, archs: Path) -> Iterator[None]:
+    """The drop-in file in a framework's archs folder, as it was there before after."""
+    target = archs / source.name
+    before = target.read_bytes() if target.exists() else None
+    shutil.copyfile(source, target)
+    try:
+        yield
+    finally:
+        if before is None:
+            target.unlink()
+        else:
+            target.write_bytes(before)
 
 
 class Registry:
@@ -47,6 +84,17 @@ class Framework:
         return self.registry.entries[options.pop("type")](**options)
 
 
+class _Neosr(Framework):
+    def __init__(self, *imported: Any, command_line: list[str]) -> None:
+        super().__init__(*imported)
+        self._command_line = command_line
+
+    def build_network(self, options: dict[str, Any]) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", self._command_line)
+            return super().build_network(options)
+
+
 def load_neosr(scale_of_option_file: int | None = None) -> Framework:
     """The drop-in file imported by neosr; without a scale, no -opt was given."""
 
@@ -60,7 +108,9 @@ def load_neosr(scale_of_option_file: int | None = None) -> Framework:
         "neosr.archs.arch_util": {"net_opt": net_opt},
         "neosr.utils.registry": {"ARCH_REGISTRY": registry},
     }
-    return Framework(_import(NEOSR_FILE, "neosr_aether_arch", modules), registry)
+    module = _import(NEOSR_FILE, "neosr_aether_arch", modules)
+    words = ["train.py"] + ["-opt", "a.toml"] * (scale_of_option_file is not None)
+    return _Neosr(module, registry, command_line=words)
 
 
 def load_trainner() -> Framework:

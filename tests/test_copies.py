@@ -103,10 +103,21 @@ class TestNeosr:
             network = framework.build_network({"type": name})
         assert network.hyperparameters["scale"] == scale
 
-    def test_explicit_scale_wins_and_needs_no_option_file(self):
-        for framework in (load_neosr(4), load_neosr()):
-            network = framework.build_network({"type": "aether_small", "scale": 2})
-            assert network.hyperparameters["scale"] == 2
+    def test_explicit_scale_needs_no_option_file(self):
+        network = load_neosr().build_network({"type": "aether_small", "scale": 2})
+        assert network.hyperparameters["scale"] == 2
+
+    def test_same_scale_twice_is_no_contradiction(self):
+        network = load_neosr(2).build_network({"type": "aether_small", "scale": 2})
+        assert network.hyperparameters["scale"] == 2
+
+    def test_two_scales_are_an_error_that_names_both(self):
+        with pytest.raises(ValueError, match=r"this run is 2, .* scale = 4\. Delete"):
+            load_neosr(2).build_network({"type": "aether_small", "scale": 4})
+
+    def test_no_scale_anywhere_is_an_error(self):
+        with pytest.raises(ValueError, match="-opt"):
+            load_neosr().build_network({"type": "aether_small"})
 
     def test_explicit_scale_zero_is_an_error_not_a_default(self):
         with pytest.raises(ValueError, match="scale"):

@@ -113,6 +113,7 @@ class TestHyperparameters:
             "scale": 3,
             "img_range": 255.0,
             "fused_init": True,
+            "use_checkpoint": True,
         }
         assert AetherNet(**arguments).hyperparameters == arguments
 

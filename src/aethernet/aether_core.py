@@ -23,18 +23,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 UPSAMPLE_FACTORS = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}  # by scale
 UPSAMPLE_CHANNELS = 64  # the same in every variant
 _DIMENSIONS = ("embed_dim", "depths", "mlp_ratio", "lk_kernel", "sk_kernel")
 # What `aether_small`, `aether_medium` and `aether_large` build unless overridden.
 VARIANTS: dict[str, dict[str, Any]] = {
-    name: dict(zip(_DIMENSIONS, values, strict=True))
-    for name, values in {
-        "aether_small": (96, (4,) * 4, 2.0, 11, 3),
-        "aether_medium": (128, (6,) * 6, 2.0, 11, 3),
-        "aether_large": (180, (8,) * 8, 2.5, 13, 3),
-    }.items()
+    "aether_small": dict(zip(_DIMENSIONS, (96, (4,) * 4, 2.0, 11, 3), strict=True)),
+    "aether_medium": dict(zip(_DIMENSIONS, (128, (6,) * 6, 2.0, 11, 3), strict=True)),
+    "aether_large": dict(zip(_DIMENSIONS, (180, (8,) * 8, 2.5, 13, 3), strict=True)),
 }
 
 
@@ -72,24 +70,25 @@ class ReparamLargeKernelConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "fused_conv"):
             return self.fused_conv(x)
-        bias = (self.lk_bias + self.sk_bias).view(-1, 1, 1)
-        return self.lk_conv(x) + self.sk_conv(x) + bias
+        weight, bias = self._sum()  # first added, then convolved: once instead of twice
+        return nn.functional.conv2d(x, weight, bias, padding="same", groups=len(weight))
+
+    def _sum(self) -> tuple[Tensor, Tensor]:
+        """Kernel, the small one centred in the large, and bias of both branches."""
+        large, small = self.lk_conv.weight, self.sk_conv.weight
+        margin = (large.shape[-1] - small.shape[-1]) // 2
+        weight = large + nn.functional.pad(small, [margin] * 4)
+        return weight, self.lk_bias + self.sk_bias
 
     @torch.no_grad()
     def fuse(self) -> None:
         """Replace both branches by one convolution; a fused one stays as it is."""
         if hasattr(self, "fused_conv"):
             return
-        large, small = self.lk_conv.weight, self.sk_conv.weight
-        margin = (large.shape[-1] - small.shape[-1]) // 2
-        with torch.device("meta"):  # draws no initial weights: leaves the RNG alone
-            self.fused_conv = self._depthwise(
-                large.shape[0], large.shape[-1], bias=True
-            )
-        weight = large + nn.functional.pad(small, [margin] * 4)
-        self.fused_conv.weight = nn.Parameter(weight)
-        self.fused_conv.bias = nn.Parameter(self.lk_bias + self.sk_bias)
-        self.fused_conv.requires_grad_(large.requires_grad).train(self.training)
+        trains = self.lk_conv.weight.requires_grad
+        weight, bias = (nn.Parameter(part, trains) for part in self._sum())
+        self.fused_conv = self.lk_conv  # of the right size already
+        self.fused_conv.weight, self.fused_conv.bias = weight, bias
         del self.lk_conv, self.sk_conv, self.lk_bias, self.sk_bias
 
 
@@ -101,11 +100,10 @@ class GatedFeedForward(nn.Module):
         self.fc1_gate = nn.Linear(dim, hidden)
         self.fc1_main = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
-        self.act = nn.GELU()
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(self.act(self.fc1_gate(x)) * self.fc1_main(x))
+        x = self.drop(nn.functional.gelu(self.fc1_gate(x)) * self.fc1_main(x))
         return self.drop(self.fc2(x))
 
 
@@ -121,8 +119,7 @@ class AetherBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.conv(x).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
-        branch = self.ffn(self.norm(branch))
-        branch = branch.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
+        branch = self.ffn(self.norm(branch)).permute(0, 3, 1, 2)  # -> (B, C, H, W)
         return x + self.drop_path(branch)
 
 
@@ -146,6 +143,7 @@ class AetherNet(nn.Module):
         scale: int = 4,  # 1 is restoration
         img_range: float = 1.0,  # what the image is multiplied by inside
         fused_init: bool = False,  # build the fused form, to load a fused checkpoint
+        use_checkpoint: bool = False,  # training: less memory, blocks computed twice
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -165,6 +163,7 @@ class AetherNet(nn.Module):
                 raise ValueError(f"AetherNet: {sentence}; given were {given}.")
         self.hyperparameters: dict[str, Any] = {**given, "depths": tuple(depths)}
         self.in_chans, self.img_range = in_chans, img_range
+        self.use_checkpoint = use_checkpoint
         self.mean = 0.5 if in_chans == 3 else 0.0  # a number follows device and dtype
 
         self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
@@ -188,19 +187,22 @@ class AetherNet(nn.Module):
             self.upsample.append(nn.Conv2d(UPSAMPLE_CHANNELS, rows, 3, padding=1))
             self.upsample.append(nn.PixelShuffle(factor))
         self.conv_last = nn.Conv2d(UPSAMPLE_CHANNELS, in_chans, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.trunc_normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(
-                f"AetherNet takes (B, {self.in_chans}, H, W), not {tuple(x.shape)}."
-            )
-        first = self.conv_first((x - self.mean) * self.img_range)
-        features = self.layers(first)
+            wanted = f"(B, {self.in_chans}, H, W)"
+            raise ValueError(f"AetherNet takes {wanted}, not {tuple(x.shape)}.")
+        features = first = self.conv_first((x - self.mean) * self.img_range)
+        for block in (b for group in self.layers.children() for b in group.children()):
+            if self.use_checkpoint and self.training:
+                features = checkpoint(block, features, use_reentrant=False)
+            else:
+                features = block(features)
         features = self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         features = self.conv_after_body(features) + first
         features = self.upsample(self.conv_before_upsample(features))
@@ -212,21 +214,19 @@ class AetherNet(nn.Module):
 
     def fuse(self) -> AetherNet:
         """Turn the training form into the fused form in place, and return self."""
-        for conv in [
-            m for m in self.modules() if isinstance(m, ReparamLargeKernelConv)
-        ]:
-            conv.fuse()
+        for module in [*self.modules()]:
+            if isinstance(module, ReparamLargeKernelConv):
+                module.fuse()
         self.hyperparameters["fused_init"] = True
         return self
 
     @property
     def receptive_radius(self) -> int:
         """LR pixels on each side that can influence an output pixel."""
-        radius = 1  # conv_last
-        for factor in reversed(UPSAMPLE_FACTORS[self.hyperparameters["scale"]]):
+        arguments, radius = self.hyperparameters, 1  # conv_last
+        for factor in reversed(UPSAMPLE_FACTORS[arguments["scale"]]):
             radius = math.ceil(radius / factor) + 1  # PixelShuffle, then its 3x3
-        blocks = sum(self.hyperparameters["depths"])
-        radius += blocks * (self.hyperparameters["lk_kernel"] // 2)
+        radius += sum(arguments["depths"]) * (arguments["lk_kernel"] // 2)
         return radius + 3  # conv_before_upsample, conv_after_body, conv_first
 
 

@@ -31,11 +31,12 @@ def multiply_adds_per_pixel(network: AetherNet) -> int:
     """Multiply-adds of one forward pass per LR pixel.
 
     Every weight of a convolution or a product is used once per position; positions are
-    LR pixels up to the first PixelShuffle, its factor squared as many after it.
+    LR pixels up to the first PixelShuffle, its factor squared as many after it. The
+    small kernel of the training form is added to the large one, not used by itself.
     """
     total, positions = 0, 1
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not name.endswith("sk_conv"):
             total += module.weight.numel() * positions
         elif isinstance(module, nn.PixelShuffle):
             positions *= module.upscale_factor**2

@@ -1,0 +1,72 @@
+"""Training pairs for benchmarks and tests: random crops of pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aethernet.images import SUFFIXES, read_picture
+
+
+def pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+
+
+class Crops:
+    """Aligned LR and HR crops; LR is the whole picture's bicubic reduction, 8 bit.
+
+    `paths` are HR pictures, RGB; the last `held_out` of them are not trained on.
+    """
+
+    def __init__(self, paths: Sequence[Path], scale: int, held_out: int = 0) -> None:
+        self._scale = scale
+        pairs = [self._pair(path) for path in paths]
+        first = len(pairs) - held_out
+        self._train, self._held_out = pairs[:first], pairs[first:]
+
+    def batch(self, count: int, size: int, random: np.random.Generator) -> list[Tensor]:
+        """LR `(count, 3, size, size)` and HR, float32 in 0..1, flipped and turned."""
+        return self._stack(
+            [self._crop(self._train, size, random) for _ in range(count)]
+        )
+
+    def held_out(self, count: int, size: int) -> list[Tensor]:
+        """The same crops of held-out pictures every time."""
+        random = np.random.default_rng(0)
+        crops = [self._crop(self._held_out, size, random) for _ in range(count)]
+        return self._stack(crops)
+
+    def _pair(self, path: Path) -> tuple[Tensor, Tensor]:
+        pixels = torch.from_numpy(read_picture(path).pixels[:, :, :3].copy())
+        height, width = (side - side % self._scale for side in pixels.shape[:2])
+        hr = pixels.permute(2, 0, 1)[:, :height, :width].contiguous()
+        lr = torch.nn.functional.interpolate(
+            hr[None].float(),
+            size=(height // self._scale, width // self._scale),
+            mode="bicubic",
+            antialias=True,
+        )
+        return lr[0].round().clamp(0, 255).to(torch.uint8), hr
+
+    def _crop(
+        self,
+        pairs: list[tuple[Tensor, Tensor]],
+        size: int,
+        random: np.random.Generator,
+    ) -> tuple[Tensor, ...]:
+        lr, hr = pairs[random.integers(len(pairs))]
+        top, left = (int(random.integers(side - size + 1)) for side in lr.shape[1:])
+        turns, flip = int(random.integers(4)), bool(random.integers(2))
+        crops = []
+        for image, factor in ((lr, 1), (hr, self._scale)):
+            rows = slice(top * factor, (top + size) * factor)
+            columns = slice(left * factor, (left + size) * factor)
+            crop = image[:, rows, columns].rot90(turns, (1, 2))
+            crops.append(crop.flip(2) if flip else crop)
+        return tuple(crops)
+
+    @staticmethod
+    def _stack(crops: list[tuple[Tensor, ...]]) -> list[Tensor]:
+        return [torch.stack(side).float() / 255 for side in zip(*crops, strict=True)]

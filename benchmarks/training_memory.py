@@ -1,0 +1,169 @@
+"""Memory that training takes: `python benchmarks/training_memory.py`.
+
+Prints, per variant, what a step keeps for backward per LR pixel of the batch, counted
+on fake CUDA tensors, so without a GPU, and what that makes in GiB for patches of
+several sizes, with weights, gradients, AdamW's state and an EMA. Where there is a GPU,
+PyTorch's peak of a real step stands beside it. `--check` runs small steps on the CPU
+instead and compares their count with what the process grew by (not on Windows).
+"""
+
+import argparse
+import subprocess
+import sys
+
+import torch
+from peak_memory import PeakMemory
+from pytorch_runtime import peak_memory
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from aethernet import aether_core
+from aethernet.aether_core import VARIANTS, AetherNet
+
+# float32 weights, gradients, two moments of AdamW, EMA
+BYTES_PER_PARAMETER = 4 * (1 + 1 + 2 + 1)
+SCALE = 2
+PATCHES = (32, 48, 64, 96)  # LR side
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+GIB = 2**30
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--batch", type=int, default=8, help="default: 8")
+    parser.add_argument("--check", action="store_true", help="count against the CPU's")
+    parser.add_argument("--grown", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.grown:
+        variant, size, again = given.grown
+        print(grown(build(variant, bool(int(again))), int(size)))
+    elif given.check:
+        check()
+    else:
+        table(given.batch)
+    return 0
+
+
+def table(batch: int) -> None:
+    patches = "".join(f"{patch:>14}" for patch in PATCHES)
+    print(f"{SCALE}x, batch {batch}: GiB by LR patch size (measured in brackets)")
+    print(f"{'':42}{'KB/pixel':>10}{patches}")
+    for variant in VARIANTS:
+        for precision, dtype in PRECISIONS.items():
+            for again in (False, True):
+                per_pixel = saved_per_pixel(variant, again, dtype)
+                parameters = sum(p.numel() for p in build(variant, again).parameters())
+                cells = ""
+                for patch in PATCHES:
+                    total = per_pixel * batch * patch**2
+                    total += parameters * BYTES_PER_PARAMETER
+                    cell = f"{total / GIB:.2f}"
+                    if torch.cuda.is_available():
+                        peak = measured(variant, again, dtype, batch, patch)
+                        cell += f" ({peak / GIB:.2f})"
+                    cells += f"{cell:>14}"
+                name = f"{variant} {precision}{' use_checkpoint' * again}"
+                print(f"{name:42}{per_pixel / 1000:10.1f}{cells}")
+
+
+def build(variant: str, use_checkpoint: bool) -> AetherNet:
+    with torch.device("meta"):
+        network = getattr(aether_core, variant)(
+            scale=SCALE, use_checkpoint=use_checkpoint
+        )
+    return network.train()
+
+
+def saved_per_pixel(variant: str, again: bool, dtype: torch.dtype | None) -> float:
+    """Bytes kept for backward per LR pixel: the slope between two sizes."""
+    small, large = (kept(build(variant, again), size, dtype) for size in (32, 64))
+    per_pixel = (large - small) / (64**2 - 32**2)
+    if again:  # and in backward what one block at a time keeps
+        blocks = sum(VARIANTS[variant]["depths"])
+        per_pixel += (saved_per_pixel(variant, False, dtype) - per_pixel) / blocks
+    return per_pixel
+
+
+def kept(network: AetherNet, size: int, dtype: torch.dtype | None) -> int:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = network.to_empty(device="cuda")
+        image = torch.rand(1, 3, size, size, device="cuda")
+        # torch.autocast turns itself off where there is no CUDA.
+        torch.set_autocast_enabled("cuda", dtype is not None)
+        torch.set_autocast_dtype("cuda", dtype or torch.bfloat16)
+        try:
+            with PeakMemory() as memory:
+                output = fake(image)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+            torch.clear_autocast_cache()
+        live = memory.live
+        del output
+    return live
+
+
+def measured(
+    variant: str, again: bool, dtype: torch.dtype | None, batch: int, patch: int
+) -> int:
+    """Bytes PyTorch held at most on the GPU in a step, the EMA included."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    make = getattr(aether_core, variant)
+    with torch.device("cuda"):
+        network = make(scale=SCALE, use_checkpoint=again).train()
+        ema = torch.optim.swa_utils.AveragedModel(network)
+        image = torch.rand(batch, 3, patch, patch)
+    network = network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
+    for _ in range(2):  # the second finds the optimizer's state there
+        with torch.autocast("cuda", dtype, enabled=dtype is not None):
+            output = network(image)
+        output.float().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update_parameters(network)
+    return torch.cuda.max_memory_allocated()
+
+
+def check() -> None:
+    print("float32 on the CPU, one step: grown / counted, bytes per LR pixel")
+    for variant in VARIANTS:
+        for again in (False, True):
+            # Each size in a process of its own: one that has grown does not shrink.
+            sizes = (32, 64)
+            words = [[variant, str(size), str(int(again))] for size in sizes]
+            pairs = [
+                subprocess.run(
+                    [sys.executable, __file__, "--grown", *each],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                ).stdout.split()
+                for each in words
+            ]
+            pixels = sizes[1] ** 2 - sizes[0] ** 2
+            slopes = [(int(b) - int(a)) / pixels for a, b in zip(*pairs, strict=True)]
+            name = f"{variant}{' use_checkpoint' * again}"
+            print(f"{name:30}{slopes[0]:9.0f}/{slopes[1]:9.0f}", end="")
+            print(f" = {slopes[0] / slopes[1]:.2f}", flush=True)
+
+
+def grown(network: AetherNet, size: int) -> str:
+    """Bytes this process grew by in a real step, and the counted peak of another."""
+    network = network.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    image = torch.rand(1, 3, size, size)
+    network(torch.rand(1, 3, 8, 8)).mean().backward()  # libraries set themselves up
+    network.zero_grad()
+    before = peak_memory() or 0
+    network(image).mean().backward()
+    after = peak_memory() or 0
+    network.zero_grad()
+    with PeakMemory() as memory:
+        network(image).mean().backward()
+    return f"{after - before} {memory.peak}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

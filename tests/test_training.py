@@ -1,0 +1,236 @@
+"""Training: stable, in every precision, and the same however it is run."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from crops import Crops, pictures
+from helpers import SAMPLE, SHARED, lively_network, random_image
+from peak_memory import PeakMemory
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from aethernet import AetherNet, load_checkpoint
+from aethernet.aether_core import VARIANTS
+
+EXACT = {"rtol": 0, "atol": 1e-12}  # float64: what another order of sums leaves
+
+
+def gradients(network, image, target=None):
+    """Output, and every parameter's gradient of the L1 loss."""
+    network.zero_grad()
+    output = network(image)
+    nn.functional.l1_loss(
+        output, target if target is not None else 0 * output
+    ).backward()
+    return output.detach(), {k: p.grad.clone() for k, p in network.named_parameters()}
+
+
+def assert_same(one, other, **tolerance):
+    torch.testing.assert_close(one[0], other[0], **tolerance)
+    assert one[1].keys() == other[1].keys()
+    for key, gradient in one[1].items():
+        torch.testing.assert_close(other[1][key], gradient, **tolerance)
+
+
+class TestTrainingForm:
+    """Adds its kernels, then convolves once."""
+
+    @pytest.mark.parametrize("kernels", [(7, 3), (5, 5), (3, 1)])
+    def test_has_function_and_gradients_of_two_convolutions(self, kernels):
+        large, small = kernels
+        network = lively_network(
+            lk_kernel=large, sk_kernel=small, depths=(1, 1)
+        ).double()
+        twice = copy.deepcopy(network)
+        for block in (block for group in twice.layers for block in group):
+            conv = block.conv
+            block.conv.forward = partial(convolve_twice, conv)
+        image = random_image(2, 3, 9, 6).double()
+        assert_same(gradients(network, image), gradients(twice, image), **EXACT)
+
+    def test_trains_the_same_in_channels_last(self):
+        network = lively_network().double().train()
+        last = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        image = random_image(2, 3, 9, 6).double()
+        image_last = image.to(memory_format=torch.channels_last)
+        assert_same(gradients(network, image), gradients(last, image_last), **EXACT)
+
+
+def convolve_twice(conv, x):
+    return (
+        conv.lk_conv(x) + conv.sk_conv(x) + (conv.lk_bias + conv.sk_bias)[:, None, None]
+    )
+
+
+class TestCheckpointing:
+    def test_changes_neither_output_nor_gradients(self):
+        # Dropout and stochastic depth have to fall the same way the second time.
+        arguments = {"drop_rate": 0.2, "drop_path_rate": 0.3}
+        plain = lively_network(**arguments).double().train()
+        again = AetherNet(**{**plain.hyperparameters, "use_checkpoint": True})
+        again = again.double().train()
+        again.load_state_dict(plain.state_dict(), strict=True)
+        image = random_image(3, 3, 8, 7).double()
+        results = []
+        for network in (plain, again):
+            torch.manual_seed(1)
+            results.append(gradients(network, image))
+        assert_same(*results, **EXACT)
+
+    def test_large_keeps_less_than_a_fifth_in_training(self):
+        peaks = []
+        for again in (False, True):
+            with torch.device("meta"):
+                network = AetherNet(
+                    **VARIANTS["aether_large"], scale=2, use_checkpoint=again
+                )
+            with PeakMemory() as memory:
+                image = torch.rand(1, 3, 64, 64, device="meta")
+                network(image).mean().backward()
+            gradient_bytes = sum(4 * p.numel() for p in network.parameters())
+            peaks.append(memory.peak - gradient_bytes)
+        assert peaks[1] < 0.2 * peaks[0], peaks
+
+    def test_is_idle_in_evaluation(self):
+        network = lively_network(use_checkpoint=True)
+        plain = lively_network()
+        image = random_image(1, 3, 8, 7)
+        assert torch.equal(network(image), plain(image))
+        assert network(image).requires_grad
+
+
+class TestMixedPrecision:
+    STEPS = 200
+    WARM_UP = 50
+
+    @pytest.fixture(scope="class")
+    def crops(self):
+        photographs = SHARED / "data/train"
+        if photographs.is_dir():
+            return Crops(pictures(photographs)[::12], scale=2)
+        return Crops([SAMPLE], scale=2)
+
+    @pytest.fixture(scope="class")
+    def float32(self, crops):
+        return self.train(crops, None)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_loses_no_more_than_three_per_cent(self, crops, float32, dtype):
+        losses = self.train(crops, dtype)
+        last = slice(self.STEPS // 2, None)
+        assert np.mean(float32[last]) < 0.6 * np.mean(float32[:10])  # it does learn
+        assert np.mean(losses[last]) == pytest.approx(np.mean(float32[last]), rel=0.03)
+
+    def train(self, crops, dtype):
+        """Losses of 200 steps as the frameworks take them; none may be NaN."""
+        torch.manual_seed(0)
+        network = AetherNet(embed_dim=16, depths=(1, 2), scale=2, drop_path_rate=0.0)
+        network = network.to(memory_format=torch.channels_last).train()
+        # At a higher rate a rounding error soon leads to another path altogether.
+        optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4)
+        warm_up = torch.optim.lr_scheduler.LinearLR(
+            optimizer, start_factor=1 / self.WARM_UP, total_iters=self.WARM_UP
+        )
+        scaler = torch.amp.GradScaler(
+            "cpu", init_scale=2.0**10, enabled=dtype == torch.float16
+        )
+        random = np.random.default_rng(0)
+        losses = []
+        for _ in range(self.STEPS):
+            lr, hr = crops.batch(4, 8, random)
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                output = network(lr)
+            loss = nn.functional.l1_loss(output.float(), hr)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            assert torch.isfinite(norm) or scaler.is_enabled()  # the scaler skips those
+            scaler.step(optimizer)
+            scaler.update()
+            warm_up.step()
+            losses.append(loss.item())
+        assert np.isfinite(losses).all()
+        assert all(p.isfinite().all() for p in network.parameters())
+        return losses
+
+
+class TestAround:
+    def test_ema_copies_follow_and_their_file_loads(self, tmp_path):
+        network = lively_network().train()
+        start = copy.deepcopy(network)
+        ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        ema.update_parameters(network)  # the first update copies
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(1)
+        ema.update_parameters(network)
+        for key, value in start.state_dict().items():
+            torch.testing.assert_close(ema.module.state_dict()[key], value + 0.1)
+        path = tmp_path / "net_g_ema_2.pth"
+        torch.save({"params": ema.state_dict()}, path)  # with module. and n_averaged
+        loaded = load_checkpoint(path).build()
+        image = random_image(1, 3, 6, 5)
+        assert torch.equal(loaded(image), ema.module.eval()(image))
+
+    @pytest.mark.parametrize("use_checkpoint", [False, True])
+    def test_compiled_training_has_the_same_gradients(self, use_checkpoint):
+        arguments = {"depths": (1,), "drop_path_rate": 0.0}
+        network = lively_network(**arguments, use_checkpoint=use_checkpoint).train()
+        image = random_image(2, 3, 9, 8)
+        eager = gradients(network, image)
+        compiled = gradients(torch.compile(network, fullgraph=True), image)
+        compiled[1].update(
+            (key.removeprefix("_orig_mod."), compiled[1].pop(key))
+            for key in list(compiled[1])
+        )
+        # float32: fused kernels sum in another order.
+        assert_same(eager, compiled, rtol=1e-4, atol=1e-5)
+
+    def test_clipping_bounds_the_gradients_of_a_lively_network(self):
+        network = lively_network().train()
+        gradients(network, 100 * random_image(2, 3, 9, 8))
+        before = nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+        after = nn.utils.get_total_norm([p.grad for p in network.parameters()])
+        assert before > 0.5
+        assert after == pytest.approx(0.5, rel=1e-4)
+
+    @pytest.mark.parametrize("use_checkpoint", [False, True])
+    def test_two_processes_have_the_gradients_of_one(self, tmp_path, use_checkpoint):
+        network = lively_network(drop_path_rate=0.0, use_checkpoint=use_checkpoint)
+        network = network.double().train()
+        image = random_image(4, 3, 8, 7).double()
+        target = random_image(4, 3, 16, 14, seed=1).double()
+        whole = gradients(network, image, target)[1]
+        torch.save(
+            (network.hyperparameters, network.state_dict(), image, target),
+            tmp_path / "start.pt",
+        )
+        torch.multiprocessing.spawn(half_of_the_batch, (tmp_path,), nprocs=2)
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+            assert found.keys() == whole.keys()
+            for key, gradient in whole.items():
+                torch.testing.assert_close(found[key], gradient, **EXACT)
+
+
+def half_of_the_batch(rank, folder):
+    """Gradients of one of two processes; each sees half the samples."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=(folder / "meeting").as_uri(), rank=rank, world_size=2
+    )
+    arguments, state_dict, image, target = torch.load(
+        folder / "start.pt", weights_only=True
+    )
+    network = AetherNet(**arguments).double().train()
+    network.load_state_dict(state_dict)
+    parallel = DistributedDataParallel(network)
+    half = slice(2 * rank, 2 * rank + 2)
+    nn.functional.l1_loss(parallel(image[half]), target[half]).backward()
+    found = {key: parameter.grad for key, parameter in network.named_parameters()}
+    torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
