@@ -14,6 +14,23 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
 
 
+def bicubic_pair(path: Path, scale: int) -> tuple[Tensor, Tensor]:
+    """LR and HR of a picture, `(3, H, W)` uint8, HR cropped to a multiple of the scale.
+
+    The reduction is the one papers use: bicubic with a = -0.5, antialiased.
+    """
+    pixels = torch.from_numpy(read_picture(path).pixels[:, :, :3].copy())
+    height, width = (side - side % scale for side in pixels.shape[:2])
+    hr = pixels.permute(2, 0, 1)[:, :height, :width].contiguous()
+    lr = torch.nn.functional.interpolate(
+        hr[None].float(),
+        size=(height // scale, width // scale),
+        mode="bicubic",
+        antialias=True,
+    )
+    return lr[0].round().clamp(0, 255).to(torch.uint8), hr
+
+
 class Crops:
     """Aligned LR and HR crops; LR is the whole picture's bicubic reduction, 8 bit.
 
@@ -22,7 +39,7 @@ class Crops:
 
     def __init__(self, paths: Sequence[Path], scale: int, held_out: int = 0) -> None:
         self._scale = scale
-        pairs = [self._pair(path) for path in paths]
+        pairs = [bicubic_pair(path, scale) for path in paths]
         first = len(pairs) - held_out
         self._train, self._held_out = pairs[:first], pairs[first:]
 
@@ -37,18 +54,6 @@ class Crops:
         random = np.random.default_rng(0)
         crops = [self._crop(self._held_out, size, random) for _ in range(count)]
         return self._stack(crops)
-
-    def _pair(self, path: Path) -> tuple[Tensor, Tensor]:
-        pixels = torch.from_numpy(read_picture(path).pixels[:, :, :3].copy())
-        height, width = (side - side % self._scale for side in pixels.shape[:2])
-        hr = pixels.permute(2, 0, 1)[:, :height, :width].contiguous()
-        lr = torch.nn.functional.interpolate(
-            hr[None].float(),
-            size=(height // self._scale, width // self._scale),
-            mode="bicubic",
-            antialias=True,
-        )
-        return lr[0].round().clamp(0, 255).to(torch.uint8), hr
 
     def _crop(
         self,

@@ -83,6 +83,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if not arguments.folder.is_dir():
+        parser.error(f"{arguments.folder} is no folder")
     crops = Crops(pictures(arguments.folder), SCALE, held_out=HELD_OUT)
     marks = [m for m in (100, 400, 1000, 2000) if m < arguments.steps]
     marks.append(arguments.steps)

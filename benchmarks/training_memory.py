@@ -4,10 +4,11 @@ Prints, per variant, what a step keeps for backward per LR pixel of the batch, c
 on fake CUDA tensors, so without a GPU, and what that makes in GiB for patches of
 several sizes, with weights, gradients, AdamW's state and an EMA. Where there is a GPU,
 PyTorch's peak of a real step stands beside it. `--check` runs small steps on the CPU
-instead and compares their count with what the process grew by (not on Windows).
+instead and compares their count with what the process grew by (glibc's Linux).
 """
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -17,11 +18,11 @@ from pytorch_runtime import peak_memory
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aethernet import aether_core
-from aethernet.aether_core import VARIANTS, AetherNet
+from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS, AetherNet
 
 # float32 weights, gradients, two moments of AdamW, EMA
 BYTES_PER_PARAMETER = 4 * (1 + 1 + 2 + 1)
-SCALE = 2
+SCALES = tuple(UPSAMPLE_FACTORS)
 PATCHES = (32, 48, 64, 96)  # LR side
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 GIB = 2**30
@@ -30,56 +31,63 @@ GIB = 2**30
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--batch", type=int, default=8, help="default: 8")
+    parser.add_argument("--scale", type=int, default=2, choices=SCALES)
     parser.add_argument("--check", action="store_true", help="count against the CPU's")
     parser.add_argument("--grown", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.grown:
         variant, size, again = given.grown
-        print(grown(build(variant, bool(int(again))), int(size)))
+        print(grown(build(variant, 2, bool(int(again))), int(size)))
     elif given.check:
         check()
     else:
-        table(given.batch)
+        table(given.batch, given.scale)
     return 0
 
 
-def table(batch: int) -> None:
+def table(batch: int, scale: int) -> None:
     patches = "".join(f"{patch:>14}" for patch in PATCHES)
-    print(f"{SCALE}x, batch {batch}: GiB by LR patch size (measured in brackets)")
+    print(f"{scale}x, batch {batch}: GiB by LR patch size", end="")
+    print(" (in brackets: measured)" * torch.cuda.is_available())
     print(f"{'':42}{'KB/pixel':>10}{patches}")
     for variant in VARIANTS:
         for precision, dtype in PRECISIONS.items():
             for again in (False, True):
-                per_pixel = saved_per_pixel(variant, again, dtype)
-                parameters = sum(p.numel() for p in build(variant, again).parameters())
+                per_pixel = saved_per_pixel(variant, scale, again, dtype)
+                network = build(variant, scale, again)
+                parameters = sum(p.numel() for p in network.parameters())
                 cells = ""
                 for patch in PATCHES:
                     total = per_pixel * batch * patch**2
                     total += parameters * BYTES_PER_PARAMETER
                     cell = f"{total / GIB:.2f}"
                     if torch.cuda.is_available():
-                        peak = measured(variant, again, dtype, batch, patch)
+                        peak = measured(network, dtype, batch, patch)
                         cell += f" ({peak / GIB:.2f})"
                     cells += f"{cell:>14}"
                 name = f"{variant} {precision}{' use_checkpoint' * again}"
                 print(f"{name:42}{per_pixel / 1000:10.1f}{cells}")
 
 
-def build(variant: str, use_checkpoint: bool) -> AetherNet:
+def build(variant: str, scale: int, use_checkpoint: bool) -> AetherNet:
+    """A network without weights, in training mode."""
+    make = getattr(aether_core, variant)
     with torch.device("meta"):
-        network = getattr(aether_core, variant)(
-            scale=SCALE, use_checkpoint=use_checkpoint
-        )
-    return network.train()
+        return make(scale=scale, use_checkpoint=use_checkpoint).train()
 
 
-def saved_per_pixel(variant: str, again: bool, dtype: torch.dtype | None) -> float:
+def saved_per_pixel(
+    variant: str, scale: int, again: bool, dtype: torch.dtype | None
+) -> float:
     """Bytes kept for backward per LR pixel: the slope between two sizes."""
-    small, large = (kept(build(variant, again), size, dtype) for size in (32, 64))
+    small, large = (
+        kept(build(variant, scale, again), size, dtype) for size in (32, 64)
+    )
     per_pixel = (large - small) / (64**2 - 32**2)
     if again:  # and in backward what one block at a time keeps
         blocks = sum(VARIANTS[variant]["depths"])
-        per_pixel += (saved_per_pixel(variant, False, dtype) - per_pixel) / blocks
+        plain = saved_per_pixel(variant, scale, False, dtype)
+        per_pixel += (plain - per_pixel) / blocks
     return per_pixel
 
 
@@ -102,16 +110,14 @@ def kept(network: AetherNet, size: int, dtype: torch.dtype | None) -> int:
 
 
 def measured(
-    variant: str, again: bool, dtype: torch.dtype | None, batch: int, patch: int
+    network: AetherNet, dtype: torch.dtype | None, batch: int, patch: int
 ) -> int:
     """Bytes PyTorch held at most on the GPU in a step, the EMA included."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    make = getattr(aether_core, variant)
-    with torch.device("cuda"):
-        network = make(scale=SCALE, use_checkpoint=again).train()
-        ema = torch.optim.swa_utils.AveragedModel(network)
-        image = torch.rand(batch, 3, patch, patch)
+    network = type(network)(**network.hyperparameters).cuda()
+    ema = torch.optim.swa_utils.AveragedModel(network)
+    image = torch.rand(batch, 3, patch, patch, device="cuda")
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
     for _ in range(2):  # the second finds the optimizer's state there
@@ -129,11 +135,13 @@ def check() -> None:
     for variant in VARIANTS:
         for again in (False, True):
             # Each size in a process of its own: one that has grown does not shrink.
+            # glibc otherwise keeps what was freed for itself, in holes.
             sizes = (32, 64)
             words = [[variant, str(size), str(int(again))] for size in sizes]
             pairs = [
                 subprocess.run(
                     [sys.executable, __file__, "--grown", *each],
+                    env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
                     check=True,
                     capture_output=True,
                     text=True,

@@ -33,8 +33,8 @@ def main() -> int:
     parser.add_argument(
         "--variant", default="aether_small", choices=aether_core.VARIANTS
     )
-    parser.add_argument("--size", type=int, default=40, help="LR side; default: 40")
-    parser.add_argument("--batch", type=int, default=4, help="default: 4")
+    parser.add_argument("--size", type=int, default=32, help="LR side; default: 32")
+    parser.add_argument("--batch", type=int, default=2, help="default: 2")
     parser.add_argument("--pairs", type=int, default=7, help="paired runs; default: 7")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
     parser.add_argument(

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 from crops import Crops, pictures
-from helpers import SAMPLE, SHARED, lively_network, random_image
+from helpers import ROOT, SAMPLE, SHARED, lively_network, random_image, run
 from peak_memory import PeakMemory
+from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from aethernet import AetherNet, load_checkpoint
 from aethernet.aether_core import VARIANTS
+from aethernet.images import read_picture
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64: what another order of sums leaves
 
@@ -34,6 +36,33 @@ def assert_same(one, other, **tolerance):
     assert one[1].keys() == other[1].keys()
     for key, gradient in one[1].items():
         torch.testing.assert_close(other[1][key], gradient, **tolerance)
+
+
+class TestPairs:
+    """benchmarks/bicubic_pairs.py, which the documents make LR pictures with."""
+
+    def test_lr_is_the_reduction_papers_use(self, tmp_path):
+        with Image.open(SAMPLE) as sample:
+            sample.crop((0, 0, 91, 70)).save(tmp_path / "photo.png")
+        script = ROOT / "benchmarks/bicubic_pairs.py"
+        done = run(script, tmp_path, tmp_path / "out", "--scale", "3")
+        assert done.returncode == 0, done.stderr
+        with Image.open(tmp_path / "out/hr/photo.png") as hr:
+            assert hr.size == (90, 69)
+            # Pillow rounds between its two passes, except for 32-bit pixels.
+            wanted = [
+                np.asarray(band.convert("F").resize((30, 23), Image.Resampling.BICUBIC))
+                for band in hr.split()
+            ]
+        lr = read_picture(tmp_path / "out/lr/photo.png").pixels
+        difference = np.abs(lr - np.stack(wanted, axis=2).clip(0, 255))
+        assert difference.max() < 0.51  # the rounding to 8 bits
+
+    def test_a_missing_folder_is_one_sentence(self, tmp_path):
+        script = ROOT / "benchmarks/bicubic_pairs.py"
+        done = run(script, tmp_path / "none", tmp_path / "out")
+        assert done.returncode == 2
+        assert done.stderr.endswith("none is no folder\n")
 
 
 class TestTrainingForm:

@@ -1,0 +1,50 @@
+"""Make training pairs: `python benchmarks/bicubic_pairs.py PHOTOS OUT --scale 2`.
+
+Writes OUT/hr and OUT/lr as PNG, under the same names: every picture of the folder
+PHOTOS, and its bicubic reduction. A pair that is there already is left alone.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from crops import bicubic_pair, pictures
+
+from aethernet.aether_core import UPSAMPLE_FACTORS
+from aethernet.errors import AetherError
+from aethernet.images import Picture, write_picture
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("photos", type=Path, help="folder of 8-bit RGB pictures")
+    parser.add_argument("out", type=Path, help="folder to make hr/ and lr/ in")
+    scales = tuple(UPSAMPLE_FACTORS)
+    parser.add_argument("--scale", type=int, default=2, choices=scales)
+    given = parser.parse_args()
+    if not given.photos.is_dir():
+        parser.error(f"{given.photos} is no folder")
+    try:
+        paths = pictures(given.photos)
+        for number, path in enumerate(paths, 1):
+            make_pair(path, given.out, given.scale)
+            print(f"\r{number} of {len(paths)}", end="", flush=True)
+    except AetherError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    print(f"\n{given.out / 'hr'} and {given.out / 'lr'}")
+    return 0
+
+
+def make_pair(path: Path, out: Path, scale: int) -> None:
+    targets = [out / kind / f"{path.stem}.png" for kind in ("lr", "hr")]
+    if all(target.exists() for target in targets):
+        return
+    pair = bicubic_pair(path, scale)
+    for target, pixels in zip(targets, pair, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_picture(Picture(pixels.permute(1, 2, 0).contiguous().numpy()), target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
