@@ -35,9 +35,12 @@ class Crops:
     """Aligned LR and HR crops; LR is the whole picture's bicubic reduction, 8 bit.
 
     `paths` are HR pictures, RGB; the last `held_out` of them are not trained on.
+    Raises ValueError where that leaves none.
     """
 
     def __init__(self, paths: Sequence[Path], scale: int, held_out: int = 0) -> None:
+        if len(paths) <= held_out:
+            raise ValueError(f"{held_out + 1} pictures are needed, not {len(paths)}.")
         self._scale = scale
         pairs = [bicubic_pair(path, scale) for path in paths]
         first = len(pairs) - held_out

@@ -85,7 +85,10 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
     if not arguments.folder.is_dir():
         parser.error(f"{arguments.folder} is no folder")
-    crops = Crops(pictures(arguments.folder), SCALE, held_out=HELD_OUT)
+    paths = pictures(arguments.folder)
+    if len(paths) <= HELD_OUT:
+        parser.error(f"{arguments.folder} holds {len(paths)} pictures, more are needed")
+    crops = Crops(paths, SCALE, held_out=HELD_OUT)
     marks = [m for m in (100, 400, 1000, 2000) if m < arguments.steps]
     marks.append(arguments.steps)
     print("start", "seed", *(f"L1@{mark}" for mark in marks), "PSNR", sep="\t")

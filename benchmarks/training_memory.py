@@ -35,6 +35,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="count against the CPU's")
     parser.add_argument("--grown", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.batch < 1:
+        parser.error("--batch starts at 1")
     if given.grown:
         variant, size, again = given.grown
         print(grown(build(variant, 2, bool(int(again))), int(size)))
@@ -62,8 +64,7 @@ def table(batch: int, scale: int) -> None:
                     total += parameters * BYTES_PER_PARAMETER
                     cell = f"{total / GIB:.2f}"
                     if torch.cuda.is_available():
-                        peak = measured(network, dtype, batch, patch)
-                        cell += f" ({peak / GIB:.2f})"
+                        cell += f" ({measured(network, dtype, batch, patch)})"
                     cells += f"{cell:>14}"
                 name = f"{variant} {precision}{' use_checkpoint' * again}"
                 print(f"{name:42}{per_pixel / 1000:10.1f}{cells}")
@@ -111,14 +112,24 @@ def kept(network: AetherNet, size: int, dtype: torch.dtype | None) -> int:
 
 def measured(
     network: AetherNet, dtype: torch.dtype | None, batch: int, patch: int
-) -> int:
-    """Bytes PyTorch held at most on the GPU in a step, the EMA included."""
+) -> str:
+    """GiB PyTorch held at most on the GPU in a step, the EMA included."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
+    try:
+        train(network, dtype, batch, patch)
+    except torch.cuda.OutOfMemoryError:
+        return "too much"
+    return f"{torch.cuda.max_memory_allocated() / GIB:.2f}"
+
+
+def train(
+    network: AetherNet, dtype: torch.dtype | None, batch: int, patch: int
+) -> None:
     network = type(network)(**network.hyperparameters).cuda()
+    network = network.to(memory_format=torch.channels_last)
     ema = torch.optim.swa_utils.AveragedModel(network)
     image = torch.rand(batch, 3, patch, patch, device="cuda")
-    network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
     for _ in range(2):  # the second finds the optimizer's state there
         with torch.autocast("cuda", dtype, enabled=dtype is not None):
@@ -127,7 +138,6 @@ def measured(
         optimizer.step()
         optimizer.zero_grad()
         ema.update_parameters(network)
-    return torch.cuda.max_memory_allocated()
 
 
 def check() -> None:

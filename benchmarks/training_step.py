@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aethernet import aether_core
-from aethernet.aether_core import AetherNet, ReparamLargeKernelConv
+from aethernet.aether_core import AetherBlock, AetherNet, ReparamLargeKernelConv
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,6 +41,10 @@ def main() -> int:
         "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES
     )
     given = parser.parse_args()
+    if min(given.size, given.batch, given.pairs) < 1:
+        parser.error("--size, --batch and --pairs start at 1")
+    if given.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {given.device}: PyTorch finds no GPU here")
     shape = (given.batch, 3, given.size, given.size)
     print(f"{given.variant}, 2x, {shape}, {given.device}", end="")
     print(f", {torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -78,12 +82,17 @@ def twice(run: Callable[[], None]) -> Callable[[], None]:
 
 
 def again(run: "partial[None]") -> Callable[[], None]:
+    def switch(on: bool) -> None:
+        for module in run.args[0].modules():
+            if isinstance(module, AetherBlock):
+                module.use_checkpoint = on
+
     def checkpointed() -> None:
-        run.args[0].use_checkpoint = True
+        switch(True)
         try:
             run()
         finally:
-            run.args[0].use_checkpoint = False
+            switch(False)
 
     return checkpointed
 

@@ -19,7 +19,7 @@ from aethernet.checkpoint import DTYPES
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Fuse a trained AetherNet checkpoint: two depthwise convolutions a "
+        description="Fuse a trained AetherNet checkpoint: both depthwise kernels of a "
         "block become one. The written file is read again and compared with the "
         "training form on a photograph and on noise; a file that differs is not kept."
     )

@@ -36,9 +36,10 @@ def clone_of(variable: str) -> Path:
 
 def interpreter_of(clone: Path) -> Path:
     """The Python that the framework's installer made in its clone, else this one."""
-    for name in (".venv/bin/python", "venv/bin/python"):
-        if (clone / name).exists():
-            return clone / name
+    for folder in (".venv", "venv"):
+        for name in ("bin/python", "Scripts/python.exe"):
+            if (clone / folder / name).exists():
+                return clone / folder / name
     return Path(sys.executable)
 
 

@@ -79,7 +79,7 @@ def without_gpu() -> None:
 
 
 def without_downloads() -> None:
-    """VGG19 with random weights: the real ones are 550 MB."""
+    """VGG19 with random weights: the real ones are 575 MB."""
     vgg = torchvision.models.vgg
 
     def vgg19(weights=None):

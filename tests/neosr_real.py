@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -73,9 +74,11 @@ class Neosr:
                 capture_output=True,
                 text=True,
                 check=False,
+                timeout=1200,
             )
             tail = f"{process.stdout[-3000:]}\n{process.stderr[-6000:]}"
-            assert done.exists(), f"exit {process.returncode}\n{tail}"
+            where = self.environment.get("PYTHONPATH", self.python)
+            assert done.exists(), f"{where}: exit {process.returncode}\n{tail}"
             return json.loads(done.read_text("utf-8"))
 
     def run_one(self, **job: Any) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def _installed_0_1_0() -> Path:
     Beside this interpreter's packages, none of which is touched: torch is shared.
     """
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    target = _cache() / f"neosr-0.1.0-{tag}-{sys.platform}"
+    target = _cache() / f"neosr-0.1.0-{tag}-{sysconfig.get_platform()}"
     if target.exists():
         return target
     for name in ("torchvision", "pip"):
@@ -192,12 +195,13 @@ def _installed_0_1_0() -> Path:
                 capture_output=True,
                 text=True,
                 check=False,
+                timeout=600,
             )
             if done.returncode:
                 said = (done.stderr.strip() or done.stdout.strip())[-300:]
                 pytest.skip(
-                    f"neosr 0.1.0 could not be installed from the package index; "
-                    f"connect and run again. pip says: {said}"
+                    "neosr 0.1.0 and what it needs could not be installed from the "
+                    f"package index. pip says: {said}"
                 )
         try:
             part.rename(target)

@@ -300,6 +300,15 @@ class TestForward:
         before = network(image)
         assert (network.fuse()(image) - before).abs().max() < 1e-12
 
+    def test_hooks_on_groups_and_blocks_fire(self):
+        network = lively_network(depths=(1, 2))
+        seen = []
+        for group in network.layers:
+            for module in (group, *group):
+                module.register_forward_hook(lambda module, *_: seen.append(module))
+        network(random_image(1, 3, 4, 4))
+        assert len(seen) == 5
+
     def test_samples_of_a_batch_do_not_see_each_other(self):
         network = lively_network()
         batch = random_image(3, 3, 8, 9)

@@ -143,6 +143,7 @@ def building(neosr: Neosr) -> dict[str, dict[str, Any]]:
             "network": {"type": "aether_small", "scale": 2},
         },
         "contradiction": {**scale_4, "opt": small},
+        # neosr is imported by now, which it cannot be without -opt.
         "explicit scale, foreign arguments": {**scale_4, "argv": ["-f", "kernel.json"]},
         "convert.py": {**build, "argv": convert},
         "unknown key": {

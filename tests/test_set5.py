@@ -111,7 +111,7 @@ def test_every_file_computes_what_the_training_form_computes(set5, models):
             if file == "float16.onnx":
                 psnr = -10 * np.log10(np.square(error).mean())
                 lowest_psnr = min(lowest_psnr, psnr)
-    assert 0 < worst["fused.safetensors"] <= 5e-6, worst
+    assert worst["fused.safetensors"] <= 5e-6, worst
     assert 0 < worst["float32.onnx"] <= 1e-5, worst
     assert worst["float16.onnx"] > 1e-5  # it is half precision
     assert lowest_psnr >= 50

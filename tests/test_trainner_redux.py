@@ -345,10 +345,16 @@ class TestUsingACheckpoint:
         assert "mismatched state dict keys" in done.stderr
         assert "fused_conv" in done.stdout
 
-    def test_own_converter_takes_the_option_file(self, clone, tmp_path):
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_own_converter_takes_the_option_file(self, clone, tmp_path, fused):
         onnxruntime = pytest.importorskip("onnxruntime")
+        model = SHIPPED_MODEL
+        if not fused:
+            model = small_checkpoint(tmp_path / "training.safetensors")
         options = for_use(
-            ONNX, tmp_path, {"path.pretrain_network_g": str(SHIPPED_MODEL)}
+            ONNX,
+            tmp_path,
+            {"path.pretrain_network_g": str(model), "network_g.fused_init": fused},
         )
         done = drive(clone, tmp_path, "onnx", options)
         result = result_of(done, tmp_path)[options.name]
@@ -359,5 +365,5 @@ class TestUsingACheckpoint:
         image = random_image(1, 3, 21, 17)
         theirs = torch.from_numpy(session.run(None, {"input": image.numpy()})[0])
         with torch.inference_mode():
-            ours = load_checkpoint(SHIPPED_MODEL).build().eval()(image)
+            ours = load_checkpoint(model).build().eval()(image)
         assert (theirs - ours).abs().max() <= 1e-5

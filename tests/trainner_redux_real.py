@@ -119,7 +119,13 @@ def in_clone(
         [python, *map(str, words)],
         cwd=folder,
         # One line a message: rich breaks them at the width of the terminal.
-        env={**os.environ, "PYTHONPATH": str(clone), "COLUMNS": "1000"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(clone),
+            "PYTHONDONTWRITEBYTECODE": "1",  # nothing of ours stays in the clone
+            "COLUMNS": "1000",
+        },
+        timeout=1200,
         capture_output=True,
         text=True,
         check=False,

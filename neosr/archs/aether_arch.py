@@ -2,7 +2,7 @@
 
 Registers `aether`, `aether_small`, `aether_medium` and `aether_large`. The scale is the
 one at the top of the option file, or convert.py's `--scale`; a `scale` in [network_g]
-that says otherwise is an error. Code that has neither gives `scale` itself.
+that says otherwise is an error.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ReparamLargeKernelConv(nn.Module):
         large, small = self.lk_conv.weight, self.sk_conv.weight
         margin = (large.shape[-1] - small.shape[-1]) // 2
         weight = large + nn.functional.pad(small, [margin] * 4)
-        return weight, self.lk_bias + self.sk_bias
+        return weight.view_as(large), self.lk_bias + self.sk_bias  # shape for exporters
 
     @torch.no_grad()
     def fuse(self) -> None:
@@ -114,11 +114,16 @@ class AetherBlock(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.ffn = ffn
         self.drop_path = DropPath(rate)
+        self.use_checkpoint = False  # in training: keep the input, compute twice
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.conv(x).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
-        branch = self.ffn(self.norm(branch)).permute(0, 3, 1, 2)  # -> (B, C, H, W)
-        return x + self.drop_path(branch)
+        if self.use_checkpoint and self.training:
+            return x + checkpoint(self.branch, x, use_reentrant=False)
+        return x + self.branch(x)
+
+    def branch(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x).permute(0, 2, 3, 1))  # (B, C, H, W) -> (B, H, W, C)
+        return self.drop_path(self.ffn(x).permute(0, 3, 1, 2))  # -> (B, C, H, W)
 
 
 class AetherNet(nn.Module):
@@ -161,7 +166,6 @@ class AetherNet(nn.Module):
                 raise ValueError(f"AetherNet: {sentence}; given were {given}.")
         self.hyperparameters: dict[str, Any] = {**given, "depths": tuple(depths)}
         self.in_chans, self.img_range = in_chans, img_range
-        self.use_checkpoint = use_checkpoint
         self.mean = 0.5 if in_chans == 3 else 0.0  # a number follows device and dtype
 
         self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
@@ -170,15 +174,16 @@ class AetherNet(nn.Module):
         def block() -> AetherBlock:
             conv = ReparamLargeKernelConv(embed_dim, lk_kernel, sk_kernel, fused_init)
             ffn = GatedFeedForward(embed_dim, hidden, drop_rate)
-            return AetherBlock(embed_dim, conv, ffn, rates.pop(0))
+            made = AetherBlock(embed_dim, conv, ffn, rates.pop(0))
+            made.use_checkpoint = use_checkpoint
+            return made
 
         groups = ((block() for _ in range(depth)) for depth in depths)
         self.layers = nn.Sequential(*(nn.Sequential(*group) for group in groups))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
         self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
-        self.conv_before_upsample = nn.Sequential(
-            nn.Conv2d(embed_dim, UPSAMPLE_CHANNELS, 3, padding=1), nn.LeakyReLU(0.01)
-        )
+        narrow = nn.Conv2d(embed_dim, UPSAMPLE_CHANNELS, 3, padding=1)
+        self.conv_before_upsample = nn.Sequential(narrow, nn.LeakyReLU(0.01))
         self.upsample = nn.Sequential()
         for factor in UPSAMPLE_FACTORS[scale]:
             rows = UPSAMPLE_CHANNELS * factor**2
@@ -195,12 +200,8 @@ class AetherNet(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             wanted = f"(B, {self.in_chans}, H, W)"
             raise ValueError(f"AetherNet takes {wanted}, not {tuple(x.shape)}.")
-        features = first = self.conv_first((x - self.mean) * self.img_range)
-        for block in (b for group in self.layers.children() for b in group.children()):
-            if self.use_checkpoint and self.training:
-                features = checkpoint(block, features, use_reentrant=False)
-            else:
-                features = block(features)
+        first = self.conv_first((x - self.mean) * self.img_range)
+        features = self.layers(first)
         features = self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         features = self.conv_after_body(features) + first
         features = self.upsample(self.conv_before_upsample(features))
@@ -258,12 +259,11 @@ def hyperparameters_from_state_dict(state_dict: Mapping[str, Any]) -> dict[str, 
     def size(key: str, dim: int) -> int:  # 1 where there is none: judged below
         return max([*found.get(key, []), 1, 1, 1, 1][dim], 1)
 
-    blocks = re.findall(r"^layers\.(\d{1,3})\.(\d{1,3})\.", "\n".join(found), re.M)
+    blocks = re.findall(r"(?m)^layers\.(\d{1,3})\.(\d{1,3})\.", "\n".join(found))
     numbers = {(int(group), int(block)) for group, block in blocks}
     groups = range(max(numbers, default=(0, 0))[0] + 1)
     depths = [max((b for g, b in numbers if g == i), default=0) + 1 for i in groups]
-    if sum(depths) > len(found):
-        depths = [1]  # a huge index must not build a huge network
+    depths = depths if sum(depths) <= len(found) else [1]  # no huge net of an index
     kernel = re.compile(r"layers\.\d+\.\d+\.conv\.(lk|fused)_conv\.weight")
     large = next(filter(kernel.fullmatch, found), "")
     fused = "fused_conv" in large
@@ -317,7 +317,7 @@ def scale_for(options: Mapping[str, Any]) -> int:
     if given not in (None, scale):
         raise ValueError(
             f"AetherNet: the scale of this run is {scale}, but [network_g] has "
-            f"scale = {given}. Delete that line: the network takes the scale at the "
+            f"scale = {given!r}. Delete that line: the network takes the scale at the "
             "top of the option file."
         )
     return scale

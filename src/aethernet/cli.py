@@ -241,7 +241,7 @@ def _define_info(parser: argparse.ArgumentParser) -> None:
 
 def _define_fuse(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Fuse a trained checkpoint: two depthwise convolutions a block become one. The "
+        "Fuse a trained checkpoint: both depthwise kernels of a block become one. The "
         "written file is read again and compared with the training form; a file that "
         "differs is not kept."
     )
