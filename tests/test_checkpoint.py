@@ -319,7 +319,7 @@ class TestWriting:
         for name in ("model.safetensors", "model.pth"):
             save_checkpoint(network, tmp_path / name)
             again = load_checkpoint(tmp_path / name)
-            assert again.hyperparameters == network.hyperparameters
+            assert again.build().hyperparameters == network.hyperparameters
             image = random_image(1, 3, 5, 6)
             assert torch.equal(again.build()(image), network(image))
 

@@ -172,7 +172,7 @@ class TestSyncTool:
         before = {path: path.read_bytes() for path in copies}
         done = self.sync(clone, "--check")
         assert done.returncode == 1
-        assert done.stdout.count("+            nn.Conv2d") == 3, done.stdout
+        assert done.stdout.count("+        self.conv_before_upsample") == 3, done.stdout
         assert "sync_core.py" in done.stderr
         assert before == {path: path.read_bytes() for path in copies}
 
