@@ -156,8 +156,10 @@ class TestMixedPrecision:
     def test_loss_stays_within_three_per_cent_of_float32(self, crops, float32, dtype):
         losses = self.train(crops, dtype)
         last = slice(self.STEPS // 2, None)
+        ratio = np.mean(losses[last]) / np.mean(float32[last])
+        print(f"{dtype}: {ratio:.3f} of float32's loss")
         assert np.mean(float32[last]) < 0.6 * np.mean(float32[:10])  # it does learn
-        assert np.mean(losses[last]) == pytest.approx(np.mean(float32[last]), rel=0.03)
+        assert ratio == pytest.approx(1, abs=0.03)
 
     @classmethod
     def train(cls, crops, dtype):
@@ -165,7 +167,7 @@ class TestMixedPrecision:
         torch.manual_seed(0)
         network = AetherNet(embed_dim=16, depths=(1, 2), scale=2, drop_path_rate=0.0)
         network = network.to(memory_format=torch.channels_last).train()
-        # At a higher rate a rounding error soon leads to another path altogether.
+        # Low on purpose: docs/training.md says what higher rates did.
         optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4)
         warm_up = torch.optim.lr_scheduler.LinearLR(
             optimizer, start_factor=1 / cls.WARM_UP, total_iters=cls.WARM_UP
