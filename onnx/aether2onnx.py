@@ -16,6 +16,7 @@ from aethernet import cli
 from aethernet.onnx_export import ShapeRange
 
 DEFAULTS = ShapeRange()
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def main() -> int:
@@ -64,10 +65,10 @@ def main() -> int:
     cli.add_export_limits(parser, "--opset_version")
     parser.add_argument(
         "--fp_mode",
-        choices=("fp32", "fp16"),
+        choices=tuple(PRECISIONS),
         default="fp32",
-        help="precision of weights, input and output; LayerNorm stays in float32; "
-        "default: fp32",
+        help="precision of weights and activations; LayerNorm is always in float32; "
+        "fp16 also takes and gives float16; default: fp32",
     )
     parser.add_argument(
         "--verify_onnx",
@@ -79,7 +80,7 @@ def main() -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    arguments.half = arguments.fp_mode == "fp16"
+    arguments.precision = PRECISIONS[arguments.fp_mode]
     sizes = [
         tuple(
             getattr(arguments, f"{bound}_{side}")

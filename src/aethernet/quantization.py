@@ -1,0 +1,189 @@
+"""Checkpoint in, int8 ONNX file out, measured on the user's own pictures.
+
+The 1x1 convolutions, two thirds and more of the work, compute in int8, between
+QuantizeLinear and DequantizeLinear (QDQ), the form every runtime reads. The depthwise
+and the 3x3 convolutions stay in float32: their activations span too many magnitudes,
+and in int8 they cost more than 10 dB (docs/performance.md).
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aethernet.checkpoint import Checkpoint
+from aethernet.errors import AetherError, ImageError, import_optional
+from aethernet.files import replacing
+from aethernet.images import SUFFIXES, read_picture
+from aethernet.onnx_export import (
+    Limits,
+    OnnxExport,
+    ShapeRange,
+    describe,
+    open_for_export,
+    open_session,
+    opset_of,
+    to_onnx,
+    trtexec_command,
+    verification_images,
+    verify,
+)
+
+_log = logging.getLogger(__name__)
+
+INT8_MIN_PSNR = 40.0
+"""dB against float32 that every picture has to reach: errors below half of 1 %."""
+MAX_PICTURES = 64
+_CROP = 128  # LR pixels of each side that are looked at, from the middle
+
+
+def export_int8(
+    source: str | Path,
+    target: str | Path,
+    pictures: str | Path,
+    *,
+    model_type: str | None = None,
+    scale: int | None = None,
+    param_key: str | None = None,
+    dynamic: bool = True,
+    shapes: ShapeRange | None = None,
+    opset: int | None = None,
+    license: str | None = None,
+    min_psnr: float = INT8_MIN_PSNR,
+    device: str | torch.device = "cpu",
+) -> OnnxExport:
+    """Write an int8 ONNX file of a checkpoint; input and output stay float32.
+
+    Calibrated on pictures like those it will see: the largest absolute value of every
+    activation there becomes 127 (symmetric, as TensorRT wants it); weights have one
+    scale a channel. The file is then compared with PyTorch float32 on each of them.
+
+    Args:
+        source, model_type, scale, param_key, dynamic, shapes, opset, license, device:
+            as for `onnx_export.export_onnx`.
+        target: `.onnx`.
+        pictures: a folder of LR pictures, searched deeply; the middle 128x128 pixels
+            (or the fixed size) of up to 64 of them, spread evenly, are used.
+        min_psnr: dB that every picture has to reach.
+
+    Returns:
+        `differences` has one entry for each picture, then for the extreme frames, on
+        which the values only have to be finite.
+
+    Raises:
+        ImageError: when the folder holds no picture that can be used.
+        VerificationError: when a picture stays below `min_psnr`; nothing is written.
+        CheckpointError, ContradictionError, AetherError: as for `export_onnx`.
+    """
+    target = Path(target)
+    shapes = shapes or ShapeRange()
+    checkpoint = open_for_export(source, target, param_key)
+    checkpoint.expect(model_type, scale)
+    fixed = None if dynamic else shapes.typical
+    images = dict(_pictures(Path(pictures), checkpoint, fixed))
+    _log.info("exporting")
+    model = to_onnx(checkpoint, fixed, opset, "float32")
+    _log.info("calibrating on %d pictures", len(images))
+    model = _quantized(model, list(images.values()))
+    with replacing(target) as temporary:
+        describe(model, checkpoint, "int8", license)
+        content = model.SerializeToString()
+        temporary.write_bytes(content)
+        session = open_session(content)
+        limits = Limits(min_psnr)
+        differences = verify(session, checkpoint, images.items(), limits, device)
+        frames = verification_images(checkpoint, fixed)
+        differences |= verify(session, checkpoint, frames, None, device)
+    channels = checkpoint.hyperparameters["in_chans"]
+    command = trtexec_command(target, channels, shapes if dynamic else None, "int8")
+    return OnnxExport(checkpoint, opset_of(model), differences, command)
+
+
+def _pictures(
+    folder: Path, checkpoint: Checkpoint, fixed: tuple[int, int, int] | None
+) -> Iterator[tuple[str, Tensor]]:
+    if not folder.is_dir():
+        raise ImageError(f"{folder} is no folder: int8 is calibrated on pictures.")
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    chosen = files[:: -(-len(files) // MAX_PICTURES) or 1]
+    channels = checkpoint.hyperparameters["in_chans"]
+    batch, height, width = fixed or (1, _CROP, _CROP)
+    found = False
+    for file in chosen:
+        pixels = read_picture(file).pixels
+        colours = pixels[:, :, : 3 if pixels.shape[2] >= 3 else 1]
+        if colours.shape[2] != channels:
+            _log.warning("%s is left out: it has no %d channels.", file, channels)
+            continue
+        if fixed:  # a smaller picture is mirrored to fill that size
+            missing = [
+                max(0, n - m) for n, m in zip(fixed[1:], pixels.shape, strict=False)
+            ]
+            colours = np.pad(colours, [(0, m) for m in missing] + [(0, 0)], "symmetric")
+        top, left = (
+            max(0, (n - m) // 2)
+            for n, m in zip(colours.shape, (height, width), strict=False)
+        )
+        crop = colours[top : top + height, left : left + width]
+        values = crop.astype(np.float32) / np.iinfo(pixels.dtype).max
+        image = torch.from_numpy(values).permute(2, 0, 1).contiguous()
+        found = True
+        yield str(file.relative_to(folder)), image.expand(batch, -1, -1, -1)
+    if not found:
+        raise ImageError(
+            f"{folder} holds no {', '.join(SUFFIXES)} picture of {channels} channels "
+            "to calibrate int8 on."
+        )
+
+
+def _quantized(model: Any, images: list[Tensor]) -> Any:
+    onnx = import_optional("onnx", "onnx")
+    quantization = import_optional("onnxruntime.quantization", "onnx")
+    weights = {weight.name: weight.dims for weight in model.graph.initializer}
+    pointwise = [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and [*weights[node.input[1]][2:]] == [1, 1]
+    ]
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.rest = iter(images)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self.rest, None)
+            return None if image is None else {"input": image.numpy()}
+
+    loud = logging.getLogger()  # it logs advice to the root logger
+    level = loud.level
+    loud.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "int8.onnx")
+            quantization.quantize_static(
+                model,
+                file,
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                nodes_to_quantize=pointwise,
+                per_channel=True,
+                activation_type=quantization.QuantType.QInt8,
+                weight_type=quantization.QuantType.QInt8,
+                # As TensorRT takes them: no zero points, biases left in float32.
+                extra_options={"ActivationSymmetric": True, "QuantizeBias": False},
+            )
+            quantized = onnx.load(file)
+    except OSError as error:
+        raise AetherError(f"Cannot calibrate: {error.strerror or error}.") from error
+    finally:
+        loud.setLevel(level)
+    used = {node.domain for node in quantized.graph.node}
+    for entry in list(quantized.opset_import):
+        if entry.domain not in used:
+            quantized.opset_import.remove(entry)
+    return quantized
