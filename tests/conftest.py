@@ -1,8 +1,18 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import SHARED, SHIPPED_MODEL
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache for the tests, also in the processes they start, never the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AETHERNET_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +41,4 @@ def shipped_half(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     from aethernet.onnx_export import export_onnx
 
     path = tmp_path_factory.mktemp("half") / "2x_float16.onnx"
-    return path, export_onnx(SHIPPED_MODEL, path, dynamic=True, half=True)
+    return path, export_onnx(SHIPPED_MODEL, path, dynamic=True, precision="float16")

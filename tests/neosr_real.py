@@ -23,6 +23,8 @@ from frameworks import NEOSR_FILE, clone_of, interpreter_of
 from helpers import ROOT, random_image
 from PIL import Image
 
+from aethernet.cache import cache_folder
+
 OPTIONS = ROOT / "neosr/options"
 DRIVER = ROOT / "tests/neosr_driver.py"
 FIDELITY = {
@@ -30,6 +32,8 @@ FIDELITY = {
     "aether_medium": "2xBHI_aether_medium_l1pretrain.toml",
     "aether_large": "train_aether_large.toml",
 }
+# The user's own, asked before conftest.py gives the tests one of theirs.
+CACHE = cache_folder()
 # Needed to import neosr 0.1.0, beside torch, torchvision and numpy; its own pins
 # (numpy < 2, ..) and its minimum Python would rule out every interpreter we support.
 NEOSR_0_1_0 = "neosr==0.1.0"
@@ -168,18 +172,13 @@ def of_package_index(folder: Path) -> Neosr:
     return Neosr("0.1.0", folder, Path(sys.executable), {"PYTHONPATH": path})
 
 
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return Path(home or Path.home() / ".cache") / "aethernet"
-
-
 def _installed_0_1_0() -> Path:
     """neosr 0.1.0 and what it imports, in a folder kept between test sessions.
 
     Beside this interpreter's packages, none of which is touched: torch is shared.
     """
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    target = _cache() / f"neosr-0.1.0-{tag}-{sysconfig.get_platform()}"
+    target = CACHE / f"neosr-0.1.0-{tag}-{sysconfig.get_platform()}"
     if target.exists():
         return target
     for name in ("torchvision", "pip"):

@@ -18,7 +18,7 @@ from trainner_redux_real import train_few_steps as train_in_trainner_redux
 from aethernet import load_checkpoint
 from aethernet.cli import main
 from aethernet.images import read_picture
-from aethernet.runtimes import load_model
+from aethernet.runtimes import open_model
 
 spandrel = pytest.importorskip(
     "spandrel", reason="needs spandrel: pip install -e '.[spandrel]'"
@@ -87,7 +87,8 @@ def test_a_trained_checkpoint_goes_all_the_way(framework, tmp_path, monkeypatch)
     words = ("--input_model_path", fused, "--output_onnx_path", exported)
     words = (*words, "--dynamic_shapes")
     assert call_script(monkeypatch, ONNX_SCRIPT, *words) == 0
-    output = torch.from_numpy(load_model(exported, device="cpu").run(image.numpy()))
+    model = open_model(exported, "onnxruntime", "cpu")
+    output = torch.from_numpy(model.run(image.numpy()))
     torch.testing.assert_close(output, expected, **CLOSE)
 
     spandrel_aethernet.install(ignore_duplicates=True)
@@ -106,7 +107,8 @@ def test_a_trained_checkpoint_goes_all_the_way(framework, tmp_path, monkeypatch)
     for model in (trained, fused, exported):
         picture = tmp_path / f"{model.stem}.png"
         words = [str(SAMPLE), "-o", str(picture), "--model", str(model)]
-        assert main(["upscale", *words]) == 0
+        runtime = "onnxruntime" if model == exported else "pytorch"
+        assert main(["upscale", *words, "--runtime", runtime]) == 0
         # Half a step of rounding, and what 1e-5 does beside the middle of one.
         assert np.abs(read_picture(picture).pixels - wanted).max() < 0.51
 

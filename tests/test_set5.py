@@ -16,7 +16,7 @@ from PIL import Image
 from aethernet import load_checkpoint
 from aethernet.cli import main
 from aethernet.onnx_export import export_onnx
-from aethernet.runtimes import load_model
+from aethernet.runtimes import open_model
 
 SCALE = 2
 # What the training checkpoint's own README states, in dB; bicubic beside it.
@@ -77,6 +77,10 @@ def test_the_yardstick_gives_bicubic_its_known_figure(set5):
     assert np.mean(results) == pytest.approx(BICUBIC_PSNR, abs=0.02)
 
 
+def runtime_for(file):
+    return "onnxruntime" if file.endswith(".onnx") else "pytorch"
+
+
 @pytest.mark.parametrize(
     "model", ["training.pth", "fused.safetensors", "float32.onnx", "float16.onnx"]
 )
@@ -85,6 +89,7 @@ def test_the_command_reaches_the_stated_psnr(set5, models, tmp_path, capsys, mod
     results = []
     for name, reference in pictures.items():
         words = ["upscale", str(folder / name), "-o", str(tmp_path / name)]
+        words += ["--runtime", runtime_for(model)]
         assert main([*words, "--model", str(models / model)]) == 0
         with Image.open(tmp_path / name) as image:
             results.append(psnr_y(np.asarray(image), reference))
@@ -98,7 +103,9 @@ def test_every_file_computes_what_the_training_form_computes(set5, models):
     training = load_checkpoint(models / "training.pth").build()
     training = training.to(memory_format=torch.channels_last)
     names = ("fused.safetensors", "float32.onnx", "float16.onnx")
-    runtimes = {name: load_model(models / name, device="cpu") for name in names}
+    runtimes = {
+        name: open_model(models / name, runtime_for(name), "cpu") for name in names
+    }
     worst = dict.fromkeys(names, 0.0)
     lowest_psnr = float("inf")
     for name in pictures:

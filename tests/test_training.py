@@ -18,7 +18,7 @@ from training_step import convolve_twice
 from aethernet import AetherNet, aether_core, load_checkpoint
 from aethernet.aether_core import VARIANTS
 from aethernet.images import read_picture
-from aethernet.runtimes import load_model
+from aethernet.runtimes import open_model
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64: what another order of sums leaves
 
@@ -214,7 +214,7 @@ class TestExport:
             dynamic_axes={"input": {2: "H", 3: "W"}},
         )
         larger = random_image(1, 3, 11, 9)
-        output = load_model(path, device="cpu").run(larger.numpy())
+        output = open_model(path, "onnxruntime", "cpu").run(larger.numpy())
         # float32 sums in another order.
         torch.testing.assert_close(
             torch.from_numpy(output), network(larger).detach(), rtol=0, atol=1e-5

@@ -12,7 +12,7 @@ from aethernet.cli import main
 from aethernet.errors import AetherError
 from aethernet.images import Picture, read_picture, write_picture
 from aethernet.onnx_export import export_onnx
-from aethernet.runtimes import load_model
+from aethernet.runtimes import open_model
 from aethernet.runtimes.pytorch import PyTorchRuntime
 from aethernet.upscale import upscale_file, upscale_picture
 from aethernet.verification import natural_image
@@ -21,13 +21,13 @@ from aethernet.verification import natural_image
 class Repeat:
     """Stands in for a model: each pixel becomes a square of scale x scale."""
 
-    def __init__(self, scale=2, in_chans=3, bad=None):
-        self.scale, self.in_chans, self.bad = scale, in_chans, bad
+    def __init__(self, scale=2, channels=3, bad=None):
+        self.scale, self.channels, self.bad = scale, channels, bad
         self.seen = []
 
     def run(self, image):
         assert image.dtype == np.float32
-        assert image.shape[1] == self.in_chans
+        assert image.shape[1] == self.channels
         self.seen.append(image)
         output = image.repeat(self.scale, 2).repeat(self.scale, 3)
         if self.bad is not None:
@@ -52,17 +52,17 @@ def photo(height=20, width=31, bands=3, dtype=np.uint8):
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     save_checkpoint(lively_network(), path)
-    return load_model(path, device="cpu")
+    return open_model(path, "pytorch", "cpu")
 
 
 class TestPixels:
     @pytest.mark.parametrize("bands", [1, 2, 3, 4])
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-    @pytest.mark.parametrize("in_chans", [1, 3])
-    def test_every_kind_of_picture_keeps_its_values(self, bands, dtype, in_chans):
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_every_kind_of_picture_keeps_its_values(self, bands, dtype, channels):
         pixels = photo(bands=bands, dtype=dtype)
         depth = 8 * np.dtype(dtype).itemsize
-        result = upscale_picture(Picture(pixels), Repeat(in_chans=in_chans), depth)
+        result = upscale_picture(Picture(pixels), Repeat(channels=channels), depth)
         assert result.pixels.dtype == dtype
         assert np.array_equal(result.pixels, pixels.repeat(2, 0).repeat(2, 1))
 
@@ -99,7 +99,7 @@ class TestPixels:
 
     def test_a_model_of_other_channels_is_refused(self):
         with pytest.raises(AetherError, match="takes 4 channels"):
-            upscale_picture(Picture(photo()), Repeat(in_chans=4), 8)
+            upscale_picture(Picture(photo()), Repeat(channels=4), 8)
 
 
 class TestRuntimes:
@@ -111,26 +111,25 @@ class TestRuntimes:
         with torch.inference_mode():
             expected = network(image).numpy()
         for name in ("training.pth", "fused.safetensors"):
-            model = load_model(tmp_path / name, device="cpu")
-            assert (model.scale, model.in_chans) == (3, 3)
+            model = open_model(tmp_path / name, "pytorch", "cpu")
+            assert (model.scale, model.channels) == (3, 3)
             output = model.run(image.numpy())
             np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
 
-    @pytest.mark.parametrize("half", [False, True])
-    def test_onnxruntime_agrees_and_knows_the_scale(self, tmp_path, half):
+    @pytest.mark.parametrize("precision", ["float32", "float16"])
+    def test_onnxruntime_agrees_and_knows_the_scale(self, tmp_path, precision):
         network = lively_network(depths=(1,), scale=4, in_chans=1)
         with torch.no_grad():  # into the range of pictures, where half precision lives
             network.conv_last.weight.mul_(0.1)
         save_checkpoint(network, tmp_path / "model.pth")
-        export_onnx(
-            tmp_path / "model.pth", tmp_path / "m.onnx", dynamic=True, half=half
-        )
-        model = load_model(tmp_path / "m.onnx", device="cpu")
-        assert (model.scale, model.in_chans) == (4, 1)
+        files = tmp_path / "model.pth", tmp_path / "m.onnx"
+        export_onnx(*files, dynamic=True, precision=precision)
+        model = open_model(tmp_path / "m.onnx", "onnxruntime", "cpu")
+        assert (model.scale, model.channels) == (4, 1)
         image = natural_image(9, 14, 1)
         with torch.inference_mode():
             expected = network(image).numpy()
-        limit = 1e-2 if half else 1e-5
+        limit = {"float32": 1e-5, "float16": 1e-2}[precision]
         output = model.run(image.numpy())
         assert output.dtype == np.float32
         np.testing.assert_allclose(output, expected, rtol=0, atol=limit)
@@ -143,36 +142,34 @@ class TestRuntimes:
         export_onnx(
             tmp_path / "model.pth", tmp_path / "m.onnx", shapes=ShapeRange(*[size] * 3)
         )
-        model = load_model(tmp_path / "m.onnx", device="cpu")
+        model = open_model(tmp_path / "m.onnx", "onnxruntime", "cpu")
         assert model.scale == 2
         with pytest.raises(AetherError, match="height of 8 only, not 7"):
             model.run(natural_image(7, 9).numpy())
 
     def test_runtime_and_file_must_fit(self, tmp_path):
         save_checkpoint(lively_network(), tmp_path / "model.pth")
-        with pytest.raises(AetherError, match=r"onnxruntime does not load \.pth"):
-            load_model(tmp_path / "model.pth", "onnxruntime")
+        with pytest.raises(AetherError, match=r"tensorrt does not load \.pth"):
+            open_model(tmp_path / "model.pth", "tensorrt")
         (tmp_path / "model.onnx").write_bytes(b"x")
         with pytest.raises(AetherError, match=r"pytorch does not load \.onnx"):
-            load_model(tmp_path / "model.onnx", "pytorch")
+            open_model(tmp_path / "model.onnx", "pytorch")
         with pytest.raises(AetherError, match="no ONNX model"):
-            load_model(tmp_path / "model.onnx")
+            open_model(tmp_path / "model.onnx")
         with pytest.raises(AetherError, match="no model by its name"):
-            load_model(SAMPLE)
+            open_model(SAMPLE)
 
     def test_a_device_that_is_not_there_is_said(self, tmp_path):
         for device in ("cuda:77", "toaster", "meta", "hpu"):
             with pytest.raises(AetherError, match=device):
-                load_model(SHIPPED_MODEL, device=device)
+                open_model(SHIPPED_MODEL, "pytorch", device)
 
     def test_out_of_memory_is_a_sentence(self):
-        network = lively_network()
-
         def fail(*_):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-        network.register_forward_pre_hook(fail)
-        runtime = PyTorchRuntime(network, torch.device("cpu"))
+        runtime = PyTorchRuntime(lively_network(), torch.device("cpu"))
+        runtime.module = fail
         with pytest.raises(AetherError, match=r"Out of memory on cpu .* 7x5"):
             runtime.run(np.zeros((1, 3, 5, 7), np.float32))
 
@@ -349,7 +346,7 @@ class TestCommand:
         pixels = read_picture(SAMPLE).pixels[:128, :128]
         write_picture(Picture(pixels), tmp_path / "in.png")
         words = ["upscale", str(tmp_path / "in.png"), "-o", str(target)]
-        assert main([*words, "--device", "cpu"]) == 0
+        assert main([*words, "--device", "cpu", "--runtime", "pytorch"]) == 0
         printed = capsys.readouterr().out
         assert "128x128" in printed
         assert "256x256" in printed
@@ -365,7 +362,7 @@ class TestCommand:
     def test_names_the_output_itself(self, tmp_path, capsys):
         save_checkpoint(lively_network(scale=3), tmp_path / "m.pth")
         write_picture(Picture(photo()), tmp_path / "my photo.jpg")
-        words = ["upscale", str(tmp_path / "my photo.jpg")]
+        words = ["upscale", str(tmp_path / "my photo.jpg"), "--runtime", "pytorch"]
         assert main([*words, "--model", str(tmp_path / "m.pth")]) == 0
         done = tmp_path / "my photo_3x.jpg"
         before = done.read_bytes()
@@ -392,6 +389,7 @@ class TestCommand:
 
         monkeypatch.setattr(pyvips.Image, "write_to_buffer", fail)
         words = ["upscale", str(tmp_path / "in.png"), "-o", str(target)]
+        words += ["--runtime", "pytorch"]
         assert main([*words, "--model", str(tmp_path / "m.pth")]) == 1
         assert target.read_bytes() == b"an older picture"
         assert without_hidden(tmp_path) == ["in.png", "m.pth", "out.png"]

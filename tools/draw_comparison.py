@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyvips
 
-from aethernet.runtimes import load_model
+from aethernet.runtimes import open_model
 from aethernet.upscale import shipped_model, upscale_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ BESIDE = {"expand": True, "shim": MARGIN, "background": 255}
 
 
 def main() -> int:
-    model = load_model(shipped_model())
+    model = open_model(shipped_model(), "pytorch", precision="float32")
     upscaled = TARGET.with_name(".upscaled.png")
     try:
         upscale_file(SAMPLE, upscaled, model)

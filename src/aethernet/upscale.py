@@ -121,23 +121,23 @@ def upscale_planes(planes: np.ndarray, model: Runtime) -> np.ndarray:
             the runtime raises it.
     """
     count = len(planes)
-    if model.in_chans not in (1, 3):
+    if model.channels not in (1, 3):
         raise ImageError(
-            f"The model takes {model.in_chans} channels; a picture has 1 or 3 (RGB)."
+            f"The model takes {model.channels} channels; a picture has 1 or 3 (RGB)."
         )
-    if model.in_chans == count:
+    if model.channels == count:
         batch = planes[np.newaxis]
-    elif model.in_chans == 3:
+    elif model.channels == 3:
         batch = np.repeat(planes, 3, axis=0)[np.newaxis]
     else:
         batch = planes[:, np.newaxis]
     output = model.run(np.ascontiguousarray(batch))
     if not np.isfinite(output).all():
         raise AetherError(
-            f"The model returned NaN or infinite values ({model.describe()}); a "
-            "float16 model can overflow, try the float32 one."
+            f"The model returned NaN or infinite values ({model.describe()}); "
+            "float16 can overflow, try --precision float32 or the float32 model."
         )
-    if model.in_chans == 3 and count == 1:
+    if model.channels == 3 and count == 1:
         return output[0].mean(axis=0, keepdims=True)
     return output.reshape(count, *output.shape[2:])
 

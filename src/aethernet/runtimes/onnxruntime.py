@@ -1,105 +1,149 @@
-"""ONNX files, executed by ONNX Runtime."""
+"""ONNX files, and checkpoints exported on the way, executed by ONNX Runtime."""
 
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from aethernet.cache import cache_folder, make_folder
 from aethernet.errors import AetherError, import_optional
+from aethernet.runtimes import PRECISIONS
+from aethernet.runtimes.onnx_files import OnnxModel, is_checkpoint, load_exported
 
-PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+# Device -> provider, in the order "auto" prefers. TensorRT, which builds an engine for
+# minutes, and CoreML, which is in every macOS build, are taken by name only.
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+_BY_NAME_ONLY = ("tensorrt", "coreml")
+_NUMBERED = ("cuda", "dml", "tensorrt")
+_DTYPES: dict[str, type[np.floating]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+}
 
 
-class OnnxRuntime:
-    """An ONNX model of one input and one output `(B, C, H, W)`, float32 or float16."""
+class OnnxRuntime(OnnxModel):
+    """An ONNX file in a session on one device; the CPU takes what that one lacks."""
 
-    def __init__(self, session: Any, path: Path) -> None:
+    library = "ONNX Runtime"
+
+    def __init__(self, session: Any, path: Path, device: str) -> None:
         self._session = session
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        shape = inputs[0].shape if len(inputs) == len(outputs) == 1 else []
-        if (
-            len(shape) != 4
-            or not isinstance(shape[1], int)
-            or inputs[0].type not in _DTYPES
-        ):
-            raise AetherError(
-                f"{path} is no picture model: expected one input (batch, channels, "
-                "height, width), float32 or float16, with a fixed number of channels, "
-                "and one output."
-            )
-        self._input = inputs[0].name
-        self._dtype = _DTYPES[inputs[0].type]
-        # A number where the file fixes that side, a name or None where it is free.
-        self._fixed = [side if isinstance(side, int) else None for side in shape]
-        self.in_chans: int = shape[1]
-        # What comes out tells the scale of any file, whoever wrote it.
-        probe = [
-            side or default
-            for side, default in zip(self._fixed, (1, 1, 8, 8), strict=True)
+        dtype = _DTYPES.get(inputs[0].type) if inputs else None
+        shapes = [
+            # A number where the file fixes that side, a name or None where it is free.
+            [side if isinstance(side, int) else None for side in value.shape]
+            for value in (*inputs, *outputs)
         ]
-        out = self._run(np.zeros(probe, np.float32)).shape
-        self.scale: int = out[2] // probe[2] if len(out) == 4 and probe[2] else 0
-        if not self.scale or out != (
-            *probe[:2],
-            probe[2] * self.scale,
-            probe[3] * self.scale,
-        ):
-            raise AetherError(
-                f"{path} is no upscaler: it makes {out} of {tuple(probe)}."
-            )
+        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        told = self.metadata.get("precision", "")  # by ours; anyone may write anything
+        held = told if told in (*PRECISIONS, "int8") else np.dtype(dtype).name
+        super().__init__(path, shapes, dtype, device, held)
 
     @classmethod
-    def load(cls, path: Path, device: str) -> Self:
-        ort = import_optional("onnxruntime", "onnx")
-        available = ort.get_available_providers()
-        kind, _, index = device.partition(":")
-        if kind == "auto":
-            kind = "cuda" if PROVIDERS["cuda"] in available else "cpu"
-        provider = PROVIDERS.get(kind)
-        if provider not in available or (":" in device and not index.isdecimal()):
-            raise AetherError(
-                f"The device {device!r} is not available to ONNX Runtime here "
-                f"(it has {', '.join(available)}); try --device cpu."
-            )
-        options = {"device_id": index} if index else {}
-        quiet = ort.SessionOptions()
-        quiet.log_severity_level = 4  # what fails is raised as well
-        try:
-            # CUDA may lack an operation; the CPU then takes that one.
-            providers = [(provider, options), PROVIDERS["cpu"]][: 1 + (kind != "cpu")]
-            session = ort.InferenceSession(path.read_bytes(), quiet, providers)
-        except Exception as error:  # its errors share no base class of their own
-            raise AetherError(
-                f"{path} is no ONNX model that ONNX Runtime {ort.__version__} can load."
-            ) from error
-        return cls(session, path)
-
-    def run(self, image: np.ndarray) -> np.ndarray:
-        for side, fixed, what in zip(
-            image.shape,
-            self._fixed,
-            ("batch", "channels", "height", "width"),
-            strict=True,
-        ):
-            if fixed not in (None, side):
+    def load(cls, path: Path, device: str, precision: str) -> Self:
+        device = cls.devices()[0] if device == "auto" else device
+        _provider(device)
+        if is_checkpoint(path):
+            held = "float32" if precision == "auto" else precision
+            if (device, held) == ("cpu", "bfloat16"):
                 raise AetherError(
-                    f"This ONNX file takes a {what} of {fixed} only, not {side}; "
-                    "export it with free sizes."
+                    "ONNX Runtime has no bfloat16 on the CPU; try --runtime pytorch or "
+                    "openvino."
                 )
-        return self._run(image)
+            return load_exported(path, held, lambda f: cls.of_file(f, device, held))
+        return cls.of_file(path, device, precision)
 
-    def _run(self, image: np.ndarray) -> np.ndarray:
-        feed = {self._input: image.astype(self._dtype, copy=False)}
-        try:
-            output = self._session.run(None, feed)[0]
-        except Exception as error:  # its errors share no base class of their own
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        available = import_optional("onnxruntime", "onnx").get_available_providers()
+        return tuple(
+            device
+            for device, provider in PROVIDERS.items()
+            if provider in available and device not in _BY_NAME_ONLY
+        )
+
+    @classmethod
+    def precisions(cls, path: Path, device: str) -> tuple[str, ...]:
+        if not is_checkpoint(path):
+            return ("auto",)
+        return ("float32",) if device == "cpu" else ("float32", "float16")
+
+    @classmethod
+    def of_file(cls, path: Path, device: str, precision: str) -> Self:
+        model = cls(_session(path, device), path, device)
+        if precision not in ("auto", model.precision):
             raise AetherError(
-                f"ONNX Runtime failed on an image of shape {[*image.shape]}: out of "
-                "memory, or no picture model."
-            ) from error
-        return np.asarray(output).astype(np.float32, copy=False)
+                f"{path} is in {model.precision}, and ONNX Runtime takes a file as it "
+                f"is: `aethernet export` makes one in {precision} of the checkpoint."
+            )
+        return model
 
-    def describe(self) -> str:
-        provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
-        return f"ONNX Runtime {np.dtype(self._dtype).name} on {provider}"
+    @classmethod
+    def reference(cls, path: Path) -> Self:
+        """An .onnx file on the CPU as it is written, without any optimisation."""
+        return cls(_session(path, "cpu", optimised=False), path, "cpu")
+
+    def _execute(self, batch: np.ndarray) -> np.ndarray:
+        name = self._session.get_inputs()[0].name
+        return self._session.run(None, {name: batch})[0]
+
+
+def _provider(device: str) -> str:
+    """What a device is called there; raises AetherError where it is not there."""
+    available = import_optional("onnxruntime", "onnx").get_available_providers()
+    kind, colon, index = device.partition(":")
+    provider = PROVIDERS.get(kind, "")
+    well_numbered = not colon or (kind in _NUMBERED and index.isdecimal())
+    if provider not in available or not well_numbered:
+        raise AetherError(
+            f"The device {device!r} is not available to ONNX Runtime here "
+            f"(it has {', '.join(available)}); try --device cpu."
+        )
+    return provider
+
+
+def _session(path: Path, device: str, optimised: bool = True) -> Any:
+    ort = import_optional("onnxruntime", "onnx")
+    provider = _provider(device)
+    kind, _, index = device.partition(":")
+    options: dict[str, str] = {"device_id": index} if index else {}
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4  # what fails is raised as well
+    if not optimised:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if kind == "dml":  # its documentation asks for both
+        settings.enable_mem_pattern = False
+        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    if kind == "tensorrt":
+        engines = cache_folder() / "tensorrt"
+        make_folder(engines)
+        options |= {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(engines),
+        }
+    # What a device lacks is taken by the next in the list.
+    chain = {"tensorrt": ("tensorrt", "cuda", "cpu"), "cpu": ("cpu",)}
+    providers = [
+        (PROVIDERS[name], options if name in (kind, "cuda") else {})
+        for name in chain.get(kind, (kind, "cpu"))
+    ]
+    try:
+        session = ort.InferenceSession(path.read_bytes(), settings, providers)
+    except Exception as error:  # its errors share no base class of their own
+        raise AetherError(
+            f"{path} is no ONNX model that ONNX Runtime {ort.__version__} can load "
+            f"on {device}."
+        ) from error
+    if session.get_providers()[0] != provider:  # it falls back without a word
+        raise AetherError(
+            f"ONNX Runtime could not start {provider} for the device {device!r}; its "
+            "libraries or driver are missing or of another version."
+        )
+    return session

@@ -1,0 +1,142 @@
+"""ONNX files, and checkpoints exported on the way, executed by OpenVINO."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from aethernet.errors import AetherError, import_optional
+from aethernet.runtimes.onnx_files import OnnxModel, is_checkpoint, load_exported
+
+# Precision -> what OpenVINO calls it as a hint, and among a device's capabilities.
+_HINTS = {
+    "float32": ("f32", "FP32"),
+    "float16": ("f16", "FP16"),
+    "bfloat16": ("bf16", "BF16"),
+}
+_DTYPES: dict[str, type[np.floating]] = {"f32": np.float32, "f16": np.float16}
+
+
+class OpenVINORuntime(OnnxModel):
+    """An ONNX file compiled for the CPU or an Intel GPU ("xpu", as PyTorch calls it).
+
+    A float32 file is computed in any precision the device has. Left alone, OpenVINO
+    takes a lower one by itself on some devices; here float32 means float32.
+    """
+
+    library = "OpenVINO"
+
+    def __init__(self, compiled: Any, path: Path, device: str, precision: str) -> None:
+        self._compiled = compiled
+        shapes = [
+            [side.get_length() if side.is_static else None for side in value]
+            for value in (port.partial_shape for port in _ports(compiled))
+            if value.rank.is_static
+        ]
+        super().__init__(path, shapes, _input_dtype(compiled), device, precision)
+
+    @classmethod
+    def load(cls, path: Path, device: str, precision: str) -> Self:
+        device = cls.devices()[0] if device == "auto" else device
+        if is_checkpoint(path):
+            held = "float32" if precision == "auto" else precision
+            _check(device, held)
+            # In float32, of which OpenVINO makes the precision itself.
+            return load_exported(
+                path, "float32", lambda file: cls.of_file(file, device, held)
+            )
+        return cls.of_file(path, device, precision)
+
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        found = _core().available_devices
+        return ("xpu", "cpu") if any("GPU" in name for name in found) else ("cpu",)
+
+    @classmethod
+    def precisions(cls, path: Path, device: str) -> tuple[str, ...]:
+        if not is_checkpoint(path) and _input_dtype(_read(path)) is not np.float32:
+            return ("auto",)
+        lower = [name for name in ("float16", "bfloat16") if _computes(device, name)]
+        return ("float32", *lower)
+
+    @classmethod
+    def of_file(cls, path: Path, device: str, precision: str) -> Self:
+        model = _read(path)
+        dtype = _input_dtype(model)
+        held = "float16" if dtype is np.float16 else "float32"
+        precision = held if precision == "auto" else precision
+        if held == "float16" != precision:
+            raise AetherError(f"{path} is in float16: it cannot run in {precision}.")
+        if held == "float16" and not _computes(device, held):
+            hint = "f32"  # of float16 weights
+        else:
+            _check(device, precision)
+            hint, _ = _HINTS[precision]
+        settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        try:
+            compiled = _core().compile_model(model, _its_name(device), settings)
+        except RuntimeError as error:
+            raise AetherError(
+                f"OpenVINO cannot prepare {path} for the device {device!r}."
+            ) from error
+        taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if taken != hint:
+            raise AetherError(f"OpenVINO takes {taken} on {device}, not {hint}.")
+        return cls(compiled, path, device, precision)
+
+    def _execute(self, batch: np.ndarray) -> np.ndarray:
+        # A copy: the library keeps its output's memory for the next picture.
+        return np.array(self._compiled(batch)[0])
+
+
+def _core() -> Any:
+    return import_optional("openvino", "openvino").Core()
+
+
+def _read(path: Path) -> Any:
+    try:
+        # By its content, so that a file cannot name others for it to read.
+        return _core().read_model(path.read_bytes())
+    except RuntimeError as error:
+        raise AetherError(f"{path} is no ONNX model that OpenVINO can load.") from error
+
+
+def _ports(model: Any) -> list[Any]:
+    return [*model.inputs, *model.outputs]
+
+
+def _input_dtype(model: Any) -> type[np.floating] | None:
+    inputs = model.inputs
+    return _DTYPES.get(inputs[0].element_type.get_type_name()) if inputs else None
+
+
+def _its_name(device: str) -> str:
+    kind, colon, index = device.partition(":")
+    if kind == "cpu" and not colon:
+        return "CPU"
+    if kind == "xpu" and (not colon or index.isdecimal()):
+        return f"GPU.{index}" if index else "GPU"
+    raise AetherError(
+        f"The device {device!r} is not available to OpenVINO; try --device cpu."
+    )
+
+
+def _check(device: str, precision: str) -> None:
+    if not _computes(device, precision):
+        raise AetherError(
+            f"OpenVINO does not compute in {precision} on {device} here; leave "
+            "--precision at auto."
+        )
+
+
+def _computes(device: str, precision: str) -> bool:
+    """Whether a device has hardware for a precision; raises AetherError."""
+    name = _its_name(device)
+    try:
+        capabilities = _core().get_property(name, "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError as error:
+        raise AetherError(
+            f"The device {device!r} is not available to OpenVINO here (it has "
+            f"{', '.join(_core().available_devices)}); try --device cpu."
+        ) from error
+    return _HINTS[precision][1] in capabilities
