@@ -9,22 +9,30 @@ import io
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aethernet
 from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS
 from aethernet.checkpoint import DTYPES, WRAPPERS
 from aethernet.errors import AetherError
-from aethernet.onnx_export import DEFAULT_OPSET, ShapeRange, export_onnx
-from aethernet.runtimes import RUNTIMES, load_model
-from aethernet.runtimes.pytorch import choose_device
+from aethernet.onnx_export import (
+    BFLOAT16_OPSET,
+    DEFAULT_OPSET,
+    OnnxExport,
+    ShapeRange,
+    export_onnx,
+)
+from aethernet.runtimes import PRECISIONS, RUNTIMES, open_model
+from aethernet.runtimes.pytorch import choose_device, has_bfloat16_units
 
 if TYPE_CHECKING:
     from aethernet.checkpoint import Checkpoint
+    from aethernet.onnx_export import OnnxExport
     from aethernet.verification import Difference
 
 MODEL_TYPES = ("aether", *VARIANTS)
@@ -43,6 +51,7 @@ HELP_VERIFY_DEVICE = "where PyTorch checks the result: cpu (default), cuda, cuda
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command with these words (default: `sys.argv`); return its exit code."""
     arguments = _parser().parse_args(words)
+    arguments.words = sys.argv[1:] if words is None else [*words]
     return exit_code(arguments.job, arguments)
 
 
@@ -88,13 +97,14 @@ def printable(text: str) -> str:
 
 
 def upscale(arguments: argparse.Namespace) -> None:
-    """Job: `input` to `output`, with `model`, `runtime` (all may be None), `device`."""
+    """Job: `input` to `output` with `model` or None, words for `open_model`."""
     from aethernet.upscale import shipped_model, upscale_file
 
     # What libvips warns of on the way is either in the error's sentence or harmless.
     logging.getLogger("pyvips").setLevel(logging.ERROR)
     path = arguments.model or shipped_model()
-    model = load_model(path, arguments.runtime, arguments.device)
+    words = (arguments.runtime, arguments.device, arguments.precision)
+    model = open_model(path, *words)
     done = upscale_file(arguments.input, arguments.output, model)
     before, after = ("x".join(map(str, s)) for s in (done.size_before, done.size_after))
     print(f"{arguments.input} ({before}) -> {done.target} ({after})")
@@ -139,25 +149,130 @@ def export(arguments: argparse.Namespace) -> None:
     result = export_onnx(
         arguments.checkpoint,
         arguments.output,
-        model_type=arguments.model_type,
-        scale=arguments.scale,
         in_chans=arguments.in_chans,
-        param_key=arguments.param_key,
-        dynamic=arguments.dynamic,
-        shapes=arguments.shapes,
-        opset=arguments.opset,
-        half=arguments.half,
+        precision=arguments.precision,
         atol=arguments.atol,
         rtol=arguments.rtol,
-        device=choose_device(arguments.device),
+        **_export_options(arguments),
     )
+    _print_export(arguments, result)
+
+
+def _export_command(arguments: argparse.Namespace) -> None:
+    arguments.dynamic = arguments.shapes is None
+    int8 = arguments.precision == "int8"
+    for flag, applies in (
+        ("--calibrate", int8),
+        ("--min-psnr", int8),
+        ("--atol", not int8),
+        ("--rtol", not int8),
+    ):
+        if getattr(arguments, flag[2:].replace("-", "_")) is not None and not applies:
+            raise AetherError(f"{flag} does not go with {arguments.precision}.")
+    if not int8:
+        return export(arguments)
+    if arguments.calibrate is None:
+        raise AetherError(
+            "int8 needs --calibrate FOLDER: pictures like those the model will see."
+        )
+    from aethernet.quantization import INT8_MIN_PSNR, export_int8
+
+    bar = INT8_MIN_PSNR if arguments.min_psnr is None else arguments.min_psnr
+    result = export_int8(
+        arguments.checkpoint,
+        arguments.output,
+        arguments.calibrate,
+        min_psnr=bar,
+        **_export_options(arguments),
+    )
+    _print_export(arguments, result)
+
+
+def _export_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What an export takes in every precision."""
+    names = ("model_type", "scale", "param_key", "dynamic", "shapes", "opset")
+    options = {name: getattr(arguments, name) for name in (*names, "license")}
+    return {**options, "device": choose_device(arguments.device)}
+
+
+def _print_export(arguments: argparse.Namespace, result: OnnxExport) -> None:
     _print_source(result.source)
     if result.source.form == "training":
         print("It is in training form: fused for the export.")
     _print_differences("ONNX Runtime against PyTorch float32", result.differences)
-    precision = "float16" if arguments.half else "float32"
-    print(f"Wrote {arguments.output} (opset {arguments.opset}, {precision}).")
+    print(f"Wrote {arguments.output} (opset {result.opset}, {arguments.precision}).")
     print(f"To build a TensorRT engine of it:\n{result.trtexec}")
+
+
+def engine(arguments: argparse.Namespace) -> None:
+    """Job: `model` to `output` (may be None), for the sizes asked for, if any are."""
+    from aethernet.engine_header import SUFFIX, header_path
+    from aethernet.tensorrt import build_engine, shape_range
+
+    target = arguments.output or arguments.model.with_suffix(SUFFIX)
+    result = build_engine(
+        arguments.model,
+        target,
+        shape_range(arguments.min, arguments.opt, arguments.max, arguments.batch),
+        arguments.compute_capability,
+    )
+    header = result.header
+    low, typical, high = ("x".join(map(str, shape)) for shape in header.profile)
+    print(f"Built with {header.library_title} for compute capability {header.gpus}:")
+    print(f"{header.scale}x, {header.precision}, {header.channels} channels.")
+    print(f"It takes inputs of {low} to {high}, and is tuned for {typical}.")
+    if header.activation_bytes is not None:
+        size = header.activation_bytes / 2**30
+        print(f"The largest takes {size:.1f} GiB of GPU memory.")
+    if result.difference:
+        print(f"Run here against ONNX Runtime: {result.difference}")
+    else:
+        print("Its sizes and types are checked; it has not been run here.")
+    print(f"Wrote {target} and {header_path(target).name}, which belong together.")
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Job: compare `variants`, `model`, `peers`; print, and write `json`, `plot`."""
+    from aethernet.bench.contenders import Plan
+    from aethernet.bench.report import as_table, check_targets, draw, write_json
+    from aethernet.bench.rounds import run_benchmark
+    from aethernet.checkpoint import load_checkpoint
+
+    check_targets(arguments.json, arguments.plot)
+    device = choose_device(arguments.device)
+    runtimes, precisions = arguments.runtimes, arguments.precisions
+    if runtimes is None:
+        gpu = device.type == "cuda"
+        runtimes = [name for name in RUNTIMES if gpu or name != "tensorrt"]
+    if precisions is None:
+        # A processor without units for a precision takes thirty times as long in it.
+        precisions = PRECISIONS
+        if device.type == "cpu":
+            precisions = ("float32", "bfloat16")[: 1 + has_bfloat16_units()]
+    scale, model = arguments.scale, arguments.model
+    if scale is None:
+        scale = load_checkpoint(model).scale if model else 2
+    _, height, width = arguments.size.typical
+    plan = Plan(
+        scale=scale,
+        width=width,
+        height=height,
+        variants=tuple(arguments.variants),
+        peers=tuple(arguments.peers),
+        runtimes=tuple(runtimes),
+        precisions=tuple(precisions),
+        model=model,
+        runs=arguments.runs,
+        seconds=arguments.seconds,
+        device=str(device),
+        memory=arguments.memory,
+    )
+    report = run_benchmark(plan)
+    print(as_table(report))
+    if arguments.json:
+        write_json(report, arguments.json, shlex.join(["aethernet", *arguments.words]))
+    if arguments.plot:
+        draw(report, arguments.plot)
 
 
 def _print_source(checkpoint: "Checkpoint") -> None:
@@ -190,6 +305,8 @@ def _parser() -> argparse.ArgumentParser:
         ("info", "say what a model file is", _define_info),
         ("fuse", "fuse a trained checkpoint", _define_fuse),
         ("export", "export a checkpoint to ONNX", _define_export),
+        ("engine", "build a TensorRT engine of an ONNX file", _define_engine),
+        ("bench", "compare speed with other networks", _define_bench),
     ):
         define(commands.add_parser(name, help=summary))
     return parser
@@ -214,17 +331,26 @@ def _define_upscale(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         metavar="M",
-        help="AetherNet .safetensors, .pth or .onnx; default: the shipped 2x model",
+        help=".safetensors, .pth, .onnx or .engine; default: the shipped 2x model",
     )
     parser.add_argument(
         "--runtime",
-        choices=tuple(RUNTIMES),
-        help="what executes the model; default: the one for the model's file type",
+        choices=("auto", *RUNTIMES),
+        default="auto",
+        help="what executes the model; default: the fastest, found out once by a short "
+        "trial",
     )
     parser.add_argument(
         "--device",
         default="auto",
-        help="cpu, cuda, cuda:1, mps; default: a GPU where there is one",
+        help="cpu, cuda, cuda:1, mps, xpu; tensorrt, dml, coreml (ONNX Runtime); "
+        "default: a GPU where there is one",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        default="auto",
+        help="default: the fastest that no picture shows",
     )
     parser.set_defaults(job=upscale)
 
@@ -258,14 +384,29 @@ def _define_export(parser: argparse.ArgumentParser) -> None:
         "Export a checkpoint to ONNX, fused on the way. The file is run in ONNX "
         "Runtime and compared with PyTorch; a file that differs is not kept."
     )
-    parser.epilog = "example: aethernet export my_2x.safetensors -o my_2x.onnx --fp16"
+    parser.epilog = (
+        "example: aethernet export my_2x.safetensors -o my_2x.onnx --precision float16"
+    )
     _add_conversion(parser, ".onnx")
     add_export_limits(parser, "--opset")
     parser.add_argument(
-        "--fp16",
-        dest="half",
-        action="store_true",
-        help="float16 weights, input and output; LayerNorm stays in float32",
+        "--precision",
+        choices=(*PRECISIONS, "int8"),
+        default="float32",
+        help="of weights and activations; LayerNorm is always in float32. float16 also "
+        "takes and gives float16; int8 needs --calibrate; default: float32",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="for int8: LR pictures like those the model will see",
+    )
+    parser.add_argument(
+        "--min-psnr",
+        type=float,
+        metavar="DB",
+        help="for int8: what each of these pictures has to reach; default: 40",
     )
     parser.add_argument(
         "--static",
@@ -277,9 +418,68 @@ def _define_export(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=_export_command, in_chans=None)
 
 
-def _export_command(arguments: argparse.Namespace) -> None:
-    arguments.dynamic = arguments.shapes is None
-    export(arguments)
+def _define_engine(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Build a TensorRT engine of an ONNX file: with TensorRT where it is installed "
+        "and there is a GPU, else with TensorRT for RTX, which builds without one. The "
+        "engine computes in the precision of the file, and takes the sizes from --min "
+        "to --max only. A file of fixed size takes no size flags."
+    )
+    parser.epilog = (
+        "example: aethernet engine my_2x.onnx --min 32x32 --opt 540x960 --max 1080x1920"
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="an ONNX file")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT.engine",
+        help="a plain plan, and OUT.engine.json beside it, which says what it is; "
+        "default: MODEL.engine",
+    )
+    defaults = ShapeRange()
+    for flag, use, (_, height, width) in (
+        ("--min", "smallest", defaults.minimum),
+        ("--opt", "typical", defaults.typical),
+        ("--max", "largest", defaults.maximum),
+    ):
+        parser.add_argument(
+            flag,
+            type=_height_x_width,
+            metavar="HxW",
+            help=f"{use} LR image, height first; default: {height}x{width}, or what "
+            "the other two allow",
+        )
+    parser.add_argument(
+        "--batch",
+        type=_batch_sizes,
+        metavar="N",
+        help="images at a time, or MIN,OPT,MAX; default: 1",
+    )
+    parser.add_argument(
+        "--compute-capability",
+        nargs="+",
+        default=(),
+        metavar="X.Y",
+        help="GPUs that TensorRT for RTX builds for, e.g. 7.5 for Turing; default: 8.6 "
+        "(RTX 30) and newer",
+    )
+    parser.set_defaults(job=engine)
+
+
+def _height_x_width(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"expected HxW, e.g. 360x640, not {text!r}")
+    return int(height), int(width)
+
+
+def _batch_sizes(text: str) -> tuple[int, int, int]:
+    numbers = text.split(",")
+    if len(numbers) not in (1, 3) or not all(n.isdecimal() for n in numbers):
+        raise argparse.ArgumentTypeError(f"expected 4 or 1,2,4, not {text!r}")
+    low, typical, high = map(int, numbers * (3 // len(numbers)))
+    return low, typical, high
 
 
 def add_export_limits(parser: argparse.ArgumentParser, opset_flag: str) -> None:
@@ -287,17 +487,23 @@ def add_export_limits(parser: argparse.ArgumentParser, opset_flag: str) -> None:
     parser.add_argument(
         opset_flag,
         type=int,
-        default=DEFAULT_OPSET,
         dest="opset",
         metavar="N",
-        help=f"ONNX operator set, 17 or newer; default: {DEFAULT_OPSET}",
+        help=f"ONNX operator set, 17 or newer; default: {DEFAULT_OPSET}, for bfloat16 "
+        f"{BFLOAT16_OPSET}",
+    )
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        help="of the weights, for the metadata, e.g. CC0-1.0; default: what the "
+        "checkpoint says",
     )
     parser.add_argument(
         "--atol",
         type=float,
         metavar="A",
-        help="|ONNX - PyTorch| may be A + R * |PyTorch|; default: 1e-4, and for fp16 "
-        "files 50 dB PSNR instead",
+        help="|ONNX - PyTorch| may be A + R * |PyTorch|; default: 1e-4, and a PSNR "
+        "instead for float16 (50 dB) and bfloat16 (40 dB)",
     )
     parser.add_argument("--rtol", type=float, metavar="R", help="default: 1e-4")
 
@@ -313,6 +519,70 @@ def _add_conversion(parser: argparse.ArgumentParser, written: str) -> None:
     parser.add_argument("--scale", type=int, choices=SCALES, help=HELP_SCALE)
     parser.add_argument("--param-key", metavar="KEY", help=HELP_PARAM_KEY)
     parser.add_argument("--device", default="cpu", help=HELP_VERIFY_DEVICE)
+
+
+def _define_bench(parser: argparse.ArgumentParser) -> None:
+    from aethernet.bench.peers import PEERS
+
+    parser.description = (
+        "Time AetherNet in all its forms, and other networks of the same scale on the "
+        "same input, side by side: each is loaded, then all take turns. Also measures "
+        "memory and the share of the machine's arithmetic that each one reaches."
+    )
+    parser.epilog = (
+        "example: aethernet bench --model my_2x.safetensors --variants --peers compact "
+        "--json bench.json --plot bench.png"
+    )
+    parser.add_argument(
+        "--scale", type=int, choices=SCALES, help="default: the model's, else 2"
+    )
+    parser.add_argument(
+        "--size",
+        type=_static_size,
+        default="128x128",
+        metavar="WxH",
+        help="of the LR image; default: 128x128",
+    )
+    names: tuple[tuple[str, Sequence[str], Sequence[str] | None, str], ...] = (
+        ("--variants", tuple(VARIANTS), tuple(VARIANTS), "all; none after it: none"),
+        ("--peers", tuple(PEERS), tuple(PEERS), "all; none after it: none"),
+        ("--runtimes", tuple(RUNTIMES), None, "all that suit the device"),
+        ("--precisions", PRECISIONS, None, "all, on a CPU those it is made for"),
+    )
+    for flag, choices, default, said in names:
+        parser.add_argument(
+            flag, nargs="*", choices=choices, default=default, help=f"default: {said}"
+        )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="compare this one too, also with what --runtime auto makes of it",
+    )
+    parser.add_argument(
+        "--runs", type=int, default=10, metavar="N", help="rounds, at most; default: 10"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=30,
+        metavar="S",
+        help="a contender that has run for so long leaves later rounds; default: 30",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="default: a GPU where there is one"
+    )
+    parser.add_argument(
+        "--no-memory",
+        dest="memory",
+        action="store_false",
+        help="do not measure memory, which takes a process for each contender",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw speed and work, .png or .svg"
+    )
+    parser.set_defaults(job=bench)
 
 
 def _static_size(text: str) -> ShapeRange:

@@ -1,0 +1,1 @@
+"""Speed, memory and arithmetic of our networks and their peers, side by side."""
