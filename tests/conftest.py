@@ -42,3 +42,13 @@ def shipped_half(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
     path = tmp_path_factory.mktemp("half") / "2x_float16.onnx"
     return path, export_onnx(SHIPPED_MODEL, path, dynamic=True, precision="float16")
+
+
+@pytest.fixture(scope="session")
+def shipped_bfloat16(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """As `shipped_half`, in bfloat16."""
+    pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
+    from aethernet.onnx_export import export_onnx
+
+    path = tmp_path_factory.mktemp("bfloat16") / "2x_bfloat16.onnx"
+    return path, export_onnx(SHIPPED_MODEL, path, dynamic=True, precision="bfloat16")

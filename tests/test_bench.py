@@ -13,10 +13,10 @@ from aethernet import save_checkpoint
 from aethernet.bench import contenders as contenders_room
 from aethernet.bench import machine, rounds
 from aethernet.bench.contenders import (
-    DEPLOYED,
     FUSED,
     PLAIN,
     PUBLISHED,
+    REWRITTEN,
     TRAINING,
     Contender,
     Plan,
@@ -24,7 +24,7 @@ from aethernet.bench.contenders import (
 )
 from aethernet.bench.machine import Ceiling
 from aethernet.bench.memory import peak_memory
-from aethernet.bench.peers import PEERS, build_peer, peer_multiply_adds, peer_onnx
+from aethernet.bench.peers import PEERS, build_peer, count_multiply_adds, peer_onnx
 from aethernet.bench.report import as_table, draw, figures, write_json
 from aethernet.bench.rounds import Entry, Ratio, Report
 from aethernet.cli import main
@@ -100,12 +100,12 @@ class TestTheCommand:
         ]
         ours = "tiny.safetensors"
         assert found == [
-            (ours, DEPLOYED, "auto", ""),
+            (ours, REWRITTEN, "auto", ""),
             (ours, PLAIN, "onnxruntime", ""),
             (ours, TRAINING, "pytorch", ""),
             (ours, FUSED, "pytorch", ""),
-            (ours, DEPLOYED, "pytorch", ""),
-            (ours, DEPLOYED, "onnxruntime", ""),
+            (ours, REWRITTEN, "pytorch", ""),
+            (ours, REWRITTEN, "onnxruntime", ""),
             ("Compact", PUBLISHED, "pytorch", ""),
             ("Compact", PUBLISHED, "onnxruntime", ""),
         ]
@@ -236,7 +236,7 @@ class TestRefusals:
 
 def entry(name="a", seconds=(), **facts):
     kind = "peer" if name in PEERS else "variant"
-    form = PUBLISHED if kind == "peer" else DEPLOYED
+    form = PUBLISHED if kind == "peer" else REWRITTEN
     who = Contender(name, kind, form, "onnxruntime", "float32", 2)
     return Entry(who, precision="float32", seconds=[*seconds], **facts)
 
@@ -340,10 +340,10 @@ def test_precisions_and_runtimes_multiply_for_ours_only():
     )
     assert [str(contender) for contender in contenders(plan)] == [
         "aether_small, plain export, onnxruntime float32",
-        "aether_small, deployed, onnxruntime float32",
-        "aether_small, deployed, onnxruntime float16",
-        "aether_small, deployed, tensorrt float32",
-        "aether_small, deployed, tensorrt float16",
+        "aether_small, rewritten, onnxruntime float32",
+        "aether_small, rewritten, onnxruntime float16",
+        "aether_small, rewritten, tensorrt float32",
+        "aether_small, rewritten, tensorrt float16",
         "span, as published, onnxruntime float32",
     ]
 
@@ -366,13 +366,13 @@ class TestMemory:
         assert least < peak < 20 * least
 
     def test_passes_on_why_it_failed(self, tmp_path):
-        who = Contender("gone", "model", DEPLOYED, "pytorch", "float32", 2)
+        who = Contender("gone", "model", REWRITTEN, "pytorch", "float32", 2)
         image = natural_image(8, 8).numpy()
         with pytest.raises(AetherError, match=r"^There is no file .*gone\.pth\.$"):
             peak_memory(who, tmp_path / "gone.pth", "cpu", image)
 
 
-# Thousands of parameters at 4x; SPAN's of the deployed form.
+# Thousands of parameters at 4x; SPAN's of the form that is run.
 PUBLISHED_PARAMETERS = {
     "compact": 621,  # Real-ESRGAN's realesr-animevideov3, which has this configuration
     "span": 498,  # Wan et al. 2023
@@ -392,20 +392,20 @@ class TestPeers:
     def test_multiply_adds_of_plain_convolutions(self):
         # 3 -> 64, 16 times 64 -> 64, 64 -> 4 x 3, all 3x3 at LR.
         expected = 9 * (3 * 64 + 16 * 64 * 64 + 64 * 12)
-        assert peer_multiply_adds(build_peer("compact", 2), 7, 9) == expected
+        assert count_multiply_adds(build_peer("compact", 2), 7, 9) == expected
 
     def test_multiply_adds_where_shapes_are_not_enough(self):
         # SwinIR makes its masks of values, so that it has to be run.
         network = build_peer("swinir_light", 2)
         weights = sum(p.numel() for p in network.parameters() if p.ndim in (2, 4))
-        assert 1.0 < peer_multiply_adds(network, 16, 16) / weights < 1.5
+        assert 1.0 < count_multiply_adds(network, 16, 16) / weights < 1.5
 
     @pytest.mark.parametrize("form", ["training", "fused"])
     def test_multiply_adds_of_ours_are_those_of_the_formula(self, form):
         network = lively_network(scale=4)
         if form == "fused":
             network.fuse()
-        counted = peer_multiply_adds(network, 16, 24)
+        counted = count_multiply_adds(network, 16, 24)
         assert counted == multiply_adds_per_pixel(network)
 
     def test_folded_span_is_the_same_function(self):

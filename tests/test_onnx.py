@@ -231,18 +231,11 @@ class TestFloat16:
         assert "--stronglyTyped" in result.trtexec
 
 
-@pytest.fixture(scope="module")
-def in_bfloat16(tmp_path_factory):
-    """The shipped model: what is promised is promised of trained weights."""
-    target = tmp_path_factory.mktemp("bfloat16") / "model.onnx"
-    return target, export_onnx(
-        SHIPPED_MODEL, target, dynamic=True, precision="bfloat16"
-    )
-
-
 class TestBfloat16:
-    def test_computes_in_bfloat16_between_float32_input_and_output(self, in_bfloat16):
-        graph = onnx.shape_inference.infer_shapes(onnx.load(in_bfloat16[0])).graph
+    def test_computes_shipped_bfloat16_between_float32_input_and_output(
+        self, shipped_bfloat16
+    ):
+        graph = onnx.shape_inference.infer_shapes(onnx.load(shipped_bfloat16[0])).graph
         kinds = onnx.TensorProto
         for value in (*graph.input, *graph.output):
             assert value.type.tensor_type.elem_type == kinds.FLOAT
@@ -252,11 +245,11 @@ class TestBfloat16:
         types = {v.name: v.type.tensor_type.elem_type for v in graph.value_info}
         norms = [n for n in graph.node if n.op_type == "LayerNormalization"]
         assert {types[n.input[0]] for n in norms} == {kinds.FLOAT}
-        assert "--stronglyTyped" in in_bfloat16[1].trtexec
+        assert "--stronglyTyped" in shipped_bfloat16[1].trtexec
 
-    def test_what_was_checked_is_rounded_to_bfloat16(self, in_bfloat16):
+    def test_what_was_checked_is_rounded_to_bfloat16(self, shipped_bfloat16):
         network = load_checkpoint(SHIPPED_MODEL).build()
-        differences = in_bfloat16[1].differences
+        differences = shipped_bfloat16[1].differences
         # 8 bits of mantissa: errors of a thousandth, where float32 has a millionth.
         assert all(40 <= d.psnr < 80 for d in differences.values())
         # PyTorch in bfloat16 is as far off, to a factor: another order of sums.

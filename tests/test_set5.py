@@ -15,7 +15,7 @@ from PIL import Image
 
 from aethernet import load_checkpoint
 from aethernet.cli import main
-from aethernet.onnx_export import export_onnx
+from aethernet.onnx_export import export_onnx, rounding_session
 from aethernet.runtimes import open_model
 
 SCALE = 2
@@ -122,3 +122,19 @@ def test_every_file_computes_what_the_training_form_computes(set5, models):
     assert 0 < worst["float32.onnx"] <= 1e-5, worst
     assert worst["float16.onnx"] > 1e-5  # it is half precision
     assert lowest_psnr >= 50
+
+
+def test_bfloat16_loses_at_most_five_hundredths_of_a_decibel(
+    set5, shipped_bfloat16, capsys
+):
+    # As a GPU or a processor with bfloat16 units would compute the exported file.
+    folder, pictures = set5
+    session = rounding_session(shipped_bfloat16[0].read_bytes())
+    results = []
+    for name, reference in pictures.items():
+        (output,) = session.run(None, {"input": lr_planes(folder, name)})
+        pixels = (output[0].clip(0, 1) * 255).round().transpose(1, 2, 0)
+        results.append(psnr_y(pixels, reference))
+    with capsys.disabled():
+        print(f"\nSet5 2x, bfloat16: {np.mean(results):.3f} dB")
+    assert np.mean(results) >= PSNR - 0.05

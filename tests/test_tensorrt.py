@@ -211,11 +211,15 @@ class TestBuiltEngine:
 
     @pytest.mark.parametrize("precision", ["float32", "float16"])
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_every_variant_builds(self, tmp_path, variant, precision):
-        # At full width, with one block: the next are like it, and all of them would
-        # take minutes.
+    @pytest.mark.parametrize(
+        "depth",
+        # At full width with one block, which the others are like: all take minutes.
+        ["one block", pytest.param("whole", marks=pytest.mark.slow)],
+    )
+    def test_every_variant_builds(self, tmp_path, variant, precision, depth):
         torch.manual_seed(0)
-        network = getattr(aethernet, variant)(scale=2, depths=(1,))
+        depths = {"one block": {"depths": (1,)}, "whole": {}}[depth]
+        network = getattr(aethernet, variant)(scale=2, **depths)
         source = write_graph(network, tmp_path / "model.onnx", precision)
         result = build_engine(source, tmp_path / "model.engine")
         header = read_header(tmp_path / "model.engine")

@@ -23,6 +23,7 @@ from aethernet.errors import AetherError
 from aethernet.onnx_export import (
     BFLOAT16_OPSET,
     DEFAULT_OPSET,
+    MIN_PSNR,
     OnnxExport,
     ShapeRange,
     export_onnx,
@@ -175,9 +176,9 @@ def _export_command(arguments: argparse.Namespace) -> None:
         raise AetherError(
             "int8 needs --calibrate FOLDER: pictures like those the model will see."
         )
-    from aethernet.quantization import INT8_MIN_PSNR, export_int8
+    from aethernet.quantization import export_int8
 
-    bar = INT8_MIN_PSNR if arguments.min_psnr is None else arguments.min_psnr
+    bar = MIN_PSNR["int8"] if arguments.min_psnr is None else arguments.min_psnr
     result = export_int8(
         arguments.checkpoint,
         arguments.output,

@@ -38,10 +38,10 @@ DEFAULT_OPSET = 20
 BFLOAT16_OPSET = 22
 
 # What a file may differ by from PyTorch float32. Float32 against float32 is rounding:
-# 2e-6 on the shipped model, more on deeper ones; 1e-4 is 1/40 of an 8-bit step. Half
-# precisions round as part of the format: 11 and 8 bits of mantissa have to reach these.
+# 2e-6 on the shipped model, more on deeper ones; 1e-4 is 1/40 of an 8-bit step. Others
+# round as part of the format, with 11, 8 and 8 bits, and have to reach a PSNR in dB.
 FLOAT32_ATOL, FLOAT32_RTOL = 1e-4, 1e-4
-MIN_PSNR = {"float16": 50.0, "bfloat16": 40.0}
+MIN_PSNR = {"float16": 50.0, "bfloat16": 40.0, "int8": 40.0}
 
 # LR sizes (batch, height, width) that a file with free sizes has to take.
 _FREE_SIZES = ((1, 1, 1), (1, 7, 5), (2, 13, 17), (3, 33, 31), (1, 64, 96))
@@ -139,8 +139,8 @@ def export_onnx(
         describe(model, checkpoint, precision, license)
         temporary.write_bytes(model.SerializeToString())
         content = temporary.read_bytes()
-        half = precision in MIN_PSNR
-        session = _rounding_session(content) if half else open_session(content)
+        half = precision in ("float16", "bfloat16")
+        session = rounding_session(content) if half else open_session(content)
         images = [*verification_images(checkpoint, fixed)]
         differences = verify(session, checkpoint, images, limits, device)
         if precision == "float16":  # the file itself, too; bfloat16 needs a GPU
@@ -237,7 +237,7 @@ def to_onnx(
         )
     network = rewritten(checkpoint.build(), precision, ConvolutionBlock)
     dtype = torch.float16 if precision == "float16" else torch.float32
-    return _exported(network, network.in_chans, fixed, opset or oldest, dtype)
+    return exported(network, network.in_chans, fixed, opset or oldest, dtype)
 
 
 def plain_onnx(network: AetherNet, size: tuple[int, int, int]) -> bytes:
@@ -245,8 +245,60 @@ def plain_onnx(network: AetherNet, size: tuple[int, int, int]) -> bytes:
 
     What benchmarks compare with; `network` is exported in the form it has.
     """
-    model = _exported(network, network.in_chans, size, DEFAULT_OPSET, torch.float32)
+    model = exported(network, network.in_chans, size, DEFAULT_OPSET, torch.float32)
     return model.SerializeToString()
+
+
+def exported(
+    network: nn.Module,
+    in_chans: int,
+    fixed: tuple[int, int, int] | None,
+    opset: int,
+    dtype: torch.dtype,
+) -> Any:
+    """A network of pictures as an ONNX model, with our names for input and output.
+
+    Args:
+        network: takes `(batch, in_chans, height, width)` of this dtype.
+        fixed: batch, height and width; None leaves them free.
+
+    Raises:
+        AetherError: when it cannot be exported with this opset.
+    """
+    onnx = import_optional("onnx", "onnx")
+    batch, height, width = fixed or _EXAMPLE_SIZE
+    example = torch.zeros(batch, in_chans, height, width, dtype=dtype)
+    free = {0: "batch", 2: "height", 3: "width"}
+    with warnings.catch_warnings(), _quiet_exporter():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=None if fixed else (free,),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise AetherError(
+                f"torch {torch.__version__} cannot export this network with opset "
+                f"{opset}; leave it at its default."
+            ) from error
+    assert program is not None  # as only a path for it to write to would make it
+    model = program.model_proto
+    written = {entry.domain: entry.version for entry in model.opset_import}
+    if written != {"": opset}:
+        raise AetherError(
+            f"torch {torch.__version__} wrote opset {written.get('', written)} where "
+            f"{opset} was asked for; leave it at its default."
+        )
+    _forget_origin(model)
+    # As old as the opset allows: readers refuse a newer one than they know.
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
+    return model
 
 
 def describe(
@@ -303,6 +355,22 @@ def open_session(content: bytes) -> Any:
     return ort.InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
+def rounding_session(content: bytes) -> Any:
+    """As `open_session`, every result inside rounded to the type that the file states.
+
+    This is what a processor does that multiplies in half precision and sums in float32.
+    ONNX Runtime on a CPU has no bfloat16, and computes chains of float16 operators in
+    float32, where an overflow between two of them would not show: a GPU would make a
+    black picture of it.
+    """
+    ort = import_optional("onnxruntime", "onnx")
+    options = ort.SessionOptions()
+    # As written: optimising could take a Cast and its inverse for nothing.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    providers = ["CPUExecutionProvider"]
+    return ort.InferenceSession(_rounding(content), options, providers=providers)
+
+
 def verify(
     session: Any,
     checkpoint: Checkpoint,
@@ -351,49 +419,6 @@ def verify(
     return differences
 
 
-def _exported(
-    network: nn.Module,
-    in_chans: int,
-    fixed: tuple[int, int, int] | None,
-    opset: int,
-    dtype: torch.dtype,
-) -> Any:
-    onnx = import_optional("onnx", "onnx")
-    batch, height, width = fixed or _EXAMPLE_SIZE
-    example = torch.zeros(batch, in_chans, height, width, dtype=dtype)
-    free = {0: "batch", 2: "height", 3: "width"}
-    with warnings.catch_warnings(), _quiet_exporter():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                opset_version=opset,
-                input_names=["input"],
-                output_names=["output"],
-                dynamic_shapes=None if fixed else (free,),
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise AetherError(
-                f"torch {torch.__version__} cannot export this network with opset "
-                f"{opset}; leave it at its default."
-            ) from error
-    assert program is not None  # as only a path for it to write to would make it
-    model = program.model_proto
-    written = {entry.domain: entry.version for entry in model.opset_import}
-    if written != {"": opset}:
-        raise AetherError(
-            f"torch {torch.__version__} wrote opset {written.get('', written)} where "
-            f"{opset} was asked for; leave it at its default."
-        )
-    _forget_origin(model)
-    # As old as the opset allows: readers refuse a newer one than they know.
-    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
-    return model
-
-
 def _forget_origin(model: Any) -> None:
     """Drop the stack traces the exporter notes down: they name the author's folders."""
     graph = model.graph
@@ -426,23 +451,8 @@ def _quiet_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _rounding_session(content: bytes) -> Any:
-    ort = import_optional("onnxruntime", "onnx")
-    options = ort.SessionOptions()
-    # As written: optimising could take a Cast and its inverse for nothing.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    providers = ["CPUExecutionProvider"]
-    return ort.InferenceSession(_rounding(content), options, providers=providers)
-
-
 def _rounding(content: bytes) -> bytes:
-    """The same graph in float32 operators, results rounded to the types of the file.
-
-    This is what a processor does that multiplies in half precision and sums in float32.
-    ONNX Runtime on a CPU has no bfloat16, and computes chains of float16 operators in
-    float32, where an overflow between two of them would not show: a GPU would make a
-    black picture of it.
-    """
+    """The same graph in float32 operators, half-precision results cast to and fro."""
     onnx = import_optional("onnx", "onnx")
     helper, arrays = onnx.helper, onnx.numpy_helper
     kinds = onnx.TensorProto

@@ -7,8 +7,9 @@ and in int8 they cost more than 10 dB (docs/performance.md).
 """
 
 import logging
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from aethernet.errors import AetherError, ImageError, import_optional
 from aethernet.files import replacing
 from aethernet.images import SUFFIXES, read_picture
 from aethernet.onnx_export import (
+    MIN_PSNR,
     Limits,
     OnnxExport,
     ShapeRange,
@@ -36,8 +38,6 @@ from aethernet.onnx_export import (
 
 _log = logging.getLogger(__name__)
 
-INT8_MIN_PSNR = 40.0
-"""dB against float32 that every picture has to reach: errors below half of 1 %."""
 MAX_PICTURES = 64
 _CROP = 128  # LR pixels of each side that are looked at, from the middle
 
@@ -54,7 +54,7 @@ def export_int8(
     shapes: ShapeRange | None = None,
     opset: int | None = None,
     license: str | None = None,
-    min_psnr: float = INT8_MIN_PSNR,
+    min_psnr: float = MIN_PSNR["int8"],
     device: str | torch.device = "cpu",
 ) -> OnnxExport:
     """Write an int8 ONNX file of a checkpoint; input and output stay float32.
@@ -85,11 +85,12 @@ def export_int8(
     checkpoint = open_for_export(source, target, param_key)
     checkpoint.expect(model_type, scale)
     fixed = None if dynamic else shapes.typical
-    images = dict(_pictures(Path(pictures), checkpoint, fixed))
+    images = dict(calibration_pictures(Path(pictures), checkpoint, fixed))
     _log.info("exporting")
     model = to_onnx(checkpoint, fixed, opset, "float32")
     _log.info("calibrating on %d pictures", len(images))
-    model = _quantized(model, list(images.values()))
+    nodes = convolutions(model)["1x1"]
+    model = quantized(model, list(images.values()), nodes)
     with replacing(target) as temporary:
         describe(model, checkpoint, "int8", license)
         content = model.SerializeToString()
@@ -104,52 +105,75 @@ def export_int8(
     return OnnxExport(checkpoint, opset_of(model), differences, command)
 
 
-def _pictures(
+def calibration_pictures(
     folder: Path, checkpoint: Checkpoint, fixed: tuple[int, int, int] | None
-) -> Iterator[tuple[str, Tensor]]:
+) -> list[tuple[str, Tensor]]:
+    """The middle of up to `MAX_PICTURES` pictures of a folder, by their names in it.
+
+    Returns:
+        `(batch, in_chans, H, W)`, float32, 0..1, without alpha; of the fixed size,
+        mirrored to fill it, or up to 128x128.
+
+    Raises:
+        ImageError: when there is none of the network's number of channels, or one
+            cannot be read.
+    """
     if not folder.is_dir():
         raise ImageError(f"{folder} is no folder: int8 is calibrated on pictures.")
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
-    chosen = files[:: -(-len(files) // MAX_PICTURES) or 1]
+    every = max(1, math.ceil(len(files) / MAX_PICTURES))
     channels = checkpoint.hyperparameters["in_chans"]
     batch, height, width = fixed or (1, _CROP, _CROP)
-    found = False
-    for file in chosen:
+    found = []
+    for file in files[::every]:
         pixels = read_picture(file).pixels
         colours = pixels[:, :, : 3 if pixels.shape[2] >= 3 else 1]
         if colours.shape[2] != channels:
-            _log.warning("%s is left out: it has no %d channels.", file, channels)
+            _log.warning(
+                "%s is left out: the network takes %d channels.", file, channels
+            )
             continue
-        if fixed:  # a smaller picture is mirrored to fill that size
-            missing = [
-                max(0, n - m) for n, m in zip(fixed[1:], pixels.shape, strict=False)
-            ]
-            colours = np.pad(colours, [(0, m) for m in missing] + [(0, 0)], "symmetric")
-        top, left = (
-            max(0, (n - m) // 2)
-            for n, m in zip(colours.shape, (height, width), strict=False)
-        )
+        rows, columns = colours.shape[:2]
+        if fixed:
+            missing = (max(0, height - rows), max(0, width - columns))
+            colours = np.pad(colours, [(0, n) for n in (*missing, 0)], "symmetric")
+        top, left = max(0, (rows - height) // 2), max(0, (columns - width) // 2)
         crop = colours[top : top + height, left : left + width]
         values = crop.astype(np.float32) / np.iinfo(pixels.dtype).max
         image = torch.from_numpy(values).permute(2, 0, 1).contiguous()
-        found = True
-        yield str(file.relative_to(folder)), image.expand(batch, -1, -1, -1)
+        found.append((str(file.relative_to(folder)), image.expand(batch, -1, -1, -1)))
     if not found:
         raise ImageError(
             f"{folder} holds no {', '.join(SUFFIXES)} picture of {channels} channels "
             "to calibrate int8 on."
         )
+    return found
 
 
-def _quantized(model: Any, images: list[Tensor]) -> Any:
+def convolutions(model: Any) -> dict[str, list[str]]:
+    """Names of the convolutions of an exported network: 1x1, depthwise, others."""
+    weights = {weight.name: weight.dims for weight in model.graph.initializer}
+    found: dict[str, list[str]] = {"1x1": [], "depthwise": [], "others": []}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            _, inputs, rows, columns = weights[node.input[1]]
+            kind = "depthwise" if inputs == 1 else "others"
+            found["1x1" if rows == columns == 1 else kind].append(node.name)
+    return found
+
+
+def quantized(model: Any, images: Sequence[Tensor], nodes: Sequence[str]) -> Any:
+    """An exported float32 model with these convolutions in int8 (QDQ).
+
+    Args:
+        images: `(B, in_chans, H, W)`, float32, 0..1, to calibrate on.
+        nodes: as `convolutions` names them.
+
+    Raises:
+        AetherError: when a temporary file cannot be written.
+    """
     onnx = import_optional("onnx", "onnx")
     quantization = import_optional("onnxruntime.quantization", "onnx")
-    weights = {weight.name: weight.dims for weight in model.graph.initializer}
-    pointwise = [
-        node.name
-        for node in model.graph.node
-        if node.op_type == "Conv" and [*weights[node.input[1]][2:]] == [1, 1]
-    ]
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -159,9 +183,9 @@ def _quantized(model: Any, images: list[Tensor]) -> Any:
             image = next(self.rest, None)
             return None if image is None else {"input": image.numpy()}
 
-    loud = logging.getLogger()  # it logs advice to the root logger
-    level = loud.level
-    loud.setLevel(logging.ERROR)
+    root = logging.getLogger()  # where it gives advice that is not for our users
+    level = root.level
+    root.setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "int8.onnx")
@@ -170,20 +194,20 @@ def _quantized(model: Any, images: list[Tensor]) -> Any:
                 file,
                 Reader(),
                 quant_format=quantization.QuantFormat.QDQ,
-                nodes_to_quantize=pointwise,
+                nodes_to_quantize=[*nodes],
                 per_channel=True,
                 activation_type=quantization.QuantType.QInt8,
                 weight_type=quantization.QuantType.QInt8,
                 # As TensorRT takes them: no zero points, biases left in float32.
                 extra_options={"ActivationSymmetric": True, "QuantizeBias": False},
             )
-            quantized = onnx.load(file)
+            result = onnx.load(file)
     except OSError as error:
         raise AetherError(f"Cannot calibrate: {error.strerror or error}.") from error
     finally:
-        loud.setLevel(level)
-    used = {node.domain for node in quantized.graph.node}
-    for entry in list(quantized.opset_import):
+        root.setLevel(level)
+    used = {node.domain for node in result.graph.node}
+    for entry in list(result.opset_import):
         if entry.domain not in used:
-            quantized.opset_import.remove(entry)
-    return quantized
+            result.opset_import.remove(entry)
+    return result

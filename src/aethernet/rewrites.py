@@ -14,6 +14,7 @@ A checkpoint never holds any of this: its keys are the public format.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class ProductBlock(nn.Module):
         super().__init__()
         self.conv = block.conv
         self.eps = block.norm.eps
-        self.gate, self.main, self.last = _projections(block)
+        self.gate, self.main, self.last = projections(block)
 
     def forward(self, x: Tensor) -> Tensor:
         t = self.conv(x).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
@@ -59,7 +60,7 @@ class ConvolutionBlock(nn.Module):
         super().__init__()
         self.conv = block.conv
         self.eps = block.norm.eps
-        self.gate, self.main, self.last = map(_as_convolution, _projections(block))
+        self.gate, self.main, self.last = map(as_convolution, projections(block))
 
     def forward(self, x: Tensor) -> Tensor:
         t = self.conv(x).permute(0, 2, 3, 1).float()  # (B, C, H, W) -> (B, H, W, C)
@@ -113,7 +114,7 @@ class RewrittenNet(nn.Module):
         self,
         network: AetherNet,
         dtype: torch.dtype,
-        block_type: type[ProductBlock] | type[ConvolutionBlock],
+        block_type: Callable[[AetherBlock], nn.Module],
     ) -> None:
         super().__init__()
         self.hyperparameters = network.hyperparameters
@@ -147,7 +148,7 @@ class RewrittenNet(nn.Module):
 def rewritten(
     network: AetherNet,
     precision: str = "float32",
-    block_type: type[ProductBlock] | type[ConvolutionBlock] = ProductBlock,
+    block_type: Callable[[AetherBlock], nn.Module] = ProductBlock,
 ) -> RewrittenNet:
     """The same function as `network` in evaluation mode, which stays as it is.
 
@@ -162,7 +163,7 @@ def rewritten(
     return RewrittenNet(network, PRECISIONS[precision], block_type).eval()
 
 
-def _projections(block: AetherBlock) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+def projections(block: AetherBlock) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     """Gate, main, last; the first two are made to hold LayerNorm's scale and shift."""
     norm = block.norm
     ffn: Any = block.ffn  # any module to the type checker
@@ -172,7 +173,7 @@ def _projections(block: AetherBlock) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     return ffn.fc1_gate, ffn.fc1_main, ffn.fc2
 
 
-def _as_convolution(linear: nn.Linear) -> nn.Conv2d:
+def as_convolution(linear: nn.Linear) -> nn.Conv2d:
     convolution = nn.Conv2d(linear.in_features, linear.out_features, 1)
     convolution.weight = nn.Parameter(linear.weight[:, :, None, None])
     convolution.bias = linear.bias

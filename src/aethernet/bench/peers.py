@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from aethernet.errors import AetherError, import_optional
+from aethernet.onnx_export import DEFAULT_OPSET
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _fold_span(network: nn.Module) -> None:
     """Keep of SPAN's blocks the one convolution they amount to.
 
     Left as they are they fold three convolutions into it again in every forward pass;
-    nobody deploys that.
+    nobody runs that.
     """
     for name, module in [*network.named_modules()]:
         if hasattr(module, "eval_conv"):
@@ -129,7 +130,7 @@ def _fold_span(network: nn.Module) -> None:
             network.set_submodule(name, module.eval_conv)
 
 
-def peer_multiply_adds(network: nn.Module, height: int, width: int) -> float:
+def count_multiply_adds(network: nn.Module, height: int, width: int) -> float:
     """Multiply-adds of one forward pass per LR pixel of an RGB image of this size.
 
     Counts convolutions and products, attention's included, as PyTorch performs them;
@@ -172,7 +173,7 @@ def peer_onnx(network: nn.Module, size: tuple[int, int, int]) -> bytes:
                 network,
                 (example,),
                 dynamo=True,
-                opset_version=18,
+                opset_version=DEFAULT_OPSET,
                 verbose=False,
                 **names,
             )

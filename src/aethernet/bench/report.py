@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aethernet.bench.contenders import DEPLOYED, FUSED, PLAIN, PUBLISHED, TRAINING
+from aethernet.bench.contenders import FUSED, PLAIN, PUBLISHED, REWRITTEN, TRAINING
 from aethernet.bench.peers import PEERS
 from aethernet.bench.rounds import Entry, Report
 from aethernet.errors import AetherError, import_optional
@@ -289,7 +289,7 @@ def _mark(point: dict[str, Any]) -> tuple[str, str]:
     runtime, form = point["runtime"], point["form"]
     if runtime == "auto":
         return "*", f"{who}, auto"
-    said = "" if form in (DEPLOYED, PUBLISHED) else f" ({form})"
+    said = "" if form in (REWRITTEN, PUBLISHED) else f" ({form})"
     marker = _OTHER_MARKERS.get(form, _MARKERS.get(runtime, "X"))
     return marker, f"{who}, {runtime}{said}"
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from aethernet.bench.contenders import (
-    DEPLOYED,
     FUSED,
     PLAIN,
     PUBLISHED,
+    REWRITTEN,
     TRAINING,
     Contender,
     Plan,
@@ -235,17 +235,17 @@ def ratios(entries: Iterable[Entry]) -> list[Ratio]:
 
     for name in names:
         plain = found.get((name, PLAIN, "onnxruntime", "float32"))
-        deployed = found.get((name, DEPLOYED, "onnxruntime", "float32"))
-        auto = found.get((name, DEPLOYED, "auto", "auto"))
+        exported = found.get((name, REWRITTEN, "onnxruntime", "float32"))
+        auto = found.get((name, REWRITTEN, "auto", "auto"))
         fused = found.get((name, FUSED, "pytorch", "float32"))
         training = found.get((name, TRAINING, "pytorch", "float32"))
         onnx = "in ONNX Runtime float32"
         add(f"{name}: time of auto / plain export {onnx}", auto, plain, 1)
-        add(f"{name}: time of our export / plain export {onnx}", deployed, plain, 1)
+        add(f"{name}: time of our export / plain export {onnx}", exported, plain, 1)
         add(f"{name}: time of fused / training form in PyTorch", fused, training, 1)
         compact = found.get(("compact", PUBLISHED, "onnxruntime", "float32"))
-        if compact and deployed:
+        if compact and exported:
             # GFLOP/s of ours over theirs: their time over ours, by the arithmetic.
-            unit = deployed.multiply_adds_per_pixel / compact.multiply_adds_per_pixel
-            add(f"{name}: GFLOP/s / Compact's {onnx}", compact, deployed, unit)
+            unit = exported.multiply_adds_per_pixel / compact.multiply_adds_per_pixel
+            add(f"{name}: GFLOP/s / Compact's {onnx}", compact, exported, unit)
     return ratios

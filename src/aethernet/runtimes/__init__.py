@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
+from aethernet import rewrites
 from aethernet.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
 from aethernet.errors import AetherError
 from aethernet.files import check_source
@@ -12,7 +13,7 @@ from aethernet.files import check_source
 if TYPE_CHECKING:
     import numpy as np
 
-PRECISIONS = ("float32", "float16", "bfloat16")
+PRECISIONS = tuple(rewrites.PRECISIONS)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from aethernet import onnx_export
 from aethernet.cache import (
     cache_folder,
     code_version,
@@ -27,7 +26,7 @@ from aethernet.cache import (
 )
 from aethernet.checkpoint import load_checkpoint
 from aethernet.errors import AetherError, VerificationError, import_optional
-from aethernet.onnx_export import FLOAT32_ATOL, FLOAT32_RTOL
+from aethernet.onnx_export import FLOAT32_ATOL, FLOAT32_RTOL, MIN_PSNR
 from aethernet.runtimes import (
     DEVICES,
     PRECISIONS,
@@ -60,8 +59,6 @@ HOPELESS = 3.0
 MAX_LOSS = 0.05
 USUAL_PSNR = 37.0
 AUTO_MIN_PSNR = USUAL_PSNR - 10 * math.log10(10 ** (MAX_LOSS / 10) - 1)
-# What a precision asked for by name, or held by a file, may differ by, in dB.
-MIN_PSNR = {**onnx_export.MIN_PSNR, "int8": 40.0}
 
 # Distributions that bring a runtime's library; any one will do.
 _LIBRARIES = {

@@ -7,6 +7,7 @@ import numpy as np
 
 from aethernet.cache import cache_folder, make_folder
 from aethernet.errors import AetherError, import_optional
+from aethernet.onnx_export import rounding_session
 from aethernet.runtimes import PRECISIONS
 from aethernet.runtimes.onnx_files import OnnxModel, is_checkpoint, load_exported
 
@@ -88,6 +89,8 @@ class OnnxRuntime(OnnxModel):
     @classmethod
     def reference(cls, path: Path) -> Self:
         """An .onnx file on the CPU as it is written, without any optimisation."""
+        if _is_bfloat16(path):
+            return cls(rounding_session(path.read_bytes()), path, "cpu")
         return cls(_session(path, "cpu", optimised=False), path, "cpu")
 
     def _execute(self, batch: np.ndarray) -> np.ndarray:
@@ -107,6 +110,19 @@ def _provider(device: str) -> str:
             f"(it has {', '.join(available)}); try --device cpu."
         )
     return provider
+
+
+def _is_bfloat16(path: Path) -> bool:
+    """Whether it is a file of ours in bfloat16."""
+    onnx = import_optional("onnx", "onnx")
+    try:
+        metadata = onnx.load_from_string(path.read_bytes()).metadata_props
+    except Exception:  # protobuf's, for what is no ONNX file: loading will say so
+        return False
+    told = {entry.key: entry.value for entry in metadata}
+    return (
+        told.get("architecture") == "AetherNet" and told.get("precision") == "bfloat16"
+    )
 
 
 def _session(path: Path, device: str, optimised: bool = True) -> Any:
@@ -137,6 +153,11 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
     try:
         session = ort.InferenceSession(path.read_bytes(), settings, providers)
     except Exception as error:  # its errors share no base class of their own
+        if device == "cpu" and _is_bfloat16(path):
+            raise AetherError(
+                f"{path} is in bfloat16, which ONNX Runtime does not have on the CPU; "
+                "take a GPU, or export float32."
+            ) from error
         raise AetherError(
             f"{path} is no ONNX model that ONNX Runtime {ort.__version__} can load "
             f"on {device}."

@@ -1,0 +1,72 @@
+"""Which convolutions int8 can take: PSNR against float32, and time.
+
+    python benchmarks/int8_parts.py FOLDER_OF_PICTURES
+
+Calibrates the shipped model on one half of the pictures and measures it on the other.
+The ratio is of the time of the float32 file in ONNX Runtime on the CPU, in turns.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aethernet.checkpoint import load_checkpoint
+from aethernet.onnx_export import open_session, to_onnx
+from aethernet.quantization import calibration_pictures, convolutions, quantized
+from aethernet.upscale import shipped_model
+from aethernet.verification import compare
+
+ROUNDS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    checkpoint = load_checkpoint(shipped_model())
+    pictures = calibration_pictures(parser.parse_args().folder, checkpoint, None)
+    images = [image for _, image in pictures]
+    known, unknown = images[::2], images[1::2]
+    float32 = to_onnx(checkpoint, None, None, "float32")
+    sessions = {"float32": open_session(float32.SerializeToString())}
+    for name, kinds in (
+        ("1x1 in int8", ("1x1",)),
+        ("1x1 and depthwise in int8", ("1x1", "depthwise")),
+        ("all convolutions in int8", ("1x1", "depthwise", "others")),
+    ):
+        nodes = [node for kind in kinds for node in convolutions(float32)[kind]]
+        content = quantized(float32, known, nodes).SerializeToString()
+        sessions[name] = open_session(content)
+
+    def run(name: str, image: Any) -> tuple[Any, float]:
+        start = time.perf_counter()
+        output = sessions[name].run(None, {"input": image.numpy()})[0]
+        return output, time.perf_counter() - start
+
+    quality: dict[str, list[float]] = {name: [] for name in sessions}
+    spent: dict[str, list[float]] = {name: [] for name in sessions}
+    for image in unknown:
+        expected, _ = run("float32", image)
+        for name in sessions:
+            output, _ = run(name, image)
+            quality[name].append(
+                compare(torch.from_numpy(output), torch.from_numpy(expected)).psnr
+            )
+    for _ in range(ROUNDS):
+        for name in sessions:
+            spent[name].append(run(name, unknown[0])[1])
+    for name, values in quality.items():
+        pairs = zip(spent[name], spent["float32"], strict=True)
+        ratio = statistics.median(a / b for a, b in pairs)
+        print(
+            f"{name:26}  PSNR {np.min(values):.1f} to {np.max(values):.1f} dB, "
+            f"median {np.median(values):.1f}; {ratio:.2f} of the time of float32"
+        )
+
+
+if __name__ == "__main__":
+    main()

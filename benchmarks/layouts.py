@@ -1,0 +1,177 @@
+"""Which way of writing a block is fastest where: the choice behind `rewrites`.
+
+    python benchmarks/layouts.py [--size 128] [--rounds 7]
+
+Each row is the shipped model in one writing, in float32. The ONNX files have free
+sizes. Prints median milliseconds, and the ratio to the plain export in ONNX Runtime,
+taken round by round: in a round everybody runs once, in turn.
+"""
+
+import argparse
+import contextlib
+import io
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from aethernet.aether_core import AetherBlock, AetherNet
+from aethernet.checkpoint import load_checkpoint
+from aethernet.onnx_export import DEFAULT_OPSET, exported, open_session
+from aethernet.rewrites import (
+    ConvolutionBlock,
+    ProductBlock,
+    as_convolution,
+    projections,
+    rewritten,
+)
+from aethernet.upscale import shipped_model
+
+
+class MergedProducts(nn.Module):
+    """As `ProductBlock`, both first projections in one product."""
+
+    def __init__(self, block: AetherBlock) -> None:
+        super().__init__()
+        self.conv, self.eps = block.conv, block.norm.eps
+        gate, main, self.last = projections(block)
+        self.first = _stacked(gate, main)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.conv(x).permute(0, 2, 3, 1)
+        pixels = t.flatten(0, 2)
+        pixels = functional.layer_norm(pixels, t.shape[-1:], eps=self.eps)
+        gate, main = self.first(pixels).chunk(2, -1)
+        pixels = self.last(functional.gelu(gate) * main)
+        return x + pixels.view(t.shape).permute(0, 3, 1, 2)
+
+
+class MergedConvolutions(nn.Module):
+    """As `ConvolutionBlock`, both first projections in one convolution."""
+
+    def __init__(self, block: AetherBlock) -> None:
+        super().__init__()
+        self.conv, self.eps = block.conv, block.norm.eps
+        gate, main, last = projections(block)
+        self.first = as_convolution(_stacked(gate, main))
+        self.last = as_convolution(last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.conv(x).permute(0, 2, 3, 1)
+        t = functional.layer_norm(t, t.shape[-1:], eps=self.eps)
+        gate, main = self.first(t.permute(0, 3, 1, 2)).chunk(2, 1)
+        return x + self.last(functional.gelu(gate) * main)
+
+
+class NormInParts(ConvolutionBlock):
+    """As `ConvolutionBlock`, LayerNorm written out: no transposes at all."""
+
+    def mean(self, x: Tensor) -> Tensor:
+        return x.mean(1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.conv(x)
+        t = t - self.mean(t)
+        t = t / torch.sqrt(self.mean(t * t) + self.eps)
+        return x + self.last(functional.gelu(self.gate(t)) * self.main(t))
+
+
+class MeanAsConvolution(NormInParts):
+    """As `NormInParts`, means over channels as 1x1 convolutions."""
+
+    def __init__(self, block: AetherBlock) -> None:
+        super().__init__(block)
+        channels = self.last.out_channels
+        self.average = nn.Conv2d(channels, 1, 1, bias=False)
+        self.average.weight.fill_(1 / channels)
+
+    def mean(self, x: Tensor) -> Tensor:
+        return self.average(x)
+
+
+def _stacked(gate: nn.Linear, main: nn.Linear) -> nn.Linear:
+    both = nn.Linear(gate.in_features, 2 * gate.out_features)
+    both.weight = nn.Parameter(torch.cat([gate.weight, main.weight]))
+    both.bias = nn.Parameter(torch.cat([gate.bias, main.bias]))
+    return both
+
+
+def writings(network: AetherNet) -> dict[str, nn.Module]:
+    """By name; all but the last two keep both convolutions around PixelShuffle."""
+    found: dict[str, nn.Module] = {"plain": network}
+    for name, block_type in (
+        ("products", ProductBlock),
+        ("products, first two merged", MergedProducts),
+        ("convolutions", ConvolutionBlock),
+        ("convolutions, first two merged", MergedConvolutions),
+        ("convolutions, LayerNorm in parts", NormInParts),
+        ("convolutions, means as convolutions", MeanAsConvolution),
+    ):
+        module = rewritten(network, block_type=block_type)
+        module.upsample, module.tail = network.upsample, network.conv_last
+        found[name] = module
+    found["products, one 5x5 at the end"] = rewritten(network)
+    found["convolutions, one 5x5 at the end"] = rewritten(
+        network, block_type=ConvolutionBlock
+    )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=128, help="LR pixels of each side")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    network = load_checkpoint(shipped_model()).build().fuse()
+    image = torch.rand(1, 3, arguments.size, arguments.size)
+    image = image.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = network(image).numpy()
+    core: Any = openvino.Core()
+    runs: dict[tuple[str, str], Callable[[], Any]] = {}
+    for name, module in writings(network).items():
+        content = exported(module, 3, None, DEFAULT_OPSET, torch.float32)
+        content = content.SerializeToString()
+        session = open_session(content)
+        compiled = core.compile_model(
+            core.read_model(io.BytesIO(content)),
+            "CPU",
+            {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"},
+        )
+        module.to(memory_format=torch.channels_last)
+        feed = {"input": image.numpy()}
+        runs[name, "ONNX Runtime"] = partial(session.run, None, feed)
+        runs[name, "OpenVINO"] = partial(compiled, feed)
+        runs[name, "PyTorch"] = partial(module, image)
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    with torch.inference_mode():
+        for key, run in runs.items():  # the first run warms up, and is looked at
+            output = np.asarray(run()[0]).reshape(expected.shape)
+            error = float(np.abs(output - expected).max())
+            assert error < 1e-5, (key, error)
+        for _ in range(arguments.rounds):
+            for key, run in runs.items():
+                time.sleep(0.1)  # threads of the one before stop spinning
+                start = time.perf_counter()
+                run()
+                times[key].append(time.perf_counter() - start)
+    base = times["plain", "ONNX Runtime"]
+    print(f"{'writing':36}  runtime          ms  ratio")
+    for (name, runtime), spent in times.items():
+        ratio = statistics.median(a / b for a, b in zip(spent, base, strict=True))
+        ms = 1000 * statistics.median(spent)
+        print(f"{name:36}  {runtime:12}  {ms:5.0f}  {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        warnings.simplefilter("ignore")
+        main()
