@@ -11,7 +11,11 @@ from aethernet.errors import AetherError
 from aethernet.files import replacing
 
 # What these rooms say decides what a kept file holds.
-_ROOMS = ("aether_core", "checkpoint", "fusion", "onnx_export", "rewrites")
+_ROOMS = (
+    *("aether_core", "checkpoint", "onnx_export", "rewrites", "verification"),
+    *("runtimes/choice", "runtimes/onnxruntime", "runtimes/openvino"),
+    "runtimes/pytorch",
+)
 
 
 def cache_folder() -> Path:

@@ -246,7 +246,7 @@ def bench(arguments: argparse.Namespace) -> None:
         gpu = device.type == "cuda"
         runtimes = [name for name in RUNTIMES if gpu or name != "tensorrt"]
     if precisions is None:
-        # A processor without units for a precision takes thirty times as long in it.
+        # A processor without units for a precision takes many times as long in it.
         precisions = PRECISIONS
         if device.type == "cpu":
             precisions = ("float32", "bfloat16")[: 1 + has_bfloat16_units()]
@@ -291,7 +291,7 @@ def _print_differences(title: str, differences: "dict[str, Difference]") -> None
     print(f"{title}:")
     width = max(map(len, differences))
     for name, difference in differences.items():
-        print(f"  {name:<{width}}  {difference}")
+        print(f"  {printable(name):<{width}}  {difference}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,13 +8,12 @@ import dataclasses
 import hashlib
 import json
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aethernet.errors import AetherError
-from aethernet.files import check_source
+from aethernet.files import check_source, command_line
 
 LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 """Python package -> what people call it."""
@@ -76,8 +75,16 @@ class EngineHeader:
             raise ValueError("compute capabilities")
         if {self.input_dtype, self.output_dtype} - set(DTYPES):
             raise ValueError("types")
+        if [len(shape) for shape in self.profile] != [4, 4, 4]:
+            raise ValueError("profile")
+        if Path(self.onnx_name).name != self.onnx_name:
+            raise ValueError("name of the ONNX file")
+        if not isinstance(self.gpu, str | None) or not isinstance(
+            self.activation_bytes, int | None
+        ):
+            raise ValueError("GPU")
         numbers = [self.scale, self.channels, *sum(self.profile, ())]
-        if len(numbers) != 14 or not all(type(n) is int and n > 0 for n in numbers):
+        if not all(type(n) is int and n > 0 for n in numbers):
             raise ValueError("numbers")
         if any(shape[1] != self.channels for shape in self.profile):
             raise ValueError("channels")
@@ -114,7 +121,7 @@ def read_header(engine: Path) -> EngineHeader:
         raise AetherError(
             f"There is no {path.name} beside {engine}, so nothing says what it is; "
             f"keep both together, or build it anew: aethernet engine MODEL.onnx -o "
-            f"{shlex.quote(str(engine))}"
+            f"{command_line([engine])}"
         )
     check_source(path, "the header of an engine")
     with path.open("rb") as file:
@@ -248,7 +255,7 @@ def rebuild_command(
     named = [gpu] if gpu else named
     if header.library == "tensorrt_rtx" and named:
         words += ["--compute-capability", *named]
-    return shlex.join(words)
+    return command_line(words)
 
 
 def _build_anew(

@@ -43,7 +43,7 @@ def import_optional(module: str, extra: str | None = None) -> ModuleType:
         extra: the extra of ours that brings it; None where it is installed by its name.
 
     Raises:
-        MissingExtraError: when `module` is not installed.
+        MissingExtraError: when `module` is not installed, or does not load.
     """
     package = module.partition(".")[0]
     try:
@@ -52,6 +52,10 @@ def import_optional(module: str, extra: str | None = None) -> ModuleType:
         if error.name != package and not (error.name or "").startswith(f"{package}."):
             raise
         found = None
+    except (ImportError, OSError) as error:  # installed, without what it needs itself
+        raise MissingExtraError(
+            f"The package {package} is installed and does not load: {error}"
+        ) from error
     if found is None or found.__file__ is None:
         how = f"pip install {package}"
         if extra:

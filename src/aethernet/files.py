@@ -3,7 +3,9 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aethernet.errors import AetherError
@@ -71,6 +73,12 @@ def replacing(path: Path) -> Iterator[Path]:
             _flush_to_disk(path.parent)
     except OSError as error:
         raise AetherError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def command_line(words: Sequence[object]) -> str:
+    """Words as one line to be pasted into this system's shell."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import shlex
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ import aethernet
 from aethernet.aether_core import AetherNet
 from aethernet.checkpoint import Checkpoint, load_checkpoint
 from aethernet.errors import AetherError, VerificationError, import_optional
-from aethernet.files import replacing
-from aethernet.rewrites import ConvolutionBlock, rewritten
+from aethernet.files import command_line, replacing
+from aethernet.rewrites import PRECISIONS, ConvolutionBlock, rewritten
 from aethernet.verification import (
     Difference,
     compare,
@@ -43,6 +42,7 @@ BFLOAT16_OPSET = 22
 FLOAT32_ATOL, FLOAT32_RTOL = 1e-4, 1e-4
 MIN_PSNR = {"float16": 50.0, "bfloat16": 40.0, "int8": 40.0}
 
+_LARGEST = 1 << 20  # of batch, height and width; what comes of it still has to fit
 # LR sizes (batch, height, width) that a file with free sizes has to take.
 _FREE_SIZES = ((1, 1, 1), (1, 7, 5), (2, 13, 17), (3, 33, 31), (1, 64, 96))
 # What the exporter sees: none of them 1, which it would take for a constant.
@@ -67,6 +67,8 @@ class ShapeRange:
                 raise AetherError(
                     f"The {side} must rise from 1: min {low}, opt {middle}, max {high}."
                 )
+            if high > _LARGEST:
+                raise AetherError(f"The {side} ends at {_LARGEST}, {high} is beyond.")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def export_onnx(
         param_key: as for `load_checkpoint`.
         dynamic: leave batch, height and width free; else they are `shapes.typical`.
         shapes: fixed size, and range for the TensorRT command.
-        opset: of the ONNX file, 18 or newer; None is `DEFAULT_OPSET`, or
+        opset: of the ONNX file, 17 or newer; None is `DEFAULT_OPSET`, or
             `BFLOAT16_OPSET` for bfloat16.
         precision: "float32"; "float16" with input and output in float16; "bfloat16"
             with input and output in float32. LayerNorm is always in float32.
@@ -181,7 +183,7 @@ def trtexec_command(
             words.append(f"--{name}Shapes=input:{batch}x{in_chans}x{height}x{width}")
     if precision != "float32":
         words.append("--stronglyTyped")
-    return shlex.join(words)
+    return command_line(words)
 
 
 @dataclass(frozen=True)
@@ -231,13 +233,17 @@ def to_onnx(
         AetherError: when it cannot be exported with this opset.
     """
     oldest = BFLOAT16_OPSET if precision == "bfloat16" else DEFAULT_OPSET
-    if precision == "bfloat16" and opset and opset < oldest:
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise AetherError(f"There is no precision {precision!r}, only {known}.")
+    if precision == "bfloat16" and opset is not None and opset < oldest:
         raise AetherError(
             f"Opset {opset} has no convolution in bfloat16; {oldest} is the first."
         )
     network = rewritten(checkpoint.build(), precision, ConvolutionBlock)
     dtype = torch.float16 if precision == "float16" else torch.float32
-    return exported(network, network.in_chans, fixed, opset or oldest, dtype)
+    opset = oldest if opset is None else opset
+    return exported(network, network.in_chans, fixed, opset, dtype)
 
 
 def plain_onnx(network: AetherNet, size: tuple[int, int, int]) -> bytes:
@@ -267,7 +273,13 @@ def exported(
     """
     onnx = import_optional("onnx", "onnx")
     batch, height, width = fixed or _EXAMPLE_SIZE
-    example = torch.zeros(batch, in_chans, height, width, dtype=dtype)
+    try:
+        example = torch.zeros(batch, in_chans, height, width, dtype=dtype)
+    except RuntimeError as error:
+        raise AetherError(
+            f"No memory for an input of {batch}x{in_chans}x{height}x{width}; choose a "
+            "smaller size."
+        ) from error
     free = {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings(), _quiet_exporter():
         warnings.simplefilter("ignore")

@@ -120,7 +120,11 @@ def calibration_pictures(
     """
     if not folder.is_dir():
         raise ImageError(f"{folder} is no folder: int8 is calibrated on pictures.")
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES and file.is_file()
+    )
     every = max(1, math.ceil(len(files) / MAX_PICTURES))
     channels = checkpoint.hyperparameters["in_chans"]
     batch, height, width = fixed or (1, _CROP, _CROP)
@@ -183,9 +187,11 @@ def quantized(model: Any, images: Sequence[Tensor], nodes: Sequence[str]) -> Any
             image = next(self.rest, None)
             return None if image is None else {"input": image.numpy()}
 
-    root = logging.getLogger()  # where it gives advice that is not for our users
+    # It gives advice on the root logger, which would make itself a handler for it.
+    root, silence = logging.getLogger(), logging.NullHandler()
     level = root.level
     root.setLevel(logging.ERROR)
+    root.addHandler(silence)
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "int8.onnx")
@@ -206,6 +212,7 @@ def quantized(model: Any, images: Sequence[Tensor], nodes: Sequence[str]) -> Any
         raise AetherError(f"Cannot calibrate: {error.strerror or error}.") from error
     finally:
         root.setLevel(level)
+        root.removeHandler(silence)
     used = {node.domain for node in result.graph.node}
     for entry in list(result.opset_import):
         if entry.domain not in used:

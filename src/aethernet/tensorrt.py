@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 PORTABLE = ("8.6+",)
 # On a GPU, against ONNX Runtime: an engine in float32 multiplies in TF32, whose
 # mantissa is float16's.
-MIN_PSNR = {"float32": 50.0, "float16": 50.0, "bfloat16": 40.0}
+MIN_PSNR = {"float32": 50.0, "float16": 50.0, "bfloat16": 40.0, "int8": 40.0}
 _MOST_WARNINGS = 10
 _PROGRESS_SECONDS = 10.0
 # Bytes. TensorRT for RTX 1.7 plans memory for tensors of 6.4 GB, and not for those of
@@ -124,12 +124,13 @@ def build_engine(
         dtypes = _dtypes(library)
         given, made = network.get_input(0), network.get_output(0)
         memory = library.messages.activation_bytes
+        told = ours.get("precision", "")
         header = EngineHeader(
             library=library.name,
             library_version=library.module.__version__,
             compute_capabilities=built_for,
             gpu=torch.cuda.get_device_name() if library.name == "tensorrt" else None,
-            precision=ours.get("precision") or dtypes[given.dtype],
+            precision=told if told in MIN_PSNR else dtypes[given.dtype],
             scale=scale,
             channels=given.shape[1],
             input_name=given.name,

@@ -115,7 +115,13 @@ def run_benchmark(plan: Plan) -> Report:
         load_checkpoint(plan.model).expect(None, plan.scale, 3)
     machine = describe_machine(device)
     entries = [Entry(contender) for contender in contenders(plan)]
-    image = natural_image(plan.height, plan.width).numpy()
+    try:
+        image = natural_image(plan.height, plan.width).numpy()
+    except RuntimeError as error:
+        raise AetherError(
+            f"No memory for an input of {plan.width}x{plan.height}; choose a smaller "
+            "size."
+        ) from error
     calls: list[Callable[[], object] | None] = []
     with tempfile.TemporaryDirectory(prefix="aethernet_bench_") as folder:
         workshop = Workshop(plan, Path(folder), device)

@@ -108,8 +108,8 @@ def choose(
             why = "as asked" if named else "no other is installed"
             return _explained(sole[0].load(path), why)
     facts = _facts(path, names, device, precision, named)
-    kept = cache_folder() / "trials" / f"{_digest(facts)}.json"
-    found = _outcome(read_json(kept), names)
+    kept = _kept_outcome(facts)
+    found = _outcome(read_json(kept), names) if kept else None
     if found:
         candidate, why = found
         try:
@@ -121,10 +121,20 @@ def choose(
     candidate, model = _Trial(path, candidates, precision == "auto").outcome()
     outcome = {**asdict(candidate), "why": model.why, "facts": facts}
     try:
-        write_json(kept, outcome)
+        if kept:
+            write_json(kept, outcome)
     except AetherError as error:  # then it is tried again next time
         _log.info("the outcome is not kept: %s", error)
     return model
+
+
+def _kept_outcome(facts: dict[str, Any]) -> Path | None:
+    """Where the outcome of a trial is kept; None where there is no place for it."""
+    try:
+        return cache_folder() / "trials" / f"{_digest(facts)}.json"
+    except AetherError as error:
+        _log.info("the outcome is not kept: %s", error)
+        return None
 
 
 def seconds(model: TriedRuntime, tile: np.ndarray) -> float:
@@ -186,6 +196,9 @@ class _Trial:
                 self._check(model, candidate)
             except AetherError as error:
                 failures.append((candidate, error))
+            except Exception as error:  # of a library: the others may still do
+                failure = AetherError(f"{type(error).__name__}: {error}")
+                failures.append((candidate, failure))
             else:
                 able[candidate] = model
         if not able:

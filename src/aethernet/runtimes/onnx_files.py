@@ -1,7 +1,9 @@
 """What ONNX Runtime and OpenVINO share: ONNX files of anyone, and exports of ours."""
 
 import abc
+import contextlib
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
@@ -11,6 +13,7 @@ import numpy as np
 from aethernet.cache import cache_folder, code_version, make_folder, sha256_of
 from aethernet.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
 from aethernet.errors import AetherError
+from aethernet.files import check_target
 from aethernet.runtimes import Description
 
 _log = logging.getLogger(__name__)
@@ -51,7 +54,10 @@ class OnnxModel(abc.ABC):
         self._dtype = dtype
         # What comes out tells the scale of any file, whoever wrote it.
         probe = self.size(1, 8, 8)
-        out = self._run(np.zeros(probe, np.float32)).shape
+        try:
+            out = self._run(np.zeros(probe, np.float32)).shape
+        except (MemoryError, ValueError) as error:
+            raise AetherError(f"{path} takes inputs of {probe}: too large.") from error
         self.scale: int = out[2] // probe[2] if len(out) == 4 and probe[2] else 0
         if not self.scale or out != (
             *probe[:2],
@@ -116,21 +122,41 @@ def load_exported(path: Path, precision: str, load: Callable[[Path], T]) -> T:
         AetherError: when it cannot be exported, kept or loaded.
     """
     name = f"{sha256_of(path)[:32]}-{code_version()}-{precision}.onnx"
-    target = cache_folder() / "exports" / name
+    try:
+        folder = cache_folder() / "exports"
+        make_folder(folder)
+        check_target(folder / name)
+    except AetherError as error:
+        _log.info("the export is not kept: %s", error)
+        with tempfile.TemporaryDirectory(prefix="aethernet_") as temporary:
+            return load(_export(path, Path(temporary, name), precision))
+    target = folder / name
     if target.is_file():
         try:
             loaded = load(target)
         except AetherError as error:
             _log.info("exporting again, %s does not load: %s", target, error)
         else:
-            target.touch()  # used last
+            with contextlib.suppress(OSError):  # another user's
+                target.touch()  # used last
             return loaded
+    _export(path, target, precision)
+    _drop_oldest(folder)
+    return load(target)
+
+
+def _export(path: Path, target: Path, precision: str) -> Path:
     from aethernet.onnx_export import export_onnx
 
     _log.info("exporting %s to ONNX in %s, once", path, precision)
-    make_folder(target.parent)
     export_onnx(path, target, dynamic=True, precision=precision)
-    exports = sorted(target.parent.glob("*.onnx"), key=lambda f: f.stat().st_mtime)
-    for old in exports[:-_KEPT_EXPORTS]:
-        old.unlink(missing_ok=True)
-    return load(target)
+    return target
+
+
+def _drop_oldest(folder: Path) -> None:
+    # Without those that other processes write at this moment, whose names are hidden.
+    files = [f for f in folder.glob("*.onnx") if not f.name.startswith(".")]
+    with contextlib.suppress(OSError):  # moved or removed by another process meanwhile
+        files.sort(key=lambda file: file.stat().st_mtime)
+        for old in files[:-_KEPT_EXPORTS]:
+            old.unlink(missing_ok=True)

@@ -89,9 +89,16 @@ class OnnxRuntime(OnnxModel):
     @classmethod
     def reference(cls, path: Path) -> Self:
         """An .onnx file on the CPU as it is written, without any optimisation."""
-        if _is_bfloat16(path):
-            return cls(rounding_session(path.read_bytes()), path, "cpu")
-        return cls(_session(path, "cpu", optimised=False), path, "cpu")
+        try:
+            session = _session(path, "cpu", optimised=False)
+        except AetherError:
+            if not _is_bfloat16(path):
+                raise
+            try:
+                session = rounding_session(path.read_bytes())
+            except Exception as error:  # it only says that it is ours
+                raise AetherError(f"{path} is no whole ONNX model.") from error
+        return cls(session, path, "cpu")
 
     def _execute(self, batch: np.ndarray) -> np.ndarray:
         name = self._session.get_inputs()[0].name
@@ -134,6 +141,8 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
     settings.log_severity_level = 4  # what fails is raised as well
     if not optimised:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if kind == "cuda":
+        options["use_tf32"] = "0"  # float32 means float32
     if kind == "dml":  # its documentation asks for both
         settings.enable_mem_pattern = False
         settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # What a processor has that multiplies bfloat16 in hardware, as torch.cpu names it. One
-# without takes 15 times as long in bfloat16 as in float32 (a Zen 3, torch 2.15).
+# without takes 15 to 30 times as long in it as in float32 (a Zen 3, torch 2.15).
 _BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16")
 
 
