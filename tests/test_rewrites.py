@@ -65,7 +65,9 @@ def test_the_shipped_model_on_a_photograph(block_type):
 def test_half_precisions_on_the_shipped_model(precision, bar, block_type):
     network = load_checkpoint(SHIPPED_MODEL).build()
     other = rewritten(network, precision, block_type)
-    for name, image in verification_frames(24, 32).items():
+    frames = verification_frames(24, 32)
+    for name in ("natural image", "checkerboard"):
+        image = frames[name]
         with torch.inference_mode():
             difference = compare(other(image), network(image))
         assert difference.finite, name

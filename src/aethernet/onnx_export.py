@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -408,7 +407,7 @@ def verify(
         _log.info("checking %s", name)
         with torch.inference_mode(), exact_float32():
             expected = reference(image.to(device)).cpu()
-        feed = image.numpy().astype(np.float16 if half else np.float32)
+        feed = (image.half() if half else image).numpy()
         output = torch.from_numpy(session.run(["output"], {"input": feed})[0])
         for what, values in (("ONNX file", output), ("network itself", expected)):
             if not torch.isfinite(values).all():
@@ -476,7 +475,7 @@ def _rounding(content: bytes) -> bytes:
 
     def widen(tensor: Any) -> None:
         if tensor.data_type in half:
-            wide = arrays.to_array(tensor).astype(np.float32)
+            wide = arrays.to_array(tensor).astype("float32")
             tensor.CopyFrom(arrays.from_array(wide, tensor.name))
 
     for weight in graph.initializer:
