@@ -6,6 +6,7 @@ and the 3x3 convolutions stay in float32: their activations span too many magnit
 and in int8 they cost more than 10 dB (docs/performance.md).
 """
 
+import copy
 import logging
 import math
 import tempfile
@@ -196,7 +197,7 @@ def quantized(model: Any, images: Sequence[Tensor], nodes: Sequence[str]) -> Any
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "int8.onnx")
             quantization.quantize_static(
-                model,
+                copy.deepcopy(model),  # which it changes
                 file,
                 Reader(),
                 quant_format=quantization.QuantFormat.QDQ,
