@@ -1,9 +1,20 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import SHARED, SHIPPED_MODEL
+
+
+def pytest_configure() -> None:
+    """Share the processor's cores among the processes that run the tests."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = max((os.cpu_count() or 1) // workers, 1)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes they start
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -191,7 +191,7 @@ class TestChoice:
         elif change == "weights":
             save_checkpoint(picture_network(scale=1, seed=1, **SMALLEST), checkpoint)
         elif change == "machine":
-            monkeypatch.setattr(choice, "_processor", lambda: "another")
+            monkeypatch.setattr(choice, "processor_name", lambda: "another")
         elif change == "threads":
             monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
         else:

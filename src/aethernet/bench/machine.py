@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import aethernet
+from aethernet.runtimes.choice import processor_facts, processor_name
 
 # Sides of the square products among which the best is the ceiling; doubled while one
 # product takes less than this.
@@ -67,18 +67,14 @@ def describe_machine(device: str) -> dict[str, Any]:
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    facts: dict[str, str] = {}
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), value.strip())
+    facts = processor_facts()
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     machine: dict[str, Any] = {
         "system": platform.platform(),
-        "cpu": facts.get("model name") or platform.processor() or platform.machine(),
+        "cpu": processor_name(),
         "cores": cores,
         "threads": torch.get_num_threads(),
         "instructions": [flag for flag in _INSTRUCTIONS if flag in flags],

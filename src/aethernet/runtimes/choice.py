@@ -1,5 +1,6 @@
 """Which runtime takes a model: a short trial, checked, whose outcome is kept."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -352,19 +353,25 @@ def _facts(
         "kind": path.suffix.lower(),
         "runtimes": [*names],
         "asked": [device, precision, named],
-        "machine": [_processor(), os.cpu_count(), torch.get_num_threads(), *gpus],
+        "machine": [processor_name(), os.cpu_count(), torch.get_num_threads(), *gpus],
         "versions": {"aethernet": code_version(), **_versions()},
     }
 
 
-def _processor() -> str:
+def processor_facts() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first processor; nothing where it is not."""
+    facts: dict[str, str] = {}
+    with contextlib.suppress(OSError):  # not Linux
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+    return facts
+
+
+def processor_name() -> str:
     """The processor's name, or its kind where no name can be read."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
-    return names[0].strip() if names else platform.machine()
+    name = processor_facts().get("model name")
+    return name or platform.processor() or platform.machine()
 
 
 def _digest(facts: dict[str, Any]) -> str:
