@@ -8,7 +8,6 @@ import argparse
 import io
 import logging
 import os
-import re
 import shlex
 import signal
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aethernet
+from aethernet import upscale_command
 from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS
 from aethernet.checkpoint import DTYPES, WRAPPERS
 from aethernet.errors import AetherError
@@ -28,12 +28,15 @@ from aethernet.onnx_export import (
     ShapeRange,
     export_onnx,
 )
+from aethernet.progress import printable
 from aethernet.runtimes import PRECISIONS, RUNTIMES, open_model
 from aethernet.runtimes.pytorch import choose_device, has_bfloat16_units
 
 if TYPE_CHECKING:
     from aethernet.checkpoint import Checkpoint
+    from aethernet.compare import Crop
     from aethernet.onnx_export import OnnxExport
+    from aethernet.runtimes import Model
     from aethernet.verification import Difference
 
 MODEL_TYPES = ("aether", *VARIANTS)
@@ -57,9 +60,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def exit_code(
-    job: Callable[[argparse.Namespace], None], arguments: argparse.Namespace
+    job: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
 ) -> int:
     """Run a job: 0 when it ends well; 1, and a sentence on stderr, when it does not.
+
+    A job that goes on where a part of it fails says so itself, and returns 1.
 
     What the rooms log on the way goes to stderr where somebody watches it.
     """
@@ -70,10 +75,13 @@ def exit_code(
             stream.reconfigure(errors="backslashreplace")
     if sys.stderr and sys.stderr.isatty():
         watched = logging.getLogger("aethernet")
-        watched.addHandler(logging.StreamHandler())
         watched.setLevel(logging.INFO)
+        if not watched.handlers:
+            handler = logging.StreamHandler()
+            handler.setFormatter(_PlainLines())
+            watched.addHandler(handler)
     try:
-        job(arguments)
+        code = job(arguments) or 0
         if sys.stdout:
             sys.stdout.flush()
     except AetherError as error:
@@ -88,28 +96,14 @@ def exit_code(
     except KeyboardInterrupt:
         print("error: interrupted; nothing is left half written.", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells have it
-    return 0
+    return code
 
 
-def printable(text: str) -> str:
-    """One line of at most 1,000 characters, whatever a file put into it."""
-    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
-    return line if len(line) <= 1000 else f"{line[:1000]}.."
+class _PlainLines(logging.Formatter):
+    """Of what is logged, names of files among it, only what is text on a terminal."""
 
-
-def upscale(arguments: argparse.Namespace) -> None:
-    """Job: `input` to `output` with `model` or None, words for `open_model`."""
-    from aethernet.upscale import shipped_model, upscale_file
-
-    # What libvips warns of on the way is either in the error's sentence or harmless.
-    logging.getLogger("pyvips").setLevel(logging.ERROR)
-    path = arguments.model or shipped_model()
-    words = (arguments.runtime, arguments.device, arguments.precision)
-    model = open_model(path, *words)
-    done = upscale_file(arguments.input, arguments.output, model)
-    before, after = ("x".join(map(str, s)) for s in (done.size_before, done.size_after))
-    print(f"{arguments.input} ({before}) -> {done.target} ({after})")
-    print(f"with {path.name}: {model.describe()}")
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -276,6 +270,53 @@ def bench(arguments: argparse.Namespace) -> None:
         draw(report, arguments.plot)
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    """Job: a page about `lr` with `model` (may be None) and, if known, `hr`."""
+    from aethernet.compare import LARGE_PAGE, find_pairs, model_names, write_report
+    from aethernet.upscale import shipped_model
+
+    logging.getLogger("pyvips").setLevel(logging.ERROR)
+    pairs = find_pairs(arguments.lr, arguments.hr)
+    paths = arguments.model or [shipped_model()]
+    load = _model_loader(arguments)
+    models = {
+        name: load(path) for name, path in zip(model_names(paths), paths, strict=True)
+    }
+    report = write_report(pairs, arguments.output, models, arguments.crop)
+    width = max(map(len, report.means), default=0)
+    for name, figures in report.means.items():
+        print(f"{printable(name):<{width}}  {figures}")
+    count = f"{len(pairs)} picture{'s' * (len(pairs) != 1)}"
+    print(f"Wrote {arguments.output} ({count}, {report.size / 1e6:.1f} MB).")
+    if report.size > LARGE_PAGE:
+        print(
+            "A page of this size is slow to open: compare fewer pictures, or a part of "
+            "each (--crop)."
+        )
+
+
+def ui(arguments: argparse.Namespace) -> None:
+    """Job: a page on this computer that upscales with `model` (may be None)."""
+    from aethernet.ui import find_models, serve
+    from aethernet.upscale import shipped_model
+
+    logging.getLogger("pyvips").setLevel(logging.ERROR)
+    serve(
+        find_models(arguments.model or [shipped_model()]),
+        _model_loader(arguments),
+        arguments.port,
+        open_browser=arguments.browser,
+    )
+
+
+def _model_loader(arguments: argparse.Namespace) -> "Callable[[Path], Model]":
+    """What opens a model file with `runtime`, `device`, `precision`, for any size."""
+    from aethernet.tiling import Tiled
+
+    words = (arguments.runtime, arguments.device, arguments.precision)
+    return lambda path: Tiled(open_model(path, *words))
+
+
 def _print_source(checkpoint: "Checkpoint") -> None:
     wrapper = f", under {checkpoint.wrapper!r}" if checkpoint.wrapper else ""
     print(
@@ -302,58 +343,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=aethernet.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name, summary, define in (
-        ("upscale", "make a picture larger", _define_upscale),
+        ("upscale", "make pictures or a video larger", upscale_command.define),
         ("info", "say what a model file is", _define_info),
         ("fuse", "fuse a trained checkpoint", _define_fuse),
         ("export", "export a checkpoint to ONNX", _define_export),
         ("engine", "build a TensorRT engine of an ONNX file", _define_engine),
         ("bench", "compare speed with other networks", _define_bench),
+        ("compare", "write a page that shows models side by side", _define_compare),
+        ("ui", "upscale in the browser, on this computer", _define_ui),
     ):
         define(commands.add_parser(name, help=summary))
     return parser
-
-
-def _define_upscale(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Make a picture larger. Gray stays gray, alpha is kept, 16-bit PNG stays "
-        "16-bit; EXIF orientation is applied, the colour profile is kept."
-    )
-    parser.epilog = "example: aethernet upscale photo.jpg -o photo_2x.png"
-    parser.add_argument("input", type=Path, metavar="IN", help="PNG, JPEG or WebP")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="OUT",
-        help="its suffix chooses the format, an existing file is replaced; default: a "
-        "new file beside IN, e.g. photo_2x.jpg",
-    )
-    parser.add_argument(
-        "--model",
-        type=Path,
-        metavar="M",
-        help=".safetensors, .pth, .onnx or .engine; default: the shipped 2x model",
-    )
-    parser.add_argument(
-        "--runtime",
-        choices=("auto", *RUNTIMES),
-        default="auto",
-        help="what executes the model; default: the fastest, found out once by a short "
-        "trial",
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        help="cpu, cuda, cuda:1, mps, xpu; tensorrt, dml, coreml (ONNX Runtime); "
-        "default: a GPU where there is one",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", *PRECISIONS),
-        default="auto",
-        help="default: the fastest that no picture shows",
-    )
-    parser.set_defaults(job=upscale)
 
 
 def _define_info(parser: argparse.ArgumentParser) -> None:
@@ -592,3 +592,111 @@ def _static_size(text: str) -> ShapeRange:
         raise argparse.ArgumentTypeError(f"expected WxH, e.g. 640x360, not {text!r}")
     size = (1, int(height), int(width))
     return ShapeRange(size, size, size)
+
+
+def _define_compare(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write one HTML file that shows bicubic and models side by side, with a slider "
+        "and zoom, and PSNR-Y and SSIM-Y where the HR picture is known. It holds the "
+        "pictures itself and opens without internet."
+    )
+    parser.epilog = (
+        "examples: aethernet compare photo.png -o report.html; aethernet compare LR "
+        "--hr HR -o report.html --model 2x_mine.safetensors 2x_other.onnx"
+    )
+    parser.add_argument(
+        "lr",
+        nargs="+",
+        type=Path,
+        metavar="LR",
+        help="pictures to upscale, or folders of them",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="the .html file"
+    )
+    parser.add_argument(
+        "--hr",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="HR",
+        help="what they should become: as many pictures in the same order, or a folder "
+        "with the same names",
+    )
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        type=Path,
+        metavar="M",
+        help="of one scale; .safetensors, .pth, .onnx or .engine; default: the shipped "
+        "2x model",
+    )
+    parser.add_argument(
+        "--crop",
+        type=_crop,
+        metavar="X,Y,W,H",
+        help="compare this part of each LR picture: left, top, width, height in pixels",
+    )
+    _add_runtime(parser)
+    parser.set_defaults(job=compare)
+
+
+def _crop(text: str) -> "Crop":
+    from aethernet.compare import Crop
+
+    numbers = text.split(",")
+    if len(numbers) != 4 or not all(n.isdecimal() for n in numbers):
+        raise argparse.ArgumentTypeError(f"expected X,Y,W,H, not {text!r}")
+    crop = Crop(*map(int, numbers))
+    if not (crop.width and crop.height):
+        raise argparse.ArgumentTypeError(f"{text!r} holds no pixel")
+    return crop
+
+
+def _define_ui(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Open a page in the browser: drop a picture, choose a model, compare, "
+        "download. It is served on this computer for this computer only (127.0.0.1). "
+        "Needs the extra `ui`."
+    )
+    parser.epilog = "example: aethernet ui --model models"
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        type=Path,
+        metavar="M",
+        help="to choose from: .safetensors, .pth, .onnx or .engine files, or folders "
+        "of them; default: the shipped 2x model",
+    )
+    parser.add_argument(
+        "--port",
+        type=_port,
+        metavar="N",
+        help="default: the first free one from 7860 on",
+    )
+    parser.add_argument(
+        "--no-browser",
+        dest="browser",
+        action="store_false",
+        help="print the address, and leave opening it to you",
+    )
+    _add_runtime(parser)
+    parser.set_defaults(job=ui)
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"expected 1 to 65535, not {text!r}")
+    return int(text)
+
+
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    """Add the words for `open_model`."""
+    for flag, choices, said in (
+        ("--runtime", ("auto", *RUNTIMES), "the fastest, found out once by a trial"),
+        ("--device", None, "a GPU where there is one"),
+        ("--precision", ("auto", *PRECISIONS), "the fastest that no picture shows"),
+    ):
+        parser.add_argument(
+            flag, choices=choices, default="auto", help=f"default: {said}"
+        )

@@ -28,6 +28,10 @@ class VerificationError(AetherError):
     """A file we made does not compute what the network it came from computes."""
 
 
+class OutOfMemoryError(AetherError):
+    """A model needs more memory for a picture than its device has."""
+
+
 class MissingExtraError(AetherError):
     """An optional library is needed and absent."""
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from aethernet.errors import AetherError
 
+# File systems take names of so many bytes (Windows: UTF-16 units, which are fewer).
+LONGEST_NAME = 255
+
 
 def check_source(path: Path, what: str) -> None:
     """Say why a file cannot be read; `what` it should be stands in the sentence.
@@ -60,7 +63,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     check_target(path)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    temporary = temporary_path(path)
     try:
         temporary.touch(exist_ok=False)
         try:
@@ -73,6 +76,15 @@ def replacing(path: Path) -> Iterator[Path]:
             _flush_to_disk(path.parent)
     except OSError as error:
         raise AetherError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def temporary_path(path: Path) -> Path:
+    """A name for what is to become `path`: hidden, beside it, with its suffix."""
+    ending = f".{secrets.token_hex(4)}.part{path.suffix}"
+    stem = path.stem
+    while stem and len(os.fsencode(f".{stem}{ending}")) > LONGEST_NAME:
+        stem = stem[:-1]
+    return path.with_name(f".{stem}{ending}")
 
 
 def command_line(words: Sequence[object]) -> str:

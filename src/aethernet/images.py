@@ -1,152 +1,557 @@
-"""Reading and writing pictures with libvips: PNG, JPEG, WebP.
+"""Reading and writing pictures, whole or in strips from top to bottom.
 
-libvips keeps 16 bits, gray and alpha as they are, turns palettes into colours, knows
-EXIF and ICC, and refuses truncated files; Pillow has no 16-bit RGB, OpenCV drops
-profiles.
+libvips does it, for reasons that were tried (`benchmarks/picture_libraries.py`): 16-bit
+RGB, gray and alpha stay as they are, ICC, EXIF and XMP are carried, CMYK and palettes
+become RGB, damaged files are refused, and pictures are read and written in strips.
+OpenCV drops profiles and metadata, Pillow reduces 16-bit RGB to 8 bit and holds every
+picture whole; Pillow reads and writes what libvips lacks, BMP.
+
+Values are encoded ones throughout: gamma is neither removed nor applied, a colour
+profile is carried, not applied.
 """
 
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+import PIL.Image
 import pyvips
 
 from aethernet.errors import ImageError
-from aethernet.files import check_source, replacing
+from aethernet.files import (
+    check_source,
+    check_target,
+    replacing,
+    temporary_path,
+)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-_LOADERS = ("pngload", "jpegload", "webpload")
-_CARRIED = ("icc-profile-data", "exif-data", "xmp-data")
 # 72 dpi, what programs assume of a picture that says nothing; libvips writes 25.4.
 _COMMON_RESOLUTION = (72 / 25.4, 72 / 25.4)
 # Bits of libvips' ForeignKeep: it would make up an EXIF block where there is none.
 _KEEP_EXIF, _KEEP_ALL_BUT_EXIF = 1, 2 | 4 | 8 | 16
-# JPEG without chroma subsampling, and little loss in both: an upscaled picture should
-# not be blurred again by its file format.
-_SAVE_OPTIONS: dict[str, dict[str, object]] = {
-    ".png": {},
-    ".jpg": {"Q": 95, "subsample_mode": "off"},
-    ".jpeg": {"Q": 95, "subsample_mode": "off"},
-    ".webp": {"Q": 95},
-}
+_CARRIED = ("icc-profile-data", "exif-data", "xmp-data", "iptc-data")
+_TEXTS = "png-comment"  # what a PNG says of itself, field by field
+
+# Output up to this size is kept in memory until it is encoded, beyond it in a file.
+SPOOL_BYTES = 256 * 2**20
+
+# How far colours spread under transparency: standard deviation in pixels, and where the
+# Gaussian ends. Three blocks of context see most of what comes from 15 pixels away.
+_SPREAD_SIGMA, _SPREAD_END = 6.0, 0.05
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Pixels as stored, encoded values (gamma is neither removed nor applied)."""
+class Format:
+    """What a file format holds."""
 
-    pixels: np.ndarray
-    """`(H, W, bands)`, uint8 or uint16; bands: gray, gray + alpha, RGB, RGB + alpha."""
-    metadata: dict[str, bytes] = field(default_factory=dict)
-    """ICC profile, EXIF and XMP by libvips' field names."""
+    name: str
+    depths: tuple[int, ...] = (8,)
+    alpha: bool = True
+    largest_side: int | None = None
+    quality: int | None = None
+    """What is written unless told otherwise; None where nothing is ever lost."""
+    can_be_lossless: bool = False
+
+
+# Chroma is not subsampled and little is lost: an upscaled picture should not be blurred
+# again by its file format.
+_JPEG = Format("JPEG", alpha=False, largest_side=65535, quality=95)
+_TIFF = Format("TIFF", (8, 16))
+FORMATS = {
+    ".png": Format("PNG", (8, 16)),
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".webp": Format("WebP", largest_side=16383, quality=95, can_be_lossless=True),
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".avif": Format("AVIF", (8, 12), True, 16384, quality=90, can_be_lossless=True),
+    ".bmp": Format("BMP", alpha=False),
+}
+SUFFIXES = tuple(FORMATS)
+READABLE = (*SUFFIXES, ".gif")
+
+_READ = "PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP"
+_LOADERS = ("png", "jpeg", "webp", "tiff", "heif", "gif")
+_ANIMATED = ("png", "webp", "gif", "heif")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture is, without its pixels."""
+
+    width: int
+    height: int
+    bands: int
+    """1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha."""
+    depth: int = 8
+    """Bits per value, 8 or 16."""
+    metadata: dict[str, bytes | str] = field(default_factory=dict)
+    """ICC profile, EXIF, XMP, IPTC, PNG texts by libvips' field names."""
     resolution: tuple[float, float] | None = None
     """Pixels per millimetre across and down, as stored; None where nothing is known."""
 
     @property
     def has_alpha(self) -> bool:
+        return self.bands in (2, 4)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        return np.dtype(np.uint16 if self.depth > 8 else np.uint8)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A whole picture in memory."""
+
+    pixels: np.ndarray
+    """`(H, W, bands)`, uint8 or uint16; bands: gray, gray + alpha, RGB, RGB + alpha."""
+    metadata: dict[str, bytes | str] = field(default_factory=dict)
+    """As in `Header`."""
+    resolution: tuple[float, float] | None = None
+    """As in `Header`."""
+
+    @property
+    def has_alpha(self) -> bool:
         return self.pixels.shape[2] in (2, 4)
 
+    @property
+    def header(self) -> Header:
+        height, width, bands = self.pixels.shape
+        depth = 8 * self.pixels.dtype.itemsize
+        return Header(width, height, bands, depth, self.metadata, self.resolution)
 
-def read_picture(path: str | Path) -> Picture:
-    """Read a picture, its EXIF orientation applied, palette and CMYK turned into RGB.
 
-    Raises:
-        ImageError: when the file is no whole PNG, JPEG or WebP, or animated.
-        AetherError: when there is no such file, or it cannot be read.
+@dataclass(frozen=True)
+class Encoding:
+    """How a picture is written, where there is a choice."""
+
+    quality: int | None = None
+    """1 to 100, for JPEG, WebP and AVIF; None for the format's own (`FORMATS`)."""
+    lossless: bool = False
+    """For WebP and AVIF."""
+
+
+class PictureReader:
+    """A picture opened for reading, from top to bottom, once.
+
+    EXIF orientation is applied, palette and CMYK have become RGB.
     """
-    path = Path(path)
-    check_source(path, "a picture")
-    try:
-        # Without revalidate libvips answers from its cache when a name is read twice,
-        # with what the file held the first time.
-        image = pyvips.Image.new_from_file(str(path), fail_on="error", revalidate=True)
-        if image.get("vips-loader") not in _LOADERS:
-            raise ImageError(f"{path} is no PNG, JPEG or WebP picture.")
-        if image.get_n_pages() > 1 or _is_animated_png(path):
-            raise ImageError(f"{path} is animated, which is not supported.")
-        turned = image.get_typeof("orientation") and image.get("orientation") != 1
-        image = image.autorot()
-        if image.interpretation == "cmyk":
-            image = image.icc_transform("srgb")
-            image.remove("icc-profile-data")  # described the CMYK values
-        metadata = {
-            name: image.get(name)
-            for name in _CARRIED
-            # XMP repeats the orientation, in a form libvips does not correct.
-            if image.get_typeof(name) and not (name == "xmp-data" and turned)
-        }
-        pixels = image.numpy()
-    except (pyvips.Error, UnicodeEncodeError) as error:  # or a name vips cannot take
-        raise ImageError(f"{path} is no whole PNG, JPEG or WebP picture.") from error
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, np.newaxis]
-    known = (image.xres, image.yres) != (1, 1)  # what libvips says of those without
-    return Picture(pixels, metadata, (image.xres, image.yres) if known else None)
+
+    def __init__(
+        self,
+        path: str | Path,
+        limit_mp: float | None = None,
+        spread_colours: bool = False,
+    ) -> None:
+        """Open a picture file; its pixels are read by `rows`.
+
+        Args:
+            path: named anything; the content tells the format.
+            limit_mp: refuse a picture of more megapixels before decoding it.
+            spread_colours: give pixels of alpha 0 the colours of those around them;
+                theirs are arbitrary, mostly black, and would darken what is beside.
+
+        Raises:
+            ImageError: when it is no picture of ours, too large, animated, has several
+                pages, or values of other types.
+            AetherError: when there is no such file, or it cannot be read.
+        """
+        self.path = Path(path)
+        check_source(self.path, "a picture")
+        with self._damage_is_said(f"is no picture that can be read ({_READ})"):
+            image = _opened(self.path, "sequential")
+            _check_kind(self.path, image, limit_mp)
+            turn = image.get("orientation") if image.get_typeof("orientation") else 1
+            if turn not in (1, 2):  # needs other rows first than the file has
+                image = _opened(self.path, "random").autorot()
+            elif turn == 2:
+                image = image.autorot()
+            metadata = {
+                name: image.get(name)
+                for name in image.get_fields()
+                # XMP repeats the orientation, in a form libvips does not correct.
+                if (name in _CARRIED or name.startswith(_TEXTS))
+                and not (name == "xmp-data" and turn != 1)
+            }
+            if image.interpretation == "cmyk":
+                del_profile = metadata.pop("icc-profile-data", None)
+                image = _from_cmyk(image, del_profile is not None)
+            image = _plain(self.path, image)
+            if spread_colours and image.bands in (2, 4):
+                image = _colours_spread(image)
+        depth = 16 if image.format == "ushort" else 8
+        resolution = (image.xres, image.yres)
+        self.header = Header(
+            *(image.width, image.height, image.bands, depth, metadata),
+            # What libvips says of pictures without.
+            resolution=None if resolution == (1, 1) else resolution,
+        )
+        self._region = pyvips.Region.new(image)
+        self._image = image  # which keeps the memory that a region does not
+        self._next = 0
+
+    def rows(self, count: int) -> np.ndarray:
+        """The next rows, `(count, W, bands)`, uint8 or uint16; fewer at the end.
+
+        Raises:
+            ImageError: when the file ends early, or is damaged there.
+        """
+        header = self.header
+        count = min(count, header.height - self._next)
+        shape = (max(count, 0), header.width, header.bands)
+        if count <= 0:
+            return np.empty(shape, header.dtype)
+        with self._damage_is_said("is damaged, or ends early"):
+            fetched = self._region.fetch(0, self._next, header.width, count)
+        self._next += count
+        return np.frombuffer(fetched, header.dtype).reshape(shape)
+
+    @contextlib.contextmanager
+    def _damage_is_said(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except UnicodeEncodeError as error:
+            raise ImageError(
+                f"The name {self.path} is not valid UTF-8; rename the file."
+            ) from error
+        except (pyvips.Error, OSError, SyntaxError, ValueError) as error:
+            raise ImageError(f"{self.path} {what}.") from error
 
 
-def _is_animated_png(path: Path) -> bool:
-    content = path.read_bytes()
-    # libvips shows the first frame of one; its control chunk comes before the pixels.
-    return content[:4] == b"\x89PNG" and b"acTL" in content[: content.find(b"IDAT")]
+def _opened(path: Path, access: str) -> pyvips.Image:
+    with path.open("rb") as file:
+        if file.read(2) == b"BM":
+            return _opened_bmp(path)
+    # Without revalidate libvips answers from its cache when a name is read twice, with
+    # what the file held the first time.
+    return pyvips.Image.new_from_file(
+        str(path), access=access, fail_on="error", revalidate=True
+    )
 
 
-def check_writable_as(path: Path, picture: Picture) -> None:
-    """Say before any work is done when a picture cannot be stored under that name.
+def _opened_bmp(path: Path) -> pyvips.Image:
+    PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is checked by us
+    with PIL.Image.open(path, formats=["BMP"]) as image:
+        plain = image.convert("L" if image.mode in ("1", "L") else "RGB")
+        dpi = image.info.get("dpi")
+        pixels = np.asarray(plain)
+    opened = pyvips.Image.new_from_array(pixels)
+    if dpi:
+        opened = opened.copy(xres=dpi[0] / 25.4, yres=dpi[1] / 25.4)
+    return opened
 
-    Raises:
-        ImageError: for an unknown suffix, or alpha in a JPEG.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ImageError(f"Cannot write {path}: name it {', '.join(SUFFIXES)}.")
-    if picture.has_alpha and suffix in (".jpg", ".jpeg"):
+
+def _check_kind(path: Path, image: pyvips.Image, limit_mp: float | None) -> None:
+    loader = image.get("vips-loader") if image.get_typeof("vips-loader") else "png"
+    kind = str(loader).partition("load")[0]
+    if kind not in _LOADERS:
+        raise ImageError(f"{path} is no picture that can be read ({_READ}).")
+    pages = image.get_n_pages()
+    if kind in _ANIMATED and (pages > 1 or _is_animated_png(path)):
+        frames = f" ({pages} frames)" if pages > 1 else ""
         raise ImageError(
-            f"Cannot write {path}: JPEG has no transparency; name it .png or .webp."
+            f"{path} is animated{frames}, which a picture is not; make a video of it "
+            "first, e.g. with ffmpeg."
+        )
+    if pages > 1 and not image.get_typeof("n-subifds"):
+        raise ImageError(f"{path} has {pages} pages; save each as a picture first.")
+    megapixels = image.width * image.height / 1e6
+    if limit_mp is not None and megapixels > limit_mp:
+        raise ImageError(
+            f"{path} has {image.width}x{image.height} pixels, {megapixels:.0f} "
+            f"megapixels; the limit is {limit_mp:g} (--limit)."
         )
 
 
-def bit_depth(path: Path, picture: Picture) -> int:
-    """Bits per value that this picture gets under that name: 16 only in a PNG."""
-    deep = picture.pixels.dtype == np.uint16 and path.suffix.lower() == ".png"
+def _is_animated_png(path: Path) -> bool:
+    # libvips shows the first frame of one; its control chunk comes before the pixels.
+    with path.open("rb") as file:
+        start = file.read(2**20)
+    return start[:4] == b"\x89PNG" and b"acTL" in start[: start.find(b"IDAT")]
+
+
+def _from_cmyk(image: pyvips.Image, has_profile: bool) -> pyvips.Image:
+    depth = 16 if image.format == "ushort" else 8
+    # Without a profile of its own libvips takes its usual one for print.
+    options = {} if has_profile else {"input_profile": "cmyk"}
+    image = image.icc_transform("srgb", depth=depth, **options)
+    image.remove("icc-profile-data")  # it would be that of the CMYK values
+    return image
+
+
+def _plain(path: Path, image: pyvips.Image) -> pyvips.Image:
+    """As gray or RGB of 8 or 16 bits, which most pictures are."""
+    if image.interpretation in ("lab", "labs", "labq", "xyz", "lch", "yxy", "hsv"):
+        image = image.colourspace("srgb")
+    if image.format not in ("uchar", "ushort"):
+        raise ImageError(
+            f"{path} holds values of the type {image.format}; save it with 8 or 16 "
+            "bits per value first."
+        )
+    if not 1 <= image.bands <= 4:
+        raise ImageError(
+            f"{path} has {image.bands} channels; a picture has gray or RGB, and alpha."
+        )
+    return image
+
+
+def _colours_spread(image: pyvips.Image) -> pyvips.Image:
+    """Pixels of alpha 0 take the mean of the visible colours around them, if any."""
+    colours, alpha = image[: image.bands - 1], image[image.bands - 1]
+
+    def blurred(values: pyvips.Image) -> pyvips.Image:
+        return values.gaussblur(_SPREAD_SIGMA, min_ampl=_SPREAD_END, precision="float")
+
+    visible = alpha.cast("float")
+    weight = blurred(visible)
+    around = blurred(colours * visible) / (weight + 1e-6)
+    take = (alpha == 0) & (weight > 1e-3)
+    spread = take.ifthenelse(around.rint().cast(image.format), colours)
+    return spread.bandjoin(alpha)
+
+
+def with_colours_spread(picture: Picture) -> Picture:
+    """A picture whose pixels of alpha 0 have the colours of those around them."""
+    if not picture.has_alpha:
+        return picture
+    spread = _colours_spread(pyvips.Image.new_from_array(picture.pixels))
+    return replace(picture, pixels=spread.numpy())
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Read a whole picture, as `PictureReader` does.
+
+    Raises:
+        ImageError, AetherError: as `PictureReader` and its `rows`.
+    """
+    reader = PictureReader(path)
+    header = reader.header
+    return Picture(reader.rows(header.height), header.metadata, header.resolution)
+
+
+def stored_depth(path: Path, header: Header) -> int:
+    """Bits per value, 8 or 16, to hand to a writer of that name for that picture."""
+    deep = header.depth > 8 and max(FORMATS[path.suffix.lower()].depths) > 8
     return 16 if deep else 8
 
 
-def write_picture(picture: Picture, path: str | Path) -> None:
-    """Write a picture in the format its suffix names; atomically.
+def check_writable_as(path: Path, header: Header) -> None:
+    """Say before any work is done when a picture cannot be stored under that name.
+
+    Args:
+        path: its suffix chooses the format.
+        header: of the picture as it will be written.
+
+    Raises:
+        ImageError: for an unknown suffix, alpha or a size the format does not have.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ImageError(f"Cannot write {path}: name it {', '.join(SUFFIXES)}.")
+    kind = FORMATS[path.suffix.lower()]
+    if header.has_alpha and not kind.alpha:
+        raise ImageError(
+            f"Cannot write {path}: {kind.name} has no transparency; name it .png, "
+            ".webp, .tif or .avif."
+        )
+    side = kind.largest_side
+    if side and max(header.size) > side:
+        raise ImageError(
+            f"Cannot write {path}: {header.width}x{header.height} is too large for "
+            f"{kind.name}, which has {side} pixels a side at most; name it .png or "
+            ".tif."
+        )
+
+
+class PictureWriter:
+    """A picture file that is written from top to bottom, and appears when it is whole.
+
+    The rows wait in memory, or beyond `SPOOL_BYTES` in a hidden file beside the target,
+    until `finish` encodes them.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        header: Header,
+        encoding: Encoding | None = None,
+        final_size: tuple[int, int] | None = None,
+        final_depth: int | None = None,
+    ) -> None:
+        """Check whether it can be written; nothing is written yet.
+
+        Args:
+            path: its suffix chooses the format; an existing file is replaced.
+            header: of the rows to come.
+            final_size: width and height to which the whole is resampled (Lanczos) when
+                they are others than the header's.
+            final_depth: bits per value, 8 or 16, to which it is rounded at the very
+                end; None for `stored_depth`.
+
+        Raises:
+            ImageError: as `check_writable_as`.
+            AetherError: as `check_target`.
+        """
+        self.path, self.header = Path(path), header
+        self.encoding = encoding or Encoding()
+        width, height = final_size or header.size
+        check_writable_as(self.path, replace(header, width=width, height=height))
+        check_target(self.path)
+        self.final_size = final_size or header.size
+        self.final_depth = final_depth or stored_depth(self.path, header)
+        self._written = 0
+        self._pixels: np.ndarray | None = None
+        self._spool: BinaryIO | None = None
+
+    def write(self, rows: np.ndarray) -> None:
+        """Add rows, `(count, W, bands)` of the header's type.
+
+        Raises:
+            OSError: when the disk is full.
+        """
+        header = self.header
+        start, self._written = self._written, self._written + len(rows)
+        shape = (header.height, header.width, header.bands)
+        if int(np.prod(shape)) * header.dtype.itemsize <= SPOOL_BYTES:
+            if self._pixels is None:
+                self._pixels = np.empty(shape, header.dtype)
+            self._pixels[start : self._written] = rows
+            return
+        if self._spool is None:
+            self._spool = temporary_path(self.path).open("xb")
+        self._spool.write(np.ascontiguousarray(rows).data)
+
+    def finish(self) -> None:
+        """Encode, write and move into place; once, after the last row.
+
+        Raises:
+            ImageError: when the library cannot write it.
+            AetherError: when the file cannot be written.
+        """
+        header = self.header
+        assert self._written == header.height
+        try:
+            image = self._image()
+            if self.final_size != header.size:
+                image = _resampled(image, self.final_size, header)
+            if self.final_depth < header.depth:
+                image = (image / 257).rint().cast("uchar")
+            with replacing(self.path) as temporary:
+                try:
+                    self._encode(image, temporary)
+                except pyvips.Error as error:
+                    raise ImageError(
+                        f"Cannot write {self.path}: {_reason(error)}."
+                    ) from error
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Forget the rows; what is not finished is not written."""
+        self._pixels = None
+        if self._spool is not None:
+            self._spool.close()
+            Path(self._spool.name).unlink(missing_ok=True)
+            self._spool = None
+
+    def _image(self) -> pyvips.Image:
+        header = self.header
+        if self._spool is None:
+            return pyvips.Image.new_from_array(self._pixels)
+        self._spool.flush()
+        return pyvips.Image.rawload(
+            *(self._spool.name, header.width, header.height, header.bands),
+            format="ushort" if header.depth > 8 else "uchar",
+            access="sequential",
+        )
+
+    def _encode(self, image: pyvips.Image, temporary: Path) -> None:
+        header, suffix = self.header, self.path.suffix.lower()
+        gray, deep = header.bands < 3, image.format == "ushort"
+        interpretation = {
+            (True, False): "b-w",
+            (True, True): "grey16",
+            (False, False): "srgb",
+            (False, True): "rgb16",
+        }[gray, deep]
+        xres, yres = header.resolution or _COMMON_RESOLUTION
+        image = image.copy(interpretation=interpretation, xres=xres, yres=yres)
+        if suffix == ".bmp":
+            pixels = PIL.Image.fromarray(image.numpy())
+            pixels.save(temporary, "BMP", dpi=(25.4 * xres, 25.4 * yres))
+            return
+        keep = _KEEP_ALL_BUT_EXIF
+        for name, value in header.metadata.items():
+            kind = pyvips.GValue.blob_type
+            if isinstance(value, str):
+                kind = pyvips.GValue.gstr_type
+            image.set_type(kind, name, value)
+        if "exif-data" in header.metadata:
+            keep |= _KEEP_EXIF
+            # The pixels are upright; the block still says how the camera was held.
+            image.set_type(pyvips.GValue.gint_type, "orientation", 1)
+        options = self._options(image)
+        image.write_to_file(str(temporary), keep=keep, **options)
+
+    def _options(self, image: pyvips.Image) -> dict[str, Any]:
+        suffix = self.path.suffix.lower()
+        kind = FORMATS[suffix]
+        quality = self.encoding.quality or kind.quality
+        lossless = self.encoding.lossless and kind.can_be_lossless
+        if kind.name == "PNG":
+            return {}
+        if kind.name == "JPEG":
+            return {"Q": quality, "subsample_mode": "off"}
+        if kind.name == "WebP":
+            # Chroma has half the resolution in any lossy WebP; this blurs it least.
+            lossy = {"Q": quality, "smart_subsample": True}
+            return {"lossless": True} if lossless else lossy
+        if kind.name == "TIFF":
+            size = image.width * image.height * image.bands * self.header.depth // 8
+            return {
+                "compression": "deflate",
+                "predictor": "horizontal",
+                "bigtiff": size > 2**31,
+            }
+        options: dict[str, Any] = {"compression": "av1", "subsample_mode": "off"}
+        options["bitdepth"] = 12 if image.format == "ushort" else 8
+        return {**options, **({"lossless": True} if lossless else {"Q": quality})}
+
+
+def _resampled(
+    image: pyvips.Image, size: tuple[int, int], header: Header
+) -> pyvips.Image:
+    """At another size, by Lanczos (3 lobes); colours weigh as much as they are seen."""
+    peak = np.iinfo(header.dtype).max
+    across, down = size[0] / header.width, size[1] / header.height
+    if header.has_alpha:
+        image = image.premultiply(max_alpha=peak)
+    image = image.resize(across, vscale=down, kernel="lanczos3")
+    if header.has_alpha:
+        image = image.unpremultiply(max_alpha=peak)
+    if image.format in ("uchar", "ushort"):
+        return image
+    return image.rint().cast("ushort" if header.depth > 8 else "uchar")
+
+
+def write_picture(
+    picture: Picture, path: str | Path, encoding: Encoding | None = None
+) -> None:
+    """Write a whole picture in the format its suffix names; atomically.
 
     Raises:
         ImageError: when that format cannot hold it (see `check_writable_as`).
         AetherError: when the file cannot be written.
     """
-    path = Path(path)
-    check_writable_as(path, picture)
-    gray = picture.pixels.shape[2] < 3
-    deep = picture.pixels.dtype == np.uint16
-    interpretation = {
-        (True, False): "b-w",
-        (True, True): "grey16",
-        (False, False): "srgb",
-        (False, True): "rgb16",
-    }[gray, deep]
-    xres, yres = picture.resolution or _COMMON_RESOLUTION
-    image = pyvips.Image.new_from_array(picture.pixels).copy(
-        interpretation=interpretation, xres=xres, yres=yres
-    )
-    for name, value in picture.metadata.items():
-        image.set_type(pyvips.GValue.blob_type, name, value)
-    keep = _KEEP_ALL_BUT_EXIF
-    if "exif-data" in picture.metadata:
-        keep |= _KEEP_EXIF
-        # The pixels are upright; the block still says how the camera was held.
-        image.set_type(pyvips.GValue.gint_type, "orientation", 1)
-    suffix = path.suffix.lower()
-    with replacing(path) as temporary:
-        try:
-            options = {**_SAVE_OPTIONS[suffix], "keep": keep}
-            temporary.write_bytes(image.write_to_buffer(suffix, **options))
-        except pyvips.Error as error:  # e.g. a WebP side over 16383 pixels
-            raise ImageError(f"Cannot write {path}: {_reason(error)}.") from error
+    writer = PictureWriter(path, picture.header, encoding)
+    writer.write(picture.pixels)
+    writer.finish()
 
 
 def _reason(error: pyvips.Error) -> str:

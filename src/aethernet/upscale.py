@@ -1,27 +1,94 @@
-"""Upscaling pictures: file in, file out."""
+"""Upscaling pictures: files in, files out, in strips; reading, the network and writing
+at the same time.
+"""
 
+import contextlib
 import logging
-import os
-from dataclasses import dataclass, replace
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
+import torch
 
 import aethernet
 from aethernet.errors import AetherError, ImageError
 from aethernet.files import check_target
+from aethernet.folders import Job, Outcome
 from aethernet.images import (
+    Encoding,
+    Header,
     Picture,
-    bit_depth,
+    PictureReader,
+    PictureWriter,
     check_writable_as,
-    read_picture,
-    write_picture,
+    stored_depth,
+    with_colours_spread,
 )
-from aethernet.runtimes import Runtime
+from aethernet.runtimes import Model
+from aethernet.tiling import Tiled, windows
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "2x_aether_small.safetensors"
+
+# What is read at a time, how many such pieces ahead, and what a strip of output may
+# take as float32. Pictures waiting to be encoded beside the one that is.
+_PIECE_BYTES, _PIECES_AHEAD = 2**24, 4
+_STRIP_BYTES = 2**28
+_WAITING = 2
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the result's size should be; nothing set: the model's scale.
+
+    Several together: the smallest of what they say. The ratio of the sides is kept.
+    """
+
+    scale: float | None = None
+    """Times the source's sides."""
+    width: int | None = None
+    """Pixels, at most."""
+    height: int | None = None
+    """Pixels, at most."""
+    max_mp: float | None = None
+    """Megapixels, at most; never enlarges."""
+
+    def of(self, width: int, height: int, model_scale: int) -> tuple[int, int]:
+        """Width and height of the result for a source of that size."""
+        wanted = []
+        if self.scale:
+            wanted.append(self.scale)
+        if self.width:
+            wanted.append(self.width / width)
+        if self.height:
+            wanted.append(self.height / height)
+        factor = min(wanted, default=float(model_scale))
+        if self.max_mp:
+            factor = min(factor, math.sqrt(self.max_mp * 1e6 / (width * height)))
+        return max(round(width * factor), 1), max(round(height * factor), 1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How pictures are upscaled."""
+
+    size: Size = field(default_factory=Size)
+    alpha: Literal["network", "bicubic"] = "network"
+    """What upscales transparency."""
+    encoding: Encoding = field(default_factory=Encoding)
+    limit_mp: float | None = 500.0
+    """Sources of more megapixels are refused."""
 
 
 @dataclass(frozen=True)
@@ -49,62 +116,283 @@ def shipped_model() -> Path:
     )
 
 
-def default_target(source: Path, scale: int) -> Path:
-    """Beside the source, in its format: photo.jpg becomes photo_2x.jpg."""
-    return source.with_name(f"{source.stem}_{scale}x{source.suffix}")
-
-
 def upscale_file(
-    source: str | Path, target: str | Path | None, model: Runtime
+    source: str | Path,
+    target: str | Path,
+    model: Model,
+    options: Options | None = None,
 ) -> Upscaled:
     """Upscale one picture file.
 
     Args:
-        source: PNG, JPEG or WebP; gray, RGB, with or without alpha, 8 or 16 bit.
-        target: its suffix chooses the format; an existing file is replaced. None for
-            `default_target`, which is not replaced.
-        model: for gray or RGB pictures.
+        source: a picture that `PictureReader` reads.
+        target: its suffix chooses the format; an existing file is replaced.
+        model: for gray or RGB pictures. Wrapped in `Tiled` it bounds the memory.
 
     Raises:
         ImageError: when the source cannot be read or the target's format not hold it.
         AetherError: when model and memory do not allow it, the target cannot be
             written, or is the source itself.
     """
-    source = Path(source)
-    picture = read_picture(source)
-    if target is not None:
-        target = Path(target)
+    job = Job(Path(source), Path(target))
+    for outcome in _run([job], model, options or Options(), None):
+        if outcome.error:
+            raise outcome.error
+        assert outcome.upscaled
+        return outcome.upscaled
+    raise AssertionError("a job has an outcome")
+
+
+def upscale_files(
+    jobs: Sequence[Job],
+    model: Model,
+    options: Options | None = None,
+    advanced: Callable[[Job, int, int], None] | None = None,
+) -> Iterator[Outcome]:
+    """Upscale picture files one after another; one that fails does not stop the rest.
+
+    While the network works on one, the next is read and the last is written.
+
+    Args:
+        advanced: called with a job and its pixels of the source done, of how many; with
+            0 when it begins.
+    """
+    for result in _run(jobs, model, options or Options(), advanced):
+        job, done = result.job, result.upscaled
+        if done:
+            sizes = (done.size_before, done.size_after)
+            yield Outcome(job, "done", "", *sizes, result.seconds)
+        else:
+            yield Outcome(job, "failed", str(result.error))
+
+
+@dataclass(frozen=True)
+class _Result:
+    job: Job
+    seconds: float
+    upscaled: Upscaled | None = None
+    error: AetherError | None = None
+
+
+def _run(
+    jobs: Sequence[Job],
+    model: Model,
+    options: Options,
+    advanced: Callable[[Job, int, int], None] | None,
+) -> Iterator[_Result]:
+    tiled = model if isinstance(model, Tiled) else Tiled(model, tile=0)
+    waiting: deque[Future[_Result]] = deque()
+    pieces = _ahead(_read(jobs, options), _PIECES_AHEAD)
+    with contextlib.closing(pieces), ThreadPoolExecutor(1) as encoder:
+        for job, piece in pieces:
+            if isinstance(piece, np.ndarray):
+                continue  # of a picture that was given up
+            start = time.perf_counter()
+            try:
+                if isinstance(piece, AetherError):
+                    raise piece
+                report = advanced or (lambda *_: None)
+                writer = _upscale(job, piece, pieces, tiled, options, report)
+            except AetherError as error:
+                while waiting:  # in the order of the jobs
+                    yield waiting.popleft().result()
+                yield _Result(job, time.perf_counter() - start, error=error)
+                continue
+            done = Upscaled(job.target, piece.size, writer.final_size)
+            waiting.append(encoder.submit(_finish, job, writer, done, start))
+            while len(waiting) > _WAITING or (waiting and waiting[0].done()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read(
+    jobs: Iterable[Job], options: Options
+) -> Iterator[tuple[Job, Header | np.ndarray | AetherError]]:
+    """Of each job its header, then its rows in pieces; or what went wrong, instead."""
+    for job in jobs:
+        try:
+            reader = PictureReader(job.source, options.limit_mp, spread_colours=True)
+            header = reader.header
+            yield job, header
+            row = header.width * header.bands * header.dtype.itemsize
+            for _ in range(0, header.height, step := max(_PIECE_BYTES // row, 1)):
+                yield job, reader.rows(step)
+        except AetherError as error:
+            yield job, error
+
+
+def _upscale(
+    job: Job,
+    header: Header,
+    pieces: Iterator[tuple[Job, Header | np.ndarray | AetherError]],
+    model: Tiled,
+    options: Options,
+    report: Callable[[Job, int, int], None],
+) -> PictureWriter:
+    """Run one picture, whose rows come next; what remains is to finish the writer."""
+    _log.debug("upscaling %s", job.source)
+    target, scale = job.target, model.scale
+    final = options.size.of(header.width, header.height, scale)
+    passes = _passes(header.size, final, scale)
+    factor = scale**passes
+    size = (header.width * factor, header.height * factor)
+    check_writable_as(target, replace(header, width=final[0], height=final[1]))
+    check_target(target, job.source)
+    depth = stored_depth(target, header)
+    if size != final and max(final) > max(size):
+        _log.warning(
+            "%s: %dx%d after two passes, the rest is resampling", target, *size
+        )
+    rows = replace(
+        header,
+        width=size[0],
+        height=size[1],
+        depth=depth if size == final else 16,  # rounded once, after resampling
+    )
+    writer = PictureWriter(target, rows, options.encoding, final, depth)
+    report(job, 0, header.width * header.height)
+
+    def source() -> Iterator[np.ndarray]:
+        peak = np.float32(2**header.depth - 1)
+        for _, piece in pieces:
+            if isinstance(piece, AetherError):
+                raise piece
+            assert isinstance(piece, np.ndarray)
+            planes = piece.transpose(2, 0, 1).astype(np.float32, order="C")
+            planes /= peak
+            yield planes
+
+    strips: Iterator[np.ndarray] = source()
+    sides = header.size
+    for _ in range(passes):
+        strips = _strips(strips, sides, header.has_alpha, model, options.alpha)
+        sides = sides[0] * scale, sides[1] * scale
+    try:
+        done = 0
+        for strip in strips:
+            writer.write(_pixels(strip, rows.depth))
+            done += strip.shape[1] * strip.shape[2] // factor**2
+            report(job, done, header.width * header.height)
+    except OSError as error:
+        writer.discard()
+        reason = error.strerror or error
+        raise AetherError(f"Cannot write {target}: {reason}.") from error
+    except BaseException:
+        writer.discard()
+        raise
+    return writer
+
+
+def _finish(job: Job, writer: PictureWriter, done: Upscaled, start: float) -> _Result:
+    try:
+        writer.finish()
+    except AetherError as error:
+        return _Result(job, time.perf_counter() - start, error=error)
+    return _Result(job, time.perf_counter() - start, done)
+
+
+def _passes(before: tuple[int, int], final: tuple[int, int], scale: int) -> int:
+    """How often the model runs: twice where once is not enough."""
+    # A side of a few pixels says little of the factor, the longer one does.
+    enough = max(final) <= max(before) * scale
+    return 1 if enough or scale == 1 else 2
+
+
+def _strips(
+    source: Iterator[np.ndarray],
+    size: tuple[int, int],
+    has_alpha: bool,
+    model: Tiled,
+    alpha: str,
+) -> Iterator[np.ndarray]:
+    """Upscale a picture that comes in strips `(bands, h, W)`, float32, 0..1.
+
+    A strip of the result is as high as a tile, or as `_STRIP_BYTES` allow.
+    """
+    width, height = size
+    most = model.most(0)
+    if model.tile is None and most is None:
+        most = height  # the user wants it whole
     else:
-        target = default_target(source, model.scale)
-        if os.path.exists(target):
-            raise AetherError(f"{target} exists; name the output to replace it.")
-    check_writable_as(target, picture)
-    check_target(target, source)
-    _log.info("upscaling %s", source)
-    upscaled = upscale_picture(picture, model, bit_depth(target, picture))
-    write_picture(upscaled, target)
-    return Upscaled(target, _size(picture), _size(upscaled))
+        row = 4 * 4 * width * model.scale**2
+        rows = max(_STRIP_BYTES // row, 16) + 2 * model.context
+        most = min(rows, most or rows)
+    rows_of = _Rows(source)
+    for window in windows(height, most, model.context):
+        planes = rows_of.between(window.start, window.stop)
+        upscaled = _planes_and_alpha(planes, has_alpha, model, alpha)
+        first = (window.keep_start - window.start) * model.scale
+        last = (window.keep_stop - window.start) * model.scale
+        yield upscaled[:, first:last]
 
 
-def upscale_picture(picture: Picture, model: Runtime, depth: int) -> Picture:
+class _Rows:
+    """Strips `(bands, h, W)` of any heights as one picture; what is past is dropped."""
+
+    def __init__(self, strips: Iterator[np.ndarray]) -> None:
+        self._strips, self._first = strips, 0
+        self._held: list[np.ndarray] = []
+
+    def between(self, start: int, stop: int) -> np.ndarray:
+        """Rows from `start` up to `stop`; neither may go back."""
+        while self._held and self._first + self._held[0].shape[1] <= start:
+            self._first += self._held.pop(0).shape[1]
+        have = self._first + sum(strip.shape[1] for strip in self._held)
+        while have < stop:
+            self._held.append(next(self._strips))
+            have += self._held[-1].shape[1]
+        together = np.concatenate(self._held, axis=1)
+        return together[:, start - self._first : stop - self._first]
+
+
+def _planes_and_alpha(
+    planes: np.ndarray, has_alpha: bool, model: Model, alpha: str
+) -> np.ndarray:
+    """As `upscale_planes`, of colours and, as the last plane, alpha; 0..1."""
+    if not has_alpha:
+        upscaled = upscale_planes(planes, model)
+        return np.clip(upscaled, 0, 1, out=upscaled)
+    colours = upscale_planes(planes[:-1], model)
+    opacity = planes[-1:]
+    if opacity.min() == opacity.max():
+        opacity = np.full_like(colours[:1], opacity.flat[0])
+    elif alpha == "network":
+        opacity = upscale_planes(opacity, model)
+    else:
+        opacity = torch.nn.functional.interpolate(
+            torch.from_numpy(np.ascontiguousarray(opacity[np.newaxis])),
+            scale_factor=model.scale,
+            mode="bicubic",
+        )[0].numpy()
+    together = np.concatenate((colours, opacity))
+    return np.clip(together, 0, 1, out=together)
+
+
+def _pixels(planes: np.ndarray, depth: int) -> np.ndarray:
+    """`(bands, h, W)` in 0..1, which is overwritten, as `(h, W, bands)` integers."""
+    planes *= np.float32(2**depth - 1)
+    np.rint(planes, out=planes)
+    dtype = np.uint16 if depth > 8 else np.uint8
+    return planes.transpose(1, 2, 0).astype(dtype, order="C")
+
+
+def upscale_picture(
+    picture: Picture, model: Model, depth: int, alpha: str = "network"
+) -> Picture:
     """Upscale colours and alpha; gray stays gray. `depth` is 8 or 16 bits per value.
 
     Raises:
         AetherError: as `upscale_planes`.
     """
-    peak = np.iinfo(picture.pixels.dtype).max
-    planes = picture.pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(peak)
-    colours = len(planes) - picture.has_alpha
-    parts = [upscale_planes(planes[:colours], model)]
-    if picture.has_alpha:
-        parts.append(upscale_planes(planes[colours:], model))
-    values = np.concatenate(parts).transpose(1, 2, 0).clip(0, 1)
-    dtype = np.uint16 if depth == 16 else np.uint8
-    pixels = np.rint(values * np.iinfo(dtype).max).astype(dtype)
-    return replace(picture, pixels=np.ascontiguousarray(pixels))
+    pixels = with_colours_spread(picture).pixels
+    planes = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+    planes /= np.float32(np.iinfo(pixels.dtype).max)
+    upscaled = _planes_and_alpha(planes, picture.has_alpha, model, alpha)
+    return replace(picture, pixels=_pixels(upscaled, depth))
 
 
-def upscale_planes(planes: np.ndarray, model: Runtime) -> np.ndarray:
+def upscale_planes(planes: np.ndarray, model: Model) -> np.ndarray:
     """Run the model on one gray or three colour planes.
 
     An RGB model sees a gray plane as three equal ones, whose outputs are averaged; a
@@ -142,5 +430,34 @@ def upscale_planes(planes: np.ndarray, model: Runtime) -> np.ndarray:
     return output.reshape(count, *output.shape[2:])
 
 
-def _size(picture: Picture) -> tuple[int, int]:
-    return picture.pixels.shape[1], picture.pixels.shape[0]
+def _ahead(items: Iterator[T], count: int) -> Generator[T, None, None]:
+    """The same items, made in a thread of their own, so many ahead."""
+    made: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(count)
+    stop = threading.Event()
+
+    def put(item: tuple[T] | BaseException | None) -> bool:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                made.put(item, timeout=0.1)
+                return True
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put((item,)):
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=make, name="aethernet-reader", daemon=True)
+    thread.start()
+    try:
+        while (item := made.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item[0]
+    finally:
+        stop.set()
+        thread.join()

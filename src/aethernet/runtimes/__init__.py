@@ -34,13 +34,39 @@ class Description:
         return f"{line}: {self.why}" if self.why else line
 
 
-class Runtime(Protocol):
+@dataclass(frozen=True)
+class Limits:
+    """Sizes of input that a model takes, (height, width) in pixels."""
+
+    least: tuple[int, int] = (1, 1)
+    most: tuple[int, int] | None = None
+    """None where memory is the only limit."""
+
+
+class Model(Protocol):
     """A loaded model."""
 
     scale: int
     """Output pixels per input pixel along each side."""
     channels: int
     """Channels of the image, in and out: 3 is RGB, 1 is gray."""
+    limits: Limits
+    """Sizes of input that `run` takes."""
+
+    def run(self, batch: "np.ndarray") -> "np.ndarray":
+        """Upscale `(B, channels, H, W)`, float32, 0..1; the result is not clamped.
+
+        Raises:
+            AetherError: when the batch does not fit the model.
+            OutOfMemoryError: when it does not fit the memory.
+        """
+
+    def describe(self) -> Description:
+        """Library, device and precision."""
+
+
+class Runtime(Model, Protocol):
+    """What loads a model, and is that model then."""
 
     @classmethod
     def load(cls, path: Path, device: str, precision: str) -> Self:
@@ -55,16 +81,6 @@ class Runtime(Protocol):
             AetherError: when the file is no such model, the device is not there or
                 cannot compute in that precision.
         """
-
-    def run(self, batch: "np.ndarray") -> "np.ndarray":
-        """Upscale `(B, channels, H, W)`, float32, 0..1; the result is not clamped.
-
-        Raises:
-            AetherError: when the batch does not fit the model or the memory.
-        """
-
-    def describe(self) -> Description:
-        """Library, device and precision."""
 
 
 class TriedRuntime(Runtime, Protocol):

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,14 +13,17 @@ import numpy as np
 
 from aethernet.cache import cache_folder, code_version, make_folder, sha256_of
 from aethernet.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, OutOfMemoryError
 from aethernet.files import check_target
-from aethernet.runtimes import Description
+from aethernet.runtimes import Description, Limits
 
 _log = logging.getLogger(__name__)
 
 # Exports kept, the last used; a training run upscales with many checkpoints once.
 _KEPT_EXPORTS = 16
+
+# What the libraries and the drivers below them say, in words of their own.
+_MEMORY = re.compile(r"alloc|out.of.memory|OutOfMemory|CUDA failure 2\b", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -49,6 +53,12 @@ class OnnxModel(abc.ABC):
                 "and one output."
             )
         self.fixed = tuple(shape)
+        height, width = shape[2:]
+        self.limits = Limits(
+            (height or 1, width or 1),
+            # A side that is free is bounded by nothing a window would reach.
+            (height or 2**31, width or 2**31) if height or width else None,
+        )
         self.channels: int = channels
         self.device, self.precision, self.why = device, precision, ""
         self._dtype = dtype
@@ -101,6 +111,11 @@ class OnnxModel(abc.ABC):
         try:
             output = self._execute(batch.astype(self._dtype, copy=False))
         except Exception as error:  # their errors share no base class of their own
+            if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
+                height, width = batch.shape[-2:]
+                raise OutOfMemoryError(
+                    f"Out of memory on {self.device} for a picture of {width}x{height}."
+                ) from error
             raise AetherError(
                 f"{self.library} failed on an image of shape {[*batch.shape]}: out of "
                 "memory, or no picture model."

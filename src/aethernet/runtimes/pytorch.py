@@ -8,9 +8,9 @@ import torch
 
 from aethernet.aether_core import AetherNet
 from aethernet.checkpoint import load_checkpoint
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, OutOfMemoryError
 from aethernet.rewrites import rewritten
-from aethernet.runtimes import DEVICES, Description, device_kind
+from aethernet.runtimes import DEVICES, Description, Limits, device_kind
 from aethernet.verification import exact_float32
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class PyTorchRuntime:
         """`compiled` pays a minute of torch.compile for about 5% (CPU, bfloat16)."""
         self.scale: int = network.hyperparameters["scale"]
         self.channels: int = network.hyperparameters["in_chans"]
+        self.limits = Limits()
         self.device, self.precision, self.why = device, precision, ""
         # Channels last is the layout the blocks work in: on a CPU it takes half the
         # time of contiguous weights (benchmarks/pytorch_runtime.py).
@@ -105,7 +106,7 @@ class PyTorchRuntime:
             height, width = batch.shape[-2:]
             # torch.OutOfMemoryError on a GPU; on a CPU a bare RuntimeError.
             if isinstance(error, MemoryError) or "memory" in str(error):
-                raise AetherError(
+                raise OutOfMemoryError(
                     f"Out of memory on {self.device} for a picture of {width}x{height}."
                 ) from error
             raise AetherError(

@@ -24,9 +24,14 @@ from aethernet.engine_header import (
     check_fits,
     read_header,
 )
-from aethernet.errors import AetherError, MissingExtraError, import_optional
+from aethernet.errors import (
+    AetherError,
+    MissingExtraError,
+    OutOfMemoryError,
+    import_optional,
+)
 from aethernet.files import check_source
-from aethernet.runtimes import Description
+from aethernet.runtimes import Description, Limits
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +121,8 @@ class TensorRTRuntime:
             AetherError: when this GPU and this library do not run it.
         """
         self.scale: int = header.scale
+        least, _, most = (shape[2:] for shape in header.profile)
+        self.limits = Limits(least, most)
         self.channels: int = header.channels
         self._path, self._header, self._device = path, header, device
         self._library = open_library(header.library)
@@ -180,7 +187,7 @@ class TensorRTRuntime:
             if "memory" not in str(error):
                 raise
             height, width = batch.shape[-2:]
-            raise AetherError(
+            raise OutOfMemoryError(
                 f"Out of memory on {self._gpu} for a picture of {width}x{height}."
             ) from error
 

@@ -1,0 +1,542 @@
+"""The command `aethernet upscale`: its flags, and which job they ask for."""
+
+import argparse
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from aethernet.checkpoint import load_checkpoint
+from aethernet.errors import AetherError
+from aethernet.files import replacing
+from aethernet.runtimes import PRECISIONS, RUNTIMES, open_model
+from aethernet.runtimes.onnx_files import is_checkpoint
+
+if TYPE_CHECKING:
+    from aethernet.folders import Job
+    from aethernet.progress import Progress
+    from aethernet.tiling import Tiled
+    from aethernet.upscale import Options
+
+PIPE = "-"
+LOSSLESS = "lossless"
+_Y4M = b"YUV4MPEG2 "
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
+    parser.description = (
+        "Make pictures or a video larger. Pictures: PNG, JPEG, WebP, TIFF, AVIF, BMP "
+        "(and GIF to read); folders are searched through and through. Gray stays gray, "
+        "16 bits stay 16 bits, alpha is upscaled too; EXIF orientation is applied, "
+        "colour profile and metadata are kept. What is finished already is skipped, so "
+        "the same command goes on where it was interrupted."
+    )
+    parser.epilog = (
+        "examples: aethernet upscale photo.jpg -o photo_2x.png; aethernet upscale "
+        "scans -o scans_2x --format webp; aethernet upscale clip.mp4 -o clip_2x.mkv"
+    )
+    parser.add_argument(
+        "input",
+        nargs="+",
+        metavar="IN",
+        help="pictures, folders, patterns such as 'scans/*.tif', one video, or - for "
+        "standard input (a picture, or y4m)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="a file, whose suffix chooses the format and which is replaced; for "
+        "several inputs a folder; - for standard output; default: new files beside the "
+        "inputs, e.g. photo_2x.jpg",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="M",
+        help=".safetensors, .pth, .onnx or .engine; default: the shipped 2x model",
+    )
+    _define_size(parser.add_argument_group("size of the result"))
+    _define_files(parser.add_argument_group("files"))
+    _define_running(parser.add_argument_group("running"))
+    _define_video(parser.add_argument_group("video (needs the extra `video`)"))
+    parser.set_defaults(job=upscale)
+
+
+def _define_size(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--scale",
+        type=_positive(float),
+        metavar="S",
+        help="times the sides of the input, e.g. 3 or 1.5: the model runs, twice if "
+        "once is not enough, then one resampling step (Lanczos); default: the model's",
+    )
+    for side in ("width", "height"):
+        group.add_argument(
+            f"--{side}", type=_positive(int), metavar="PX", help="at most; keeps ratio"
+        )
+    group.add_argument(
+        "--max-mp", type=_positive(float), metavar="MP", help="megapixels at most"
+    )
+
+
+def _define_files(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--format",
+        metavar="EXT",
+        help="of all outputs: png, jpg, webp, tif, avif, bmp; default: the input's",
+    )
+    group.add_argument(
+        "--quality",
+        type=_quality,
+        metavar="Q",
+        help="1 to 100 for JPEG, WebP, AVIF, or `lossless` (WebP, AVIF); default: 95, "
+        "95, 90",
+    )
+    group.add_argument(
+        "--alpha",
+        choices=("network", "bicubic"),
+        default="network",
+        help="what upscales transparency; default: network",
+    )
+    group.add_argument(
+        "--suffix",
+        metavar="TEXT",
+        help="added to the names in a folder of outputs, e.g. _2x; default: none there",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="do again what is finished already"
+    )
+    group.add_argument(
+        "--limit",
+        type=_positive(float),
+        default=500.0,
+        metavar="MP",
+        help="refuse inputs of more megapixels; default: 500",
+    )
+
+
+def _define_running(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--runtime",
+        choices=("auto", *RUNTIMES),
+        default="auto",
+        help="what executes the model; default: the fastest, found out once by a short "
+        "trial",
+    )
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, mps, xpu; tensorrt, dml, coreml (ONNX Runtime); "
+        "default: a GPU where there is one",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        default="auto",
+        help="default: the fastest that no picture shows",
+    )
+    group.add_argument(
+        "--tile",
+        type=_not_negative,
+        metavar="PX",
+        help="input pixels along each side that the model makes at a time; 0: the "
+        "whole picture; default: what memory allows",
+    )
+    group.add_argument(
+        "--context",
+        type=_not_negative,
+        metavar="PX",
+        help="real pixels around a tile that the model sees too; default: 16, "
+        "whose seams nobody sees (docs/upscaling.md)",
+    )
+    group.add_argument(
+        "--cluster",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="spread the pictures of a folder (also s3://..) over a Ray cluster; "
+        "without an address over this machine (needs the extra `cluster`)",
+    )
+    loudness = group.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="print errors only")
+    loudness.add_argument(
+        "--verbose", action="store_true", help="say what happens, and how busy it was"
+    )
+    group.add_argument(
+        "--json", action="store_true", help="print a line of JSON for each file"
+    )
+
+
+def _define_video(group: "argparse._ArgumentGroup") -> None:
+    from aethernet.video import raw_format, seconds
+    from aethernet.video_io import CODECS
+
+    group.add_argument(
+        "--codec",
+        choices=tuple(CODECS),
+        help="default: libx264 for 8 bits, libx265 for more, libsvtav1 in .webm",
+    )
+    group.add_argument("--crf", type=float, help="less is better; default: the codec's")
+    group.add_argument(
+        "--pixel-format", metavar="F", help="e.g. yuv420p10le; default: the source's"
+    )
+    group.add_argument(
+        "--preview", type=seconds, metavar="TIME", help="only so much, e.g. 5s"
+    )
+    group.add_argument(
+        "--start", type=seconds, metavar="TIME", help="e.g. 90, 1:30 or 0:01:30.5"
+    )
+    group.add_argument("--end", type=seconds, metavar="TIME", help="likewise")
+    group.add_argument(
+        "--raw",
+        type=raw_format,
+        metavar="WxH",
+        help="standard input is raw RGB frames of that size, as is the output; WxH:48 "
+        "for 16 bits per value; y4m needs no flag",
+    )
+
+
+def upscale(arguments: argparse.Namespace) -> int:
+    """Job: everything `aethernet upscale` does; its exit code."""
+    # What libvips warns of on the way is either in the error's sentence or harmless.
+    logging.getLogger("pyvips").setLevel(logging.ERROR)
+    inputs: list[str] = arguments.input
+    if PIPE in inputs and len(inputs) > 1:
+        raise AetherError("- is standard input; it goes with no other input.")
+    if PIPE in (*inputs, arguments.output):
+        return _through_pipes(arguments)
+    if arguments.cluster is not None:
+        return _on_a_cluster(arguments)
+    if _is_video(inputs):
+        return _video(arguments)
+    return _pictures(arguments)
+
+
+_FILE_FLAGS = ("--codec", "--crf", "--pixel-format", "--preview", "--start", "--end")
+_VIDEO_FLAGS = (*_FILE_FLAGS, "--raw")
+_PICTURE_FLAGS = (
+    *("--scale", "--width", "--height", "--max-mp", "--format", "--quality"),
+    *("--suffix", "--json", "--raw"),
+)
+
+
+def _positive(kind: type[float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = kind(0)
+        if not 0 < number < 1e9:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {what} above 0, not {text!r}")
+        return number
+
+    return parse
+
+
+def _not_negative(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected 0 or more pixels, not {text!r}")
+    return int(text)
+
+
+def _quality(text: str) -> int | str:
+    if text == LOSSLESS:
+        return text
+    if not (text.isdecimal() and 1 <= int(text) <= 100):
+        raise argparse.ArgumentTypeError(
+            f"expected 1 to 100, or lossless, not {text!r}"
+        )
+    return int(text)
+
+
+def _pictures(arguments: argparse.Namespace) -> int:
+    from aethernet.upscale import upscale_files
+
+    options = _options(arguments)
+    to_do, done = _plan(arguments)
+    start = time.perf_counter()
+    model = None
+    with _progress(arguments, to_do, done) as shown:
+        failed = 0
+        if to_do:
+            model = _open(arguments)
+
+            def advanced(job: "Job", pixels: int, of: int) -> None:
+                if not pixels:
+                    shown.started(job)
+                shown.advanced(pixels, of)
+
+            for outcome in upscale_files(to_do, model, options, advanced):
+                failed += outcome.status == "failed"
+                shown.finished(outcome)
+    if model and failed < len(to_do):
+        _say_how(arguments, model, time.perf_counter() - start)
+    return 1 if failed else 0
+
+
+def _on_a_cluster(arguments: argparse.Namespace) -> int:
+    from aethernet.cluster import (
+        ModelWords,
+        RemoteJob,
+        is_remote,
+        remote_plan,
+        upscale_on_cluster,
+    )
+    from aethernet.tiling import DEFAULT_CONTEXT
+
+    options = _options(arguments)
+    names = [*arguments.input, arguments.output or ""]
+    to_do: Sequence[Job] | Sequence[RemoteJob]
+    done: Sequence[Job] | Sequence[RemoteJob]
+    if any(map(is_remote, names)):
+        _refuse(arguments, "pictures in a remote folder", _VIDEO_FLAGS)
+        if len(arguments.input) > 1 or arguments.output is None:
+            raise AetherError("A remote folder needs one folder in and one out (-o).")
+        planned = remote_plan(
+            *names,
+            suffix=arguments.suffix,
+            format=_format(arguments),
+            overwrite=arguments.overwrite,
+        )
+        to_do, done = planned.jobs, planned.done
+    else:
+        to_do, done = _plan(arguments)
+    context = arguments.context
+    model = ModelWords(
+        *(_model_path(arguments), arguments.runtime),
+        *(arguments.device, arguments.precision, arguments.tile),
+        DEFAULT_CONTEXT if context is None else context,
+    )
+    failed = 0
+    with _progress(arguments, to_do, done) as shown:
+        outcomes = upscale_on_cluster(
+            *(to_do, model, options, arguments.cluster or None),
+            overwrite=arguments.overwrite,
+        )
+        with contextlib.closing(outcomes):
+            for outcome in outcomes:
+                failed += outcome.status == "failed"
+                shown.finished(outcome)
+    return 1 if failed else 0
+
+
+def _plan(arguments: argparse.Namespace) -> "tuple[Sequence[Job], Sequence[Job]]":
+    """Jobs to do, whose folders are there then, and those done before."""
+    from aethernet.folders import plan, prepare
+
+    _refuse(arguments, "pictures", _VIDEO_FLAGS)
+    for name in arguments.input:
+        if "://" in name and not os.path.exists(name):
+            raise AetherError(
+                f"{name} is no file here; a folder in remote storage needs --cluster."
+            )
+    planned = plan(
+        arguments.input,
+        arguments.output,
+        suffix=arguments.suffix,
+        scale_suffix=_scale_suffix(arguments),
+        format=_format(arguments),
+        overwrite=arguments.overwrite,
+    )
+    prepare(planned)
+    return planned.jobs, planned.done
+
+
+@contextlib.contextmanager
+def _progress(
+    arguments: argparse.Namespace, to_do: Sequence[Any], done: Sequence[Any]
+) -> "Iterator[Progress]":
+    """What says how far it is; what was done before is told first."""
+    from aethernet.folders import Outcome
+    from aethernet.progress import progress
+
+    with progress(arguments.quiet, arguments.json) as shown:
+        shown.total(len(to_do), len(done))
+        for job in done:
+            shown.finished(Outcome(job, "skipped", "it is there already"))
+        yield shown
+
+
+def _video(arguments: argparse.Namespace) -> int:
+    from aethernet.progress import frames_progress
+    from aethernet.video import VideoOptions, upscale_video
+
+    _refuse(arguments, "a video", _PICTURE_FLAGS)
+    if len(arguments.input) > 1:
+        raise AetherError("Name one video at a time, and no pictures beside it.")
+    source = Path(arguments.input[0])
+    if arguments.output is None:
+        name = f"{source.stem}{_scale_suffix(arguments)}{source.suffix}"
+        target = source.with_name(name)
+    else:
+        target = Path(arguments.output)
+    options = VideoOptions(
+        arguments.codec,
+        arguments.crf,
+        arguments.pixel_format,
+        arguments.start,
+        arguments.end,
+        arguments.preview,
+        arguments.overwrite,
+    )
+    start = time.perf_counter()
+    model = _open(arguments)
+    with frames_progress(arguments.quiet, source.name) as report:
+        done = upscale_video(source, target, model, options, report)
+    if not arguments.quiet:
+        before, after = (
+            "x".join(map(str, s)) for s in (done.size_before, done.size_after)
+        )
+        again = f", {done.resumed} of them by an earlier run" if done.resumed else ""
+        print(f"{source} ({before}) -> {target} ({after}), {done.frames} frames{again}")
+        print(f"encoded as {done.encoding}")
+    _say_how(arguments, model, time.perf_counter() - start)
+    return 0
+
+
+def _through_pipes(arguments: argparse.Namespace) -> int:
+    """Standard input or output, or both: a picture, or frames of a video."""
+    from aethernet.upscale import upscale_file
+
+    _refuse(arguments, "standard input and output", ("--cluster", "--suffix"))
+    (name,) = arguments.input
+    if name == PIPE and (arguments.raw or _is_y4m(sys.stdin.buffer)):
+        return _frames(arguments)
+    _refuse(arguments, "a picture", _VIDEO_FLAGS)
+    if arguments.output is None:
+        raise AetherError("Name the output with -o, which may be - (standard output).")
+    if name != PIPE and _is_video([name]):
+        raise AetherError(
+            "A video goes to standard output as y4m, which it has to be before: "
+            f"ffmpeg -i {name} -f yuv4mpegpipe - | aethernet upscale - -o -"
+        )
+    options = _options(arguments)
+    with tempfile.TemporaryDirectory(prefix="aethernet_") as temporary:
+        source, target = Path(name), Path(arguments.output)
+        if name == PIPE:
+            source = Path(temporary, "standard input")
+            with source.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        if arguments.output == PIPE:
+            target = Path(temporary, f"standard output{_format(arguments) or '.png'}")
+        try:
+            model = _open(arguments)
+            upscale_file(source, target, model, options)
+        except AetherError as error:  # the folder is nobody's business
+            said = str(error).replace(f"{temporary}{os.sep}", "")
+            raise AetherError(said) from error
+        if arguments.output == PIPE:
+            with target.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+    return 0
+
+
+def _frames(arguments: argparse.Namespace) -> int:
+    """Frames through a pipe: y4m, or raw RGB."""
+    from aethernet.video import upscale_stream
+
+    _refuse(arguments, "frames in a pipe", (*_PICTURE_FLAGS[:-1], *_FILE_FLAGS))
+    model = _open(arguments)
+    start = time.perf_counter()
+    if arguments.output in (None, PIPE):
+        done = upscale_stream(sys.stdin.buffer, sys.stdout.buffer, model, arguments.raw)
+    else:
+        with (
+            replacing(Path(arguments.output)) as temporary,
+            temporary.open("wb") as file,
+        ):
+            done = upscale_stream(sys.stdin.buffer, file, model, arguments.raw)
+    if not arguments.quiet:
+        seconds = time.perf_counter() - start
+        print(f"{done} frames in {seconds:.1f} s, {model.describe()}", file=sys.stderr)
+    return 0
+
+
+def _is_y4m(stream: BinaryIO) -> bool:
+    """Whether what comes is y4m; nothing of it is taken."""
+    peek = getattr(stream, "peek", None)
+    return peek is not None and peek(len(_Y4M))[: len(_Y4M)] == _Y4M
+
+
+def _is_video(inputs: Sequence[str]) -> bool:
+    from aethernet.video import VIDEO_SUFFIXES
+
+    return any(Path(name).suffix.lower() in VIDEO_SUFFIXES for name in inputs)
+
+
+def _open(arguments: argparse.Namespace) -> "Tiled":
+    from aethernet.tiling import DEFAULT_CONTEXT, Tiled
+
+    words = (arguments.runtime, arguments.device, arguments.precision)
+    model = open_model(_model_path(arguments), *words)
+    context = arguments.context
+    context = DEFAULT_CONTEXT if context is None else context
+    return Tiled(model, arguments.tile, context)
+
+
+def _model_path(arguments: argparse.Namespace) -> Path:
+    from aethernet.upscale import shipped_model
+
+    return arguments.model or shipped_model()
+
+
+def _scale_suffix(arguments: argparse.Namespace) -> str:
+    """What a name beside its source gets, e.g. _2x."""
+    if arguments.width or arguments.height or arguments.max_mp:
+        return "_upscaled"
+    scale = arguments.scale
+    if scale is None and arguments.output is None:
+        path = _model_path(arguments)
+        if is_checkpoint(path):
+            scale = load_checkpoint(path).scale
+        else:
+            scale = _open(arguments).scale
+    return f"_{scale or 0:g}x"
+
+
+def _options(arguments: argparse.Namespace) -> "Options":
+    from aethernet.images import Encoding
+    from aethernet.upscale import Options, Size
+
+    lossless = arguments.quality == LOSSLESS
+    return Options(
+        Size(arguments.scale, arguments.width, arguments.height, arguments.max_mp),
+        arguments.alpha,
+        Encoding(None if lossless else arguments.quality, lossless),
+        arguments.limit,
+    )
+
+
+def _format(arguments: argparse.Namespace) -> str | None:
+    if arguments.format is None:
+        return None
+    return "." + arguments.format.lower().removeprefix(".")
+
+
+def _refuse(arguments: argparse.Namespace, what: str, flags: Sequence[str]) -> None:
+    """Say so when a flag does not go with what is to be done."""
+    for flag in flags:
+        value = getattr(arguments, flag[2:].replace("-", "_"))
+        if value is not None and value is not False:
+            raise AetherError(f"{flag} does not go with {what}.")
+
+
+def _say_how(arguments: argparse.Namespace, model: "Tiled", seconds: float) -> None:
+    """With what it was done: on stdout where people read it, else where asked for."""
+    line = f"with {_model_path(arguments).name}: {model.describe()}"
+    if arguments.verbose:
+        line += f"; the network ran {model.busy / seconds:.0%} of {seconds:.1f} s"
+    if not arguments.quiet and not arguments.json:
+        print(line)
+    elif arguments.verbose:
+        print(line, file=sys.stderr)
