@@ -82,7 +82,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     path: Path
     name: Path
     """What it is called in an output folder, with the folders it lies in."""
@@ -152,8 +152,8 @@ def plan(
             f"There is no picture in {_enumerated(inputs)}; looked for names that end "
             f"in {', '.join(READABLE)}."
         )
-    sources.sort(key=lambda source: _natural(source.path))
-    targets = _targets(sources, folder, ending, format, real)
+    sources.sort(key=lambda source: natural_order(source.path))
+    targets = name_targets(sources, folder, ending, format, real)
     _check_none_is_replaced(sources, targets, real)
     jobs = [
         Job(_reachable(source.path), _reachable(target))
@@ -259,10 +259,10 @@ def _output_folder(words: list[Path], output: str | Path) -> Path | None:
 
 def _sources(
     words: list[Path], output: Path | None, suffix: str | None
-) -> Iterable[_Source]:
+) -> Iterable[Source]:
     for word in words:
         if not os.path.isdir(_reachable(word)):
-            yield _Source(word, Path(word.name))
+            yield Source(word, Path(word.name))
             continue
         inside = Path()
         if len(words) > 1:
@@ -276,7 +276,7 @@ def _sources(
         if not found:
             _log.warning("there is no picture in %s", word)
         for path in found:
-            yield _Source(path, inside / path.relative_to(word))
+            yield Source(path, inside / path.relative_to(word))
 
 
 def _search(root: Path, output: Path | None) -> list[Path]:
@@ -339,26 +339,26 @@ def _folded(path: str) -> str:
     return unicodedata.normalize("NFD", decomposed.casefold())
 
 
-def _natural(path: Path) -> tuple[list[list[int | str]], str]:
+def natural_order(path: Path) -> tuple[list[list[int | str]], str]:
     """Sorts numbers in names by their value."""
     parts = [re.split("([0-9]+)", part.casefold()) for part in path.parts]
     key = [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts]
     return key, str(path)
 
 
-def _unique(sources: Iterable[_Source], real: Callable[[Path], str]) -> list[_Source]:
-    first: dict[str, _Source] = {}
+def _unique(sources: Iterable[Source], real: Callable[[Path], str]) -> list[Source]:
+    first: dict[str, Source] = {}
     for source in sources:
         first.setdefault(_place(source.path, real), source)
     return list(first.values())
 
 
 def _without_earlier_outputs(
-    sources: list[_Source],
+    sources: list[Source],
     output: Path | None,
     suffix: str,
     real: Callable[[Path], str],
-) -> list[_Source]:
+) -> list[Source]:
     """Leave out what has the name of another source and a suffix, in the same folder.
 
     Only where outputs go beside their sources; those of the default suffixes also when
@@ -380,8 +380,8 @@ def _without_earlier_outputs(
     return kept
 
 
-def _targets(
-    sources: list[_Source],
+def name_targets(
+    sources: list[Source],
     output: Path | None,
     suffix: str,
     format: str | None,
@@ -430,7 +430,7 @@ def _target_name(source: Path, mark: str, suffix: str, format: str | None) -> st
 
 
 def _check_none_is_replaced(
-    sources: list[_Source], targets: list[Path], real: Callable[[Path], str]
+    sources: list[Source], targets: list[Path], real: Callable[[Path], str]
 ) -> None:
     by_place = {_folded(_place(s.path, real)): s.path for s in sources}
     for target in targets:
