@@ -240,6 +240,6 @@ def test_an_interrupt_is_not_a_traceback(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("aethernet.cli.open_model", interrupt)
+    monkeypatch.setattr("aethernet.upscale_command.open_model", interrupt)
     assert main(["upscale", str(SAMPLE)]) == 130
     check_one_sentence(capsys.readouterr().err)

@@ -162,7 +162,7 @@ def test_a_folder_without_a_fitting_picture_is_said(folder, tmp_path):
             folder / "model.safetensors", tmp_path / "m.onnx", tmp_path / "empty"
         )
     (tmp_path / "empty/a.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"a\.png is no whole"):
+    with pytest.raises(ImageError, match=r"a\.png is no picture"):
         export_int8(
             folder / "model.safetensors", tmp_path / "m.onnx", tmp_path / "empty"
         )

@@ -637,7 +637,7 @@ def _define_compare(parser: argparse.ArgumentParser) -> None:
         metavar="X,Y,W,H",
         help="compare this part of each LR picture: left, top, width, height in pixels",
     )
-    _add_runtime(parser)
+    upscale_command.add_runtime(parser)
     parser.set_defaults(job=compare)
 
 
@@ -680,7 +680,7 @@ def _define_ui(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="print the address, and leave opening it to you",
     )
-    _add_runtime(parser)
+    upscale_command.add_runtime(parser)
     parser.set_defaults(job=ui)
 
 
@@ -688,15 +688,3 @@ def _port(text: str) -> int:
     if not (text.isdecimal() and 0 < int(text) < 65536):
         raise argparse.ArgumentTypeError(f"expected 1 to 65535, not {text!r}")
     return int(text)
-
-
-def _add_runtime(parser: argparse.ArgumentParser) -> None:
-    """Add the words for `open_model`."""
-    for flag, choices, said in (
-        ("--runtime", ("auto", *RUNTIMES), "the fastest, found out once by a trial"),
-        ("--device", None, "a GPU where there is one"),
-        ("--precision", ("auto", *PRECISIONS), "the fastest that no picture shows"),
-    ):
-        parser.add_argument(
-            flag, choices=choices, default="auto", help=f"default: {said}"
-        )

@@ -21,7 +21,7 @@ from torch import Tensor
 from aethernet.checkpoint import Checkpoint
 from aethernet.errors import AetherError, ImageError, import_optional
 from aethernet.files import replacing
-from aethernet.images import SUFFIXES, read_picture
+from aethernet.images import READABLE, read_picture
 from aethernet.onnx_export import (
     MIN_PSNR,
     Limits,
@@ -124,7 +124,7 @@ def calibration_pictures(
     files = sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and file.is_file()
+        if file.suffix.lower() in READABLE and file.is_file()
     )
     every = max(1, math.ceil(len(files) / MAX_PICTURES))
     channels = checkpoint.hyperparameters["in_chans"]
@@ -149,7 +149,7 @@ def calibration_pictures(
         found.append((str(file.relative_to(folder)), image.expand(batch, -1, -1, -1)))
     if not found:
         raise ImageError(
-            f"{folder} holds no {', '.join(SUFFIXES)} picture of {channels} channels "
+            f"{folder} holds no {', '.join(READABLE)} picture of {channels} channels "
             "to calibrate int8 on."
         )
     return found

@@ -16,7 +16,6 @@ from aethernet.checkpoint import load_checkpoint
 from aethernet.errors import AetherError
 from aethernet.files import replacing
 from aethernet.runtimes import PRECISIONS, RUNTIMES, open_model
-from aethernet.runtimes.onnx_files import is_checkpoint
 
 if TYPE_CHECKING:
     from aethernet.folders import Job
@@ -123,26 +122,33 @@ def _define_files(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def _define_running(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
+def add_runtime(
+    parser: "argparse.ArgumentParser | argparse._ArgumentGroup",
+) -> None:
+    """Add the words for `open_model`."""
+    parser.add_argument(
         "--runtime",
         choices=("auto", *RUNTIMES),
         default="auto",
         help="what executes the model; default: the fastest, found out once by a short "
         "trial",
     )
-    group.add_argument(
+    parser.add_argument(
         "--device",
         default="auto",
         help="cpu, cuda, cuda:1, mps, xpu; tensorrt, dml, coreml (ONNX Runtime); "
         "default: a GPU where there is one",
     )
-    group.add_argument(
+    parser.add_argument(
         "--precision",
         choices=("auto", *PRECISIONS),
         default="auto",
         help="default: the fastest that no picture shows",
     )
+
+
+def _define_running(group: "argparse._ArgumentGroup") -> None:
+    add_runtime(group)
     group.add_argument(
         "--tile",
         type=_not_negative,
@@ -492,6 +498,8 @@ def _model_path(arguments: argparse.Namespace) -> Path:
 
 def _scale_suffix(arguments: argparse.Namespace) -> str:
     """What a name beside its source gets, e.g. _2x."""
+    from aethernet.runtimes.onnx_files import is_checkpoint
+
     if arguments.width or arguments.height or arguments.max_mp:
         return "_upscaled"
     scale = arguments.scale

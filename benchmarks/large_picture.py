@@ -1,0 +1,82 @@
+"""What memory a large picture takes, and how busy the network is meanwhile.
+
+    python benchmarks/large_picture.py --megapixels 100 --model stand-in
+    python benchmarks/large_picture.py --megapixels 4 [--model CHECKPOINT] [--tile 256]
+
+Draws a picture of that size, upscales it as `aethernet upscale` does, and prints the
+peak of memory beyond what the process held once the model was loaded and had run one
+tile. The stand-in is one layer, bilinear, so that the picture's share is seen alone.
+Linux: the peak is the kernel's.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyvips
+import torch
+
+from aethernet.runtimes import Description, Limits, Model, open_model
+from aethernet.tiling import Tiled
+from aethernet.upscale import shipped_model, upscale_file
+
+
+class OneLayer:
+    """A model of one layer."""
+
+    scale, channels, limits = 2, 3, Limits()
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        return torch.nn.functional.interpolate(
+            torch.from_numpy(batch), scale_factor=2.0, mode="bilinear"
+        ).numpy()
+
+    def describe(self) -> Description:
+        return Description("one layer", "cpu", "float32")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--megapixels", type=float, default=100)
+    parser.add_argument("--model", default=str(shipped_model()))
+    parser.add_argument("--tile", type=int)
+    parser.add_argument("--suffix", default=".png")
+    arguments = parser.parse_args()
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        # glibc keeps what was freed, so that memory in use would not show.
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    model: Model = OneLayer()
+    if arguments.model != "stand-in":
+        model = open_model(Path(arguments.model), "pytorch", "cpu", "float32")
+    tiled = Tiled(model, arguments.tile)
+    side = round((arguments.megapixels * 1e6) ** 0.5)
+    window = min(side, (tiled.tile or side) + 2 * tiled.context)
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = (Path(folder, f"{n}{arguments.suffix}") for n in ("in", "out"))
+        noise = pyvips.Image.perlin(side, side, cell_size=50, uchar=True)
+        colours = noise.bandjoin([255 - noise, noise])
+        colours.copy(interpretation="srgb").write_to_file(str(source))
+        model.run(np.zeros((1, model.channels, window, window), np.float32))
+        own = _status("VmHWM")  # the runtime's, with a window of the size it will run
+        start = time.perf_counter()
+        upscale_file(source, target, tiled)
+        seconds = time.perf_counter() - start
+    print(f"{side}x{side}, tile {tiled.tile}, {model.describe()}")
+    print(f"peak {_status('VmHWM') - own} MB beyond {own} MB of the runtime's own")
+    print(f"the network ran {tiled.busy / seconds:.0%} of {seconds:.0f} s")
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) // 1024
+    raise SystemExit("This needs Linux's /proc.")
+
+
+if __name__ == "__main__":
+    main()
