@@ -59,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, target = (Path(folder, f"{n}{arguments.suffix}") for n in ("in", "out"))
         noise = pyvips.Image.perlin(side, side, cell_size=50, uchar=True)
-        colours = noise.bandjoin([255 - noise, noise])
+        colours = noise.bandjoin([noise.invert(), noise])
         colours.copy(interpretation="srgb").write_to_file(str(source))
         model.run(np.zeros((1, model.channels, window, window), np.float32))
         own = _status("VmHWM")  # the runtime's, with a window of the size it will run

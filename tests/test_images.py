@@ -90,6 +90,16 @@ class TestFormats:
         else:
             assert np.array_equal(found, pixels)
 
+    @pytest.mark.parametrize("bits", [10, 12])
+    def test_white_in_deep_avif_is_white(self, tmp_path, bits):
+        white = pyvips.Image.new_from_array(np.full((32, 32, 4), 65535, np.uint16))
+        white.copy(interpretation="rgb16").heifsave(
+            str(tmp_path / "a.avif"), compression="av1", bitdepth=bits, lossless=True
+        )
+        found = read_picture(tmp_path / "a.avif").pixels
+        assert set(found[..., 3].flat) == {65535}
+        assert found.min() > 65535 - (65535 >> (bits - 3))
+
     @pytest.mark.parametrize("suffix", [".webp", ".avif"])
     def test_lossless_where_the_format_can(self, tmp_path, suffix):
         pixels = sample()
@@ -226,11 +236,14 @@ class TestStrips:
         writer.discard()
         assert os.listdir(tmp_path) == []
 
-    def test_a_limit_is_checked_before_decoding(self, tmp_path):
-        write_picture(Picture(sample()), tmp_path / "a.png")
-        PictureReader(tmp_path / "a.png", limit_mp=0.01)
+    @pytest.mark.parametrize("suffix", [".png", ".bmp"])
+    def test_a_limit_is_checked_before_decoding(self, tmp_path, suffix):
+        path = tmp_path / f"a{suffix}"
+        write_picture(Picture(sample()), path)
+        PictureReader(path, limit_mp=0.01)
+        path.write_bytes(path.read_bytes()[:100])  # enough to know its size
         with pytest.raises(ImageError, match=r"96x96 pixels.*--limit"):
-            PictureReader(tmp_path / "a.png", limit_mp=0.009)
+            PictureReader(path, limit_mp=0.009)
 
     def test_a_full_disk_leaves_nothing_but_a_sentence(self, tmp_path):
         code = (
@@ -286,6 +299,17 @@ class TestMetadata:
         assert found["icc-profile-data"] == profile
         if suffix != ".tif":  # for which libvips writes none
             assert b"Camera maker" in found["exif-data"]
+
+    def test_a_thumbnail_of_the_picture_as_it_lay_is_dropped(self, tmp_path):
+        thumbnail = pyvips.Image.black(16, 12).jpegsave_buffer()
+        image = pyvips.Image.new_from_array(sample())
+        image.set_type(pyvips.GValue.blob_type, "jpeg-thumbnail-data", thumbnail)
+        image.set_type(pyvips.GValue.gint_type, "orientation", 6)
+        image.jpegsave(str(tmp_path / "a.jpg"))
+        write_picture(read_picture(tmp_path / "a.jpg"), tmp_path / "b.jpg")
+        names = pyvips.Image.new_from_file(str(tmp_path / "b.jpg")).get_fields()
+        assert "exif-ifd0-Orientation" in names
+        assert "jpeg-thumbnail-data" not in names
 
 
 class TestColoursUnderTransparency:

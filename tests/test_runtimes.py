@@ -459,7 +459,7 @@ class TestEachRuntime:
                 raise MemoryError
 
         model._session = Full()
-        with pytest.raises(AetherError, match="Out of memory on cpu .* 7x5"):
+        with pytest.raises(AetherError, match=r"Out of memory on cpu .* 7x5"):
             model.run(np.zeros((1, 1, 5, 7), np.float32))
 
 

@@ -62,6 +62,12 @@ class TestWindows:
         assert len({one.stop - one.start for one in found}) == 1
         assert len(found) == 5  # four would see 1000 - 3 * 100 more than 4 * 300
 
+    def test_have_the_size_a_model_must_have(self):
+        for length in (49, 90, 131, 200):
+            found = windows(length, 48, 8, 48)
+            assert {one.stop - one.start for one in found} == {48}
+            assert found[-1].stop == length
+
     def test_what_fits_is_not_divided(self):
         assert len(windows(300, 300, 140)) == 1
 
@@ -84,6 +90,15 @@ class TestSeams:
         image = random_image(1, 3, 61, 83).numpy()
         short = Tiled(model, 16, RADIUS[2] - 2).run(image)
         assert np.abs(short - model.run(image)).max() > 1e-4
+
+    def test_a_model_of_one_size_sees_the_pixels_there_are(self):
+        # Not padding in their place, where a picture is larger than that size.
+        model = PyTorchRuntime(lively_network(), torch.device("cpu"))
+        image = random_image(1, 3, 91, 70).numpy()
+        whole = model.run(image)
+        model.limits = Limits((48, 48), (48, 48))
+        tiled = Tiled(model, None, RADIUS[2]).run(image)
+        np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5)
 
     def test_rounded_to_8_bit_next_to_nothing_differs(self):
         network = lively_network()

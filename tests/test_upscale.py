@@ -383,6 +383,15 @@ class TestSize:
         assert result.dtype == np.uint8
         assert len(model.seen) == (2 if max(wanted) > 200 else 1)
 
+    def test_at_most_means_at_most(self):
+        random = np.random.default_rng(0)
+        for _ in range(2000):
+            width, height = random.integers(1, 5000, 2).tolist()
+            limit = float(random.uniform(1e-6, 20))
+            across, down = Size(max_mp=limit).of(width, height, 2)
+            assert across >= 1 <= down
+            assert across * down <= max(limit * 1e6, 1)
+
     def test_a_ramp_keeps_its_place_and_values(self, tmp_path):
         # Once by the model, the rest by resampling: no shift, no change of brightness.
         ramp = np.linspace(5000, 60000, 64).astype(np.uint16)

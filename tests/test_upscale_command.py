@@ -133,6 +133,22 @@ class TestFolders:
         assert upscale(tmp_path / "a.png", "--verbose") == 0
         assert "% of" in capsys.readouterr().out
 
+    def test_a_pattern_makes_a_folder_however_much_it_matches(self, tmp_path, upscale):
+        picture(tmp_path / "in/a.png")
+        assert upscale(tmp_path / "in/*.png", "-o", tmp_path / "out") == 0
+        assert files_in(tmp_path / "out") == ["a.png"]
+
+    def test_a_picture_that_fails_twice_is_one_line(self, tmp_path, upscale, capsys):
+        pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 4), np.uint8)
+        write_picture(Picture(pixels), tmp_path / "whole.png")
+        content = (tmp_path / "whole.png").read_bytes()
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in/cut.png").write_bytes(content[: len(content) // 2])
+        words = ["-o", tmp_path / "out", "--format", "jpg", "--json"]
+        assert upscale(tmp_path / "in", *words) == 1
+        (line,) = capsys.readouterr().out.splitlines()
+        assert "no transparency" in json.loads(line)["reason"]
+
 
 class TestKilled:
     def test_whatever_the_moment_only_whole_files_are_left(self, tmp_path, model):
@@ -306,7 +322,7 @@ print(done.size_after, (peak - before) // 1024)
         import pyvips
 
         noise = pyvips.Image.perlin(10_000, 10_000, cell_size=50, uchar=True)
-        colours = noise.bandjoin([255 - noise, noise]).copy(interpretation="srgb")
+        colours = noise.bandjoin([noise.invert(), noise]).copy(interpretation="srgb")
         colours.write_to_file(str(tmp_path / f"in{suffix}"))
         done = subprocess.run(
             [sys.executable, "-c", self.CODE]
@@ -413,7 +429,49 @@ class TestBadInput:
         code = upscale(tmp_path / "in", "-o", tmp_path / "out/deeper")
         self.refused(capsys, code, "Cannot make the folder")
 
-    @pytest.mark.parametrize("limit", [30_000, 300_000])
+    def test_a_name_that_is_no_utf8(self, tmp_path, upscale, capsys):
+        picture(tmp_path / "a.png")
+        code = upscale(tmp_path / "a.png", "-o", tmp_path / os.fsdecode(b"b\xff.png"))
+        self.refused(capsys, code, "not valid UTF-8")
+
+    def test_a_result_beyond_what_can_be_held(self, tmp_path, upscale, capsys):
+        picture(tmp_path / "a.png")
+        words = ["-o", tmp_path / "b.png", "--scale", "10000000"]
+        self.refused(
+            capsys, upscale(tmp_path / "a.png", *words), "is too large for PNG"
+        )
+
+    def test_a_pipe_by_name(self, tmp_path, upscale, capsys):
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("needs named pipes, which POSIX has")
+        os.mkfifo(tmp_path / "a.png")
+        code = upscale(tmp_path / "a.png", "-o", tmp_path / "b.png")
+        self.refused(capsys, code, "is a pipe")
+
+    def test_lossless_where_that_is_not(self, tmp_path, upscale, capsys):
+        picture(tmp_path / "a.png")
+        words = ["-o", tmp_path / "b.jpg", "--quality", "lossless"]
+        self.refused(capsys, upscale(tmp_path / "a.png", *words), "never lossless")
+
+    def test_standard_output_that_takes_nothing(self, tmp_path, model):
+        if not os.path.exists("/dev/full"):
+            pytest.skip("needs /dev/full, which Linux has")
+        picture(tmp_path / "a.png")
+        words = [str(tmp_path / "a.png"), "-o", "-", "--model", str(model), *PLAINLY]
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [*COMMAND, *words],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                cwd=ROOT,
+            )
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) == 1
+
+    @pytest.mark.parametrize("limit", [1000, 30_000])
     def test_a_full_disk(self, tmp_path, model, limit):
         pytest.importorskip("resource", reason="limits of a process, which POSIX has")
         noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)

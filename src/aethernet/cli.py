@@ -93,6 +93,11 @@ def exit_code(
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # of standard output: files have sentences of their own
+        print(f"error: {printable(str(error))}.", file=sys.stderr)
+        if sys.stdout:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("error: interrupted; nothing is left half written.", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells have it

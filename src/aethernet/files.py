@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import shlex
+import stat
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ def check_source(path: Path, what: str) -> None:
         AetherError: when it is missing, a folder, or not ours to read.
     """
     try:
+        if stat.S_ISFIFO(path.stat().st_mode):  # opening it might wait for ever
+            raise AetherError(f"{path} is a pipe, not {what} in a file.")
         path.open("rb").close()
     except FileNotFoundError as error:
         raise AetherError(f"There is no file {path}.") from error

@@ -99,11 +99,11 @@ def plan(
 ) -> Plan:
     """Find the pictures and name what is to be made of them.
 
-    A named file is taken whatever it is called. Folders are searched to their depths,
+    A named file is taken whatever its suffix. Folders are searched to their depths,
     and patterns (where the shell left them to us) matched, for names in `READABLE`;
     hidden files and folders are not seen, and nothing is taken twice, also where links
     run in circles. Outputs that an earlier run left beside their sources are not taken
-    for sources.
+    for sources, and a warning says so: a shell names them too, for `*.jpg`.
 
     Args:
         inputs: files, folders and patterns.
@@ -134,7 +134,8 @@ def plan(
     words = _expand(inputs)
     folder = None
     if output is not None:
-        folder = _output_folder(words, output)
+        named = words == [Path(word) for word in inputs]
+        folder = _output_folder(words, output, may_be_file=named)
         if folder is None:
             if suffix or format:
                 raise AetherError(
@@ -238,10 +239,15 @@ def _expand(inputs: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _output_folder(words: list[Path], output: str | Path) -> Path | None:
-    """`output` where it is to be a folder; None where it names a single file."""
+def _output_folder(
+    words: list[Path], output: str | Path, *, may_be_file: bool
+) -> Path | None:
+    """`output` where it is to be a folder; None where it names a single file.
+
+    What a pattern matches counts as several, also where it is one file today.
+    """
     path, reachable = Path(output), _reachable(Path(output))
-    several = len(words) != 1 or os.path.isdir(_reachable(words[0]))
+    several = len(words) != 1 or os.path.isdir(_reachable(words[0])) or not may_be_file
     separators = tuple(filter(None, (os.sep, os.altsep)))
     if os.path.isdir(reachable) or os.fspath(output).endswith(separators):
         if os.path.exists(reachable) and not os.path.isdir(reachable):
@@ -374,7 +380,7 @@ def _without_earlier_outputs(
         if beside and match:
             bases = (match[1], _MARK.sub("", match[1]))
             if any((folder, _folded(base)) in stems for base in bases):
-                _log.info("left out %s, an output of an earlier run", source.path)
+                _log.warning("left out %s, an output of an earlier run", source.path)
                 continue
         kept.append(source)
     return kept

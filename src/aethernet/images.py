@@ -11,16 +11,18 @@ profile is carried, not applied.
 """
 
 import contextlib
+import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pyvips
 
-from aethernet.errors import ImageError
+from aethernet.errors import AetherError, ImageError
 from aethernet.files import (
     check_source,
     check_target,
@@ -50,7 +52,8 @@ class Format:
     name: str
     depths: tuple[int, ...] = (8,)
     alpha: bool = True
-    largest_side: int | None = None
+    largest_side: int = 10_000_000
+    """Pixels; of those without a limit of their own what libvips can hold."""
     quality: int | None = None
     """What is written unless told otherwise; None where nothing is ever lost."""
     can_be_lossless: bool = False
@@ -166,11 +169,11 @@ class PictureReader:
         self.path = Path(path)
         check_source(self.path, "a picture")
         with self._damage_is_said(f"is no picture that can be read ({_READ})"):
-            image = _opened(self.path, "sequential")
+            image = _opened(self.path, "sequential", limit_mp)
             _check_kind(self.path, image, limit_mp)
             turn = image.get("orientation") if image.get_typeof("orientation") else 1
             if turn not in (1, 2):  # needs other rows first than the file has
-                image = _opened(self.path, "random").autorot()
+                image = _opened(self.path, "random", limit_mp).autorot()
             elif turn == 2:
                 image = image.autorot()
             metadata = {
@@ -183,7 +186,7 @@ class PictureReader:
             if image.interpretation == "cmyk":
                 del_profile = metadata.pop("icc-profile-data", None)
                 image = _from_cmyk(image, del_profile is not None)
-            image = _plain(self.path, image)
+            image = _all_bits(_plain(self.path, image))
             if spread_colours and image.bands in (2, 4):
                 image = _colours_spread(image)
         depth = 16 if image.format == "ushort" else 8
@@ -223,12 +226,14 @@ class PictureReader:
             ) from error
         except (pyvips.Error, OSError, SyntaxError, ValueError) as error:
             raise ImageError(f"{self.path} {what}.") from error
+        except MemoryError as error:
+            raise ImageError(f"Out of memory while reading {self.path}.") from error
 
 
-def _opened(path: Path, access: str) -> pyvips.Image:
+def _opened(path: Path, access: str, limit_mp: float | None) -> pyvips.Image:
     with path.open("rb") as file:
         if file.read(2) == b"BM":
-            return _opened_bmp(path)
+            return _opened_bmp(path, limit_mp)
     # Without revalidate libvips answers from its cache when a name is read twice, with
     # what the file held the first time.
     return pyvips.Image.new_from_file(
@@ -236,9 +241,10 @@ def _opened(path: Path, access: str) -> pyvips.Image:
     )
 
 
-def _opened_bmp(path: Path) -> pyvips.Image:
-    PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is checked by us
+def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
+    PIL.Image.MAX_IMAGE_PIXELS = None  # the limit is ours
     with PIL.Image.open(path, formats=["BMP"]) as image:
+        _check_limit(path, image.size, limit_mp)  # before it is decoded
         plain = image.convert("L" if image.mode in ("1", "L") else "RGB")
         dpi = image.info.get("dpi")
         pixels = np.asarray(plain)
@@ -260,13 +266,17 @@ def _check_kind(path: Path, image: pyvips.Image, limit_mp: float | None) -> None
             f"{path} is animated{frames}, which a picture is not; make a video of it "
             "first, e.g. with ffmpeg."
         )
-    if pages > 1 and not image.get_typeof("n-subifds"):
+    if pages > 1:
         raise ImageError(f"{path} has {pages} pages; save each as a picture first.")
-    megapixels = image.width * image.height / 1e6
+    _check_limit(path, (image.width, image.height), limit_mp)
+
+
+def _check_limit(path: Path, size: tuple[int, int], limit_mp: float | None) -> None:
+    megapixels = size[0] * size[1] / 1e6
     if limit_mp is not None and megapixels > limit_mp:
         raise ImageError(
-            f"{path} has {image.width}x{image.height} pixels, {megapixels:.0f} "
-            f"megapixels; the limit is {limit_mp:g} (--limit)."
+            f"{path} has {size[0]}x{size[1]} pixels, {megapixels:.0f} megapixels; the "
+            f"limit is {limit_mp:g} (--limit)."
         )
 
 
@@ -289,7 +299,7 @@ def _from_cmyk(image: pyvips.Image, has_profile: bool) -> pyvips.Image:
 def _plain(path: Path, image: pyvips.Image) -> pyvips.Image:
     """As gray or RGB of 8 or 16 bits, which most pictures are."""
     if image.interpretation in ("lab", "labs", "labq", "xyz", "lch", "yxy", "hsv"):
-        image = image.colourspace("srgb")
+        image = image.colourspace("srgb" if image.format == "uchar" else "rgb16")
     if image.format not in ("uchar", "ushort"):
         raise ImageError(
             f"{path} holds values of the type {image.format}; save it with 8 or 16 "
@@ -300,6 +310,16 @@ def _plain(path: Path, image: pyvips.Image) -> pyvips.Image:
             f"{path} has {image.bands} channels; a picture has gray or RGB, and alpha."
         )
     return image
+
+
+def _all_bits(image: pyvips.Image) -> pyvips.Image:
+    """AVIF of 10 or 12 bits, which libvips shifts to 16, so that white is white."""
+    name = "heif-bitdepth"
+    bits = image.get(name) if image.get_typeof(name) else 8
+    if image.format != "ushort" or not 8 < bits < 16:
+        return image
+    most = (2**bits - 1) << (16 - bits)
+    return (image * (65535 / most)).rint().cast("ushort")
 
 
 def _colours_spread(image: pyvips.Image) -> pyvips.Image:
@@ -355,17 +375,23 @@ def check_writable_as(path: Path, header: Header) -> None:
     if path.suffix.lower() not in FORMATS:
         raise ImageError(f"Cannot write {path}: name it {', '.join(SUFFIXES)}.")
     kind = FORMATS[path.suffix.lower()]
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ImageError(
+            f"Cannot write {path}: its name is not valid UTF-8."
+        ) from error
     if header.has_alpha and not kind.alpha:
         raise ImageError(
             f"Cannot write {path}: {kind.name} has no transparency; name it .png, "
             ".webp, .tif or .avif."
         )
     side = kind.largest_side
-    if side and max(header.size) > side:
+    if max(header.size) > side:
         raise ImageError(
             f"Cannot write {path}: {header.width}x{header.height} is too large for "
-            f"{kind.name}, which has {side} pixels a side at most; name it .png or "
-            ".tif."
+            f"{kind.name}, which has {side} pixels a side at most here; name it .png "
+            "or .tif, or make it smaller."
         )
 
 
@@ -403,29 +429,38 @@ class PictureWriter:
         width, height = final_size or header.size
         check_writable_as(self.path, replace(header, width=width, height=height))
         check_target(self.path)
+        kind = FORMATS[self.path.suffix.lower()]
+        if self.encoding.lossless and kind.quality and not kind.can_be_lossless:
+            raise ImageError(
+                f"Cannot write {self.path}: {kind.name} is never lossless."
+            )
         self.final_size = final_size or header.size
         self.final_depth = final_depth or stored_depth(self.path, header)
         self._written = 0
         self._pixels: np.ndarray | None = None
-        self._spool: BinaryIO | None = None
+        self._spool: io.FileIO | None = None
 
     def write(self, rows: np.ndarray) -> None:
         """Add rows, `(count, W, bands)` of the header's type.
 
         Raises:
-            OSError: when the disk is full.
+            AetherError: when the disk is full, or the memory.
         """
         header = self.header
         start, self._written = self._written, self._written + len(rows)
         shape = (header.height, header.width, header.bands)
-        if int(np.prod(shape)) * header.dtype.itemsize <= SPOOL_BYTES:
-            if self._pixels is None:
-                self._pixels = np.empty(shape, header.dtype)
-            self._pixels[start : self._written] = rows
-            return
-        if self._spool is None:
-            self._spool = temporary_path(self.path).open("xb")
-        self._spool.write(np.ascontiguousarray(rows).data)
+        with self._failure_is_said():
+            if math.prod(shape) * header.dtype.itemsize <= SPOOL_BYTES:
+                if self._pixels is None:
+                    self._pixels = np.empty(shape, header.dtype)
+                self._pixels[start : self._written] = rows
+                return
+            if self._spool is None:
+                # Unbuffered: what cannot be written is known at once.
+                self._spool = temporary_path(self.path).open("xb", buffering=0)
+            left = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+            while left:
+                left = left[self._spool.write(left) :]
 
     def finish(self) -> None:
         """Encode, write and move into place; once, after the last row.
@@ -437,18 +472,14 @@ class PictureWriter:
         header = self.header
         assert self._written == header.height
         try:
-            image = self._image()
-            if self.final_size != header.size:
-                image = _resampled(image, self.final_size, header)
-            if self.final_depth < header.depth:
-                image = (image / 257).rint().cast("uchar")
-            with replacing(self.path) as temporary:
-                try:
+            with self._failure_is_said():
+                image = self._image()
+                if self.final_size != header.size:
+                    image = _resampled(image, self.final_size, header)
+                if self.final_depth < header.depth:
+                    image = (image / 257).rint().cast("uchar")
+                with replacing(self.path) as temporary:
                     self._encode(image, temporary)
-                except pyvips.Error as error:
-                    raise ImageError(
-                        f"Cannot write {self.path}: {_reason(error)}."
-                    ) from error
         finally:
             self.discard()
 
@@ -456,15 +487,27 @@ class PictureWriter:
         """Forget the rows; what is not finished is not written."""
         self._pixels = None
         if self._spool is not None:
-            self._spool.close()
-            Path(self._spool.name).unlink(missing_ok=True)
-            self._spool = None
+            spool, self._spool = self._spool, None
+            with contextlib.suppress(OSError):
+                spool.close()
+            Path(spool.name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _failure_is_said(self) -> Iterator[None]:
+        try:
+            yield
+        except pyvips.Error as error:
+            raise ImageError(f"Cannot write {self.path}: {_reason(error)}.") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise AetherError(f"Cannot write {self.path}: {reason}.") from error
+        except MemoryError as error:
+            raise AetherError(f"Out of memory for writing {self.path}.") from error
 
     def _image(self) -> pyvips.Image:
         header = self.header
         if self._spool is None:
             return pyvips.Image.new_from_array(self._pixels)
-        self._spool.flush()
         return pyvips.Image.rawload(
             *(self._spool.name, header.width, header.height, header.bands),
             format="ushort" if header.depth > 8 else "uchar",
@@ -496,6 +539,8 @@ class PictureWriter:
             keep |= _KEEP_EXIF
             # The pixels are upright; the block still says how the camera was held.
             image.set_type(pyvips.GValue.gint_type, "orientation", 1)
+            # So does its thumbnail; an empty one is none.
+            image.set_type(pyvips.GValue.blob_type, "jpeg-thumbnail-data", b"")
         options = self._options(image)
         image.write_to_file(str(temporary), keep=keep, **options)
 

@@ -42,18 +42,19 @@ class Window:
     keep_stop: int
 
 
-def windows(length: int, most: int, context: int) -> list[Window]:
+def windows(length: int, most: int, context: int, least: int = 1) -> list[Window]:
     """Windows of one size, as even and as few as possible, that cover a side.
 
     Args:
         length: of the side, in pixels.
         most: pixels that a window may have, more than twice the context.
         context: pixels that it has at least beyond what is kept, except at the ends.
+        least: pixels that it must have, where the side has them; not more than `most`.
     """
     if length <= most:
         return [Window(0, length, 0, length)]
     count = math.ceil((length - 2 * context) / (most - 2 * context))
-    size = math.ceil((length + 2 * context * (count - 1)) / count)
+    size = max(math.ceil((length + 2 * context * (count - 1)) / count), least)
     starts = [i * (length - size) // (count - 1) for i in range(count)]
     # Neighbours meet in the middle of what both have seen.
     meets = [(starts[i] + starts[i - 1] + size) // 2 for i in range(1, count)]
@@ -121,8 +122,9 @@ class Tiled:
                 tile does not fit.
         """
         height, width = batch.shape[2:]
-        down = windows(height, self.most(0) or height, self.context)
-        across = windows(width, self.most(1) or width, self.context)
+        least = self.limits.least
+        down = windows(height, self.most(0) or height, self.context, least[0])
+        across = windows(width, self.most(1) or width, self.context, least[1])
         if len(down) == len(across) == 1:
             return self._run_window(batch)
         scale = self.scale

@@ -44,6 +44,8 @@ DEFAULT_MODEL = "2x_aether_small.safetensors"
 _PIECE_BYTES, _PIECES_AHEAD = 2**24, 4
 _STRIP_BYTES = 2**28
 _WAITING = 2
+# Seconds to wait for a reader that may hang, in a network drive say.
+_PATIENCE = 5.0
 
 T = TypeVar("T")
 
@@ -74,9 +76,13 @@ class Size:
         if self.height:
             wanted.append(self.height / height)
         factor = min(wanted, default=float(model_scale))
-        if self.max_mp:
-            factor = min(factor, math.sqrt(self.max_mp * 1e6 / (width * height)))
-        return max(round(width * factor), 1), max(round(height * factor), 1)
+        size = max(round(width * factor), 1), max(round(height * factor), 1)
+        if self.max_mp is None or size[0] * size[1] <= self.max_mp * 1e6:
+            return size
+        pixels = max(int(self.max_mp * 1e6), 1)
+        factor = math.sqrt(pixels / (width * height))
+        across = min(max(int(width * factor), 1), pixels)
+        return across, min(max(int(height * factor), 1), pixels // across)
 
 
 @dataclass(frozen=True)
@@ -184,9 +190,10 @@ def _run(
     waiting: deque[Future[_Result]] = deque()
     pieces = _ahead(_read(jobs, options), _PIECES_AHEAD)
     with contextlib.closing(pieces), ThreadPoolExecutor(1) as encoder:
+        given_up = None
         for job, piece in pieces:
-            if isinstance(piece, np.ndarray):
-                continue  # of a picture that was given up
+            if job is given_up or isinstance(piece, np.ndarray):
+                continue
             start = time.perf_counter()
             try:
                 if isinstance(piece, AetherError):
@@ -194,6 +201,7 @@ def _run(
                 report = advanced or (lambda *_: None)
                 writer = _upscale(job, piece, pieces, tiled, options, report)
             except AetherError as error:
+                given_up = job  # what else was read of it goes by
                 while waiting:  # in the order of the jobs
                     yield waiting.popleft().result()
                 yield _Result(job, time.perf_counter() - start, error=error)
@@ -274,10 +282,6 @@ def _upscale(
             writer.write(_pixels(strip, rows.depth))
             done += strip.shape[1] * strip.shape[2] // factor**2
             report(job, done, header.width * header.height)
-    except OSError as error:
-        writer.discard()
-        reason = error.strerror or error
-        raise AetherError(f"Cannot write {target}: {reason}.") from error
     except BaseException:
         writer.discard()
         raise
@@ -317,9 +321,10 @@ def _strips(
     else:
         row = 4 * 4 * width * model.scale**2
         rows = max(_STRIP_BYTES // row, 16) + 2 * model.context
-        most = min(rows, most or rows)
+        most = max(min(rows, most or rows), model.limits.least[0])
     rows_of = _Rows(source)
-    for window in windows(height, most, model.context):
+    least = min(model.limits.least[0], most)
+    for window in windows(height, most, model.context, least):
         planes = rows_of.between(window.start, window.stop)
         upscaled = _planes_and_alpha(planes, has_alpha, model, alpha)
         first = (window.keep_start - window.start) * model.scale
@@ -414,12 +419,12 @@ def upscale_planes(planes: np.ndarray, model: Model) -> np.ndarray:
             f"The model takes {model.channels} channels; a picture has 1 or 3 (RGB)."
         )
     if model.channels == count:
-        batch = planes[np.newaxis]
+        batches = [planes[np.newaxis]]
     elif model.channels == 3:
-        batch = np.repeat(planes, 3, axis=0)[np.newaxis]
+        batches = [np.repeat(planes, 3, axis=0)[np.newaxis]]
     else:
-        batch = planes[:, np.newaxis]
-    output = model.run(np.ascontiguousarray(batch))
+        batches = [plane[np.newaxis, np.newaxis] for plane in planes]
+    output = np.concatenate([model.run(np.ascontiguousarray(b)) for b in batches])
     if not np.isfinite(output).all():
         raise AetherError(
             f"The model returned NaN or infinite values ({model.describe()}); "
@@ -460,4 +465,4 @@ def _ahead(items: Iterator[T], count: int) -> Generator[T, None, None]:
             yield item[0]
     finally:
         stop.set()
-        thread.join()
+        thread.join(_PATIENCE)

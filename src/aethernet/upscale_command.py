@@ -90,7 +90,8 @@ def _define_files(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--format",
         metavar="EXT",
-        help="of all outputs: png, jpg, webp, tif, avif, bmp; default: the input's",
+        help="of all outputs: png, jpg, webp, tif, avif, bmp; default: the input's, on "
+        "standard output png",
     )
     group.add_argument(
         "--quality",
@@ -214,6 +215,8 @@ def upscale(arguments: argparse.Namespace) -> int:
     """Job: everything `aethernet upscale` does; its exit code."""
     # What libvips warns of on the way is either in the error's sentence or harmless.
     logging.getLogger("pyvips").setLevel(logging.ERROR)
+    if arguments.quiet:
+        logging.getLogger("aethernet").setLevel(logging.ERROR)
     inputs: list[str] = arguments.input
     if PIPE in inputs and len(inputs) > 1:
         raise AetherError("- is standard input; it goes with no other input.")
@@ -413,8 +416,14 @@ def _through_pipes(arguments: argparse.Namespace) -> int:
     """Standard input or output, or both: a picture, or frames of a video."""
     from aethernet.upscale import upscale_file
 
-    _refuse(arguments, "standard input and output", ("--cluster", "--suffix"))
+    _refuse(
+        *(arguments, "standard input and output"),
+        ("--cluster", "--suffix", "--json"),
+    )
     (name,) = arguments.input
+    for word, stream in ((name, sys.stdin), (arguments.output, sys.stdout)):
+        if word == PIPE and stream is None:
+            raise AetherError("Standard input or output, which - means, is closed.")
     if name == PIPE and (arguments.raw or _is_y4m(sys.stdin.buffer)):
         return _frames(arguments)
     _refuse(arguments, "a picture", _VIDEO_FLAGS)
@@ -425,7 +434,10 @@ def _through_pipes(arguments: argparse.Namespace) -> int:
             "A video goes to standard output as y4m, which it has to be before: "
             f"ffmpeg -i {name} -f yuv4mpegpipe - | aethernet upscale - -o -"
         )
+    if arguments.output != PIPE:
+        _refuse(arguments, f"the name {arguments.output}", ("--format",))
     options = _options(arguments)
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="aethernet_") as temporary:
         source, target = Path(name), Path(arguments.output)
         if name == PIPE:
@@ -444,6 +456,8 @@ def _through_pipes(arguments: argparse.Namespace) -> int:
             with target.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
+    if arguments.verbose:
+        print(_how(arguments, model, time.perf_counter() - start), file=sys.stderr)
     return 0
 
 
@@ -541,10 +555,14 @@ def _refuse(arguments: argparse.Namespace, what: str, flags: Sequence[str]) -> N
 
 def _say_how(arguments: argparse.Namespace, model: "Tiled", seconds: float) -> None:
     """With what it was done: on stdout where people read it, else where asked for."""
+    if not arguments.quiet and not arguments.json:
+        print(_how(arguments, model, seconds))
+    elif arguments.verbose:
+        print(_how(arguments, model, seconds), file=sys.stderr)
+
+
+def _how(arguments: argparse.Namespace, model: "Tiled", seconds: float) -> str:
     line = f"with {_model_path(arguments).name}: {model.describe()}"
     if arguments.verbose:
         line += f"; the network ran {model.busy / seconds:.0%} of {seconds:.1f} s"
-    if not arguments.quiet and not arguments.json:
-        print(line)
-    elif arguments.verbose:
-        print(line, file=sys.stderr)
+    return line
