@@ -215,8 +215,17 @@ def upscale(arguments: argparse.Namespace) -> int:
     """Job: everything `aethernet upscale` does; its exit code."""
     # What libvips warns of on the way is either in the error's sentence or harmless.
     logging.getLogger("pyvips").setLevel(logging.ERROR)
+    ours = logging.getLogger("aethernet")
+    level = ours.level
     if arguments.quiet:
-        logging.getLogger("aethernet").setLevel(logging.ERROR)
+        ours.setLevel(logging.ERROR)
+    try:
+        return _job(arguments)
+    finally:
+        ours.setLevel(level)
+
+
+def _job(arguments: argparse.Namespace) -> int:
     inputs: list[str] = arguments.input
     if PIPE in inputs and len(inputs) > 1:
         raise AetherError("- is standard input; it goes with no other input.")
