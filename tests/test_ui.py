@@ -1,11 +1,14 @@
 """The local page: a real server in a process of its own, and a real browser."""
 
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +245,38 @@ def test_words_no_page_would_send_are_refused(page, server, tmp_path):
     toast.wait_for()
     assert "of those on the page" in toast.inner_text()
     assert not [*server.temporary.rglob("evil.png")]
+
+
+@pytest.mark.parametrize("host", ["", "evil.example"])
+def test_only_what_was_dropped_is_read(server, tmp_path, host):
+    # Whoever reaches the port may name any file; the page of another name gets nothing.
+    write_picture(Picture(photo(20, 30)), tmp_path / "secret.png")
+    chosen = page_words(server.url)
+    data = [{"path": str(tmp_path / "secret.png")}, *chosen]
+    body = {"data": data, "fn_index": 0, "session_hash": "b1"}
+    request = urllib.request.Request(
+        f"{server.url.rstrip('/')}/gradio_api/queue/join",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", **({"Host": host} if host else {})},
+    )
+    if host:
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(request, timeout=20)
+        return
+    urllib.request.urlopen(request, timeout=20).close()
+    answer = urllib.request.urlopen(
+        f"{server.url.rstrip('/')}/gradio_api/queue/data?session_hash=b1", timeout=60
+    ).read()
+    assert b"no picture that was dropped here" in answer
+    assert b"_2x" not in answer
+
+
+def page_words(url):
+    """A model and a format that the page offers."""
+    with urllib.request.urlopen(f"{url.rstrip('/')}/config", timeout=20) as answer:
+        parts = json.load(answer)["components"]
+    found = {part["props"].get("elem_id"): part["props"] for part in parts}
+    return found["model"]["value"], found["format"]["value"]
 
 
 def test_a_port_that_is_taken_is_said(models, capsys):

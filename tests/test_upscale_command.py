@@ -240,6 +240,62 @@ class TestPipes:
         assert len(said.splitlines()) == 1
 
 
+class TestFramesThroughPipes:
+    HEADER = b"YUV4MPEG2 W16 H8 F25:1 C444 Xcaf\xe9\n"
+    FRAME = b"FRAME\n" + bytes(3 * 16 * 8)
+
+    def words(self, model, *words):
+        return [*COMMAND, "-", *map(str, words), "--model", str(model), *PLAINLY]
+
+    @pytest.mark.parametrize(
+        ("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+    )
+    def test_an_end_while_the_pipe_is_silent(self, model, stop, code):
+        process = subprocess.Popen(
+            self.words(model, "-o", "-"),
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        process.stdin.write(self.HEADER + 2 * self.FRAME)
+        process.stdin.flush()
+        whole = len(self.HEADER) + 2 * (6 + 4 * 3 * 16 * 8)
+        assert len(process.stdout.read(whole - 20)) == whole - 20
+        process.send_signal(stop)
+        assert process.wait(timeout=60) == code
+        said = process.stderr.read().decode()
+        process.stdin.close()
+        assert "Fatal" not in said
+        assert "Traceback" not in said
+
+    def test_whole_frames_are_kept_in_a_file_too(self, tmp_path, model):
+        target = tmp_path / "out.y4m"
+        done = subprocess.run(
+            self.words(model, "-o", target),
+            input=self.HEADER + 2 * self.FRAME + self.FRAME[:50],
+            capture_output=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"error: ")
+        assert target.read_bytes().count(b"FRAME\n") == 2
+        assert without_hidden(tmp_path) == ["out.y4m"]
+
+    def test_bare_frames_are_not_called_a_film(self, tmp_path, model):
+        done = subprocess.run(
+            self.words(model, "-o", tmp_path / "out.mkv"),
+            input=self.HEADER + self.FRAME,
+            capture_output=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert done.returncode == 1
+        assert b"name it .y4m" in done.stderr
+        assert without_hidden(tmp_path) == []
+
+
 class TestFlags:
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -273,6 +329,12 @@ class TestFlags:
         assert said in told.err
         assert len(told.err.splitlines()) == 1
         assert without_hidden(tmp_path) == []
+
+    def test_keys_in_a_forgotten_clusters_address_are_not_shown(self, capsys, upscale):
+        assert upscale("s3://KEY:SECRET@bucket/in", "-o", "out") == 1
+        said = capsys.readouterr().err
+        assert "s3://bucket/in is no file here" in said
+        assert "SECRET" not in said
 
     def test_tile_and_context_reach_the_model(self, tmp_path, upscale):
         picture(tmp_path / "a.png", 90, 70)

@@ -669,7 +669,7 @@ class TestCuts:
     def test_empty_cuts_are_refused(self, tmp_path):
         clip = make_clip(tmp_path / "in.mkv", 10)
         for options, said in (
-            ({"start": 5.0}, "lasts 0.40 s"),
+            ({"start": 5.0}, "ends at 0.40 s"),
             ({"start": 0.2, "end": 0.2}, "asked for is empty"),
             ({"preview": 1.0, "end": 2.0}, "--end goes without"),
         ):
@@ -823,6 +823,46 @@ class TestResuming:
         assert done.resumed == 6
         assert digests(target) == digests_of_doubled(clip)
 
+    def test_nothing_beyond_a_damaged_segment_counts_later(self, tmp_path):
+        clip = make_clip(tmp_path / "in.mkv", 30)
+        target = tmp_path / "out.mkv"
+        self.interrupted(clip, target, after=20)
+        damaged = tmp_path / ".out.mkv.parts/000001.mkv"
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+        self.interrupted(clip, target, after=3)
+        upscale_video(clip, target, Repeat(), LOSSLESS)
+        assert digests(target) == digests_of_doubled(clip)
+
+    def test_two_runs_do_not_make_one_target(self, tmp_path):
+        clip = make_clip(tmp_path / "in.mkv", 12)
+        target = tmp_path / "out.mkv"
+
+        class Meanwhile(Repeat):
+            def run(self, batch):
+                if len(self.frames) == 8:
+                    with pytest.raises(AetherError, match="Another run is making"):
+                        upscale_video(clip, target, Repeat(), LOSSLESS)
+                return super().run(batch)
+
+        upscale_video(clip, target, Meanwhile(), LOSSLESS)
+        assert without_hidden(tmp_path) == ["in.mkv", "out.mkv"]
+        assert digests(target) == digests_of_doubled(clip)
+
+    def test_other_tiles_are_another_job(self, tmp_path, caplog):
+        clip = make_clip(tmp_path / "in.mkv", 20)
+        target = tmp_path / "out.mkv"
+        self.interrupted(clip, target)
+        model = Repeat()
+        model.context, model.asked_tile = 0, 64
+        assert upscale_video(clip, target, model, LOSSLESS).resumed == 0
+        assert "begun anew" in caplog.text
+
+    def test_what_a_kill_while_joining_left_is_removed(self, tmp_path):
+        clip = make_clip(tmp_path / "in.mkv", 3)
+        (tmp_path / ".out.0123abcd.part.mkv").write_bytes(b"half of it")
+        upscale_video(clip, tmp_path / "out.mkv", Repeat(), LOSSLESS)
+        assert without_hidden(tmp_path) == ["in.mkv", "out.mkv"]
+
     def test_a_target_that_exists_is_only_replaced_on_request(self, tmp_path):
         clip = make_clip(tmp_path / "in.mkv", 3)
         target = tmp_path / "out.mkv"
@@ -832,6 +872,53 @@ class TestResuming:
         assert target.read_bytes() == b"older"
         upscale_video(clip, target, Repeat(), VideoOptions("ffv1", overwrite=True))
         assert len(decoded(target)) == 3
+
+
+class TestTellsOf:
+    def test_a_clip_that_ends_before_it_says(self, tmp_path, caplog):
+        clip = make_clip(tmp_path / "in.mkv", 100)
+        content = clip.read_bytes()
+        clip.write_bytes(content[: len(content) * 6 // 10])
+        upscale_video(clip, tmp_path / "out.mkv", Repeat(), LOSSLESS)
+        assert "may be cut short" in caplog.text
+
+    def test_a_whole_clip_without_a_word(self, tmp_path, caplog):
+        clip = make_clip(tmp_path / "in.mkv", 60)
+        upscale_video(clip, tmp_path / "out.mkv", Repeat(), LOSSLESS)
+        assert caplog.text == ""
+
+    def test_times_that_jump_back(self, tmp_path):
+        options = {"codec": "libx264", "time_base": Fraction(1, 90000)}
+        whole = make_clip(tmp_path / "a.ts", 30, **options).read_bytes()
+        (tmp_path / "in.ts").write_bytes(whole + whole)
+        with pytest.raises(AetherError, match="timestamps jump back"):
+            upscale_video(tmp_path / "in.ts", tmp_path / "out.mkv", Repeat(), LOSSLESS)
+
+    def test_gray_without_a_range_is_full(self, tmp_path):
+        def ramp(_, planes):
+            planes[0][...] = np.linspace(0, 255, WIDTH).astype(np.uint8)
+
+        clip = make_clip(tmp_path / "in.mkv", 2, ramp, kind="gray", colour=(2, 0, 2, 2))
+        upscale_video(clip, tmp_path / "out.mkv", Repeat(), LOSSLESS)
+        (_, frame), *_ = decoded(tmp_path / "out.mkv")
+        found = planes_of(frame)[0][0, ::2]
+        assert np.array_equal(found, np.linspace(0, 255, WIDTH).astype(np.uint8))
+
+    def test_a_picture_that_begins_after_the_sound(self, tmp_path):
+        times = [2000 + 40 * n for n in range(25)]
+        clip = make_clip(
+            tmp_path / "in.mkv",
+            times=times,
+            extras=add_sound,
+        )
+        cases = (
+            (VideoOptions("ffv1", start=2.5), 12),
+            (VideoOptions("ffv1", preview=0.4), 10),
+        )
+        for number, (options, count) in enumerate(cases):
+            target = tmp_path / f"{number}.mkv"
+            done = upscale_video(clip, target, Repeat(), options)
+            assert abs(done.frames - count) <= 1
 
 
 class TestBadInput:

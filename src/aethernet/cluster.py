@@ -107,7 +107,7 @@ class Location:
         return PurePosixPath(self.path).suffix
 
     def __str__(self) -> str:
-        return f"{_shown(self.root).rstrip('/')}/{self.path}"
+        return f"{without_keys(self.root).rstrip('/')}/{self.path}"
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ def remote_plan(
     inside = _below(*roots)
     if inside == "":
         raise AetherError(
-            f"{_shown(output)} is the folder of the pictures: name another one for the "
-            "outputs."
+            f"{without_keys(output)} is the folder of the pictures: name another one "
+            "for the outputs."
         )
     found = [
         Path(name)
@@ -191,8 +191,8 @@ def remote_plan(
     ]
     if not found:
         raise AetherError(
-            f"There is no picture in {_shown(source)}; looked for names that end in "
-            f"{', '.join(READABLE)}."
+            f"There is no picture in {without_keys(source)}; looked for names that end "
+            f"in {', '.join(READABLE)}."
         )
     found.sort(key=natural_order)
     sources = [Source(path, path) for path in found]
@@ -654,7 +654,7 @@ def _file_system(root: str) -> tuple["FileSystem", str]:
         return fs.LocalFileSystem(), Path(root).as_posix()
     except (OSError, ValueError) as error:
         raise AetherError(
-            f"Cannot reach {_shown(root)}: {_first_line(error)}"
+            f"Cannot reach {without_keys(root)}: {_first_line(error)}"
         ) from error
 
 
@@ -672,10 +672,10 @@ def _names(root: str, *, must_exist: bool) -> set[str]:
     try:
         found = files.get_file_info(selector)
     except FileNotFoundError as error:
-        raise AetherError(f"There is no folder {_shown(root)}.") from error
+        raise AetherError(f"There is no folder {without_keys(root)}.") from error
     except OSError as error:
         raise AetherError(
-            f"Cannot list {_shown(root)}: {_first_line(error)}"
+            f"Cannot list {without_keys(root)}: {_first_line(error)}"
         ) from error
     return {info.path[len(base) + 1 :] for info in found if info.is_file}
 
@@ -691,7 +691,7 @@ def _below(source: str, output: str) -> str | None:
     return inner[len(base) + 1 :] if inner.startswith(f"{base}/") else None
 
 
-def _shown(root: str) -> str:
+def without_keys(root: str) -> str:
     """A URI without the words of access that it may hold."""
     if not is_remote(root):
         return root
@@ -724,4 +724,5 @@ def _may_pass(error: BaseException | None) -> bool:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    text = re.sub(r"//[^/@]*@", "//", text)  # words of access in a URI
     return text if text.endswith((".", "!")) else f"{text}."

@@ -89,6 +89,7 @@ class Tiled:
         self.limits = model.limits
         self.busy = 0.0
         """Seconds spent in the model so far."""
+        self.asked_tile = tile
         if tile is None:
             tile = _tile_for(free_memory(model.describe().device), context)
         self._tile = tile or None

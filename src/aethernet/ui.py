@@ -99,6 +99,8 @@ def serve(
                 server_port=port,
                 inbrowser=False,
                 share=False,
+                # Not for a page elsewhere whose name was made to lead here.
+                app_kwargs={"middleware": [_only_this_computer()]},
                 quiet=True,
                 prevent_thread_lock=True,
                 max_file_size=_LARGEST_UPLOAD,
@@ -133,6 +135,14 @@ def serve(
             page.close(verbose=False)
 
 
+def _only_this_computer() -> Any:
+    middleware = import_optional("starlette.middleware", "ui")
+    hosts = import_optional("starlette.middleware.trustedhost", "ui")
+    return middleware.Middleware(
+        hosts.TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]
+    )
+
+
 def _page(
     gradio: Any,
     models: Mapping[str, Path],
@@ -143,11 +153,12 @@ def _page(
 
     def upscale(upload: dict[str, Any] | None, name: str, suffix: str) -> Any:
         with _errors_as_toasts(gradio, folder):
-            if not upload or not upload.get("path"):
+            # All of these words may be anything that a client sends.
+            if not isinstance(upload, dict) or not upload.get("path"):
                 raise ImageError("Drop a picture first.")
-            # Gradio made this name, of harmless characters, and has checked that it is
-            # that of an upload; the other words may be anything a client sends.
-            source = Path(upload["path"])
+            source = Path(os.path.realpath(str(upload["path"])))
+            if not source.is_relative_to(os.path.realpath(folder)):
+                raise ImageError("That is no picture that was dropped here.")
             if name not in models or suffix not in _FORMATS:
                 raise AetherError("Choose a model and a format of those on the page.")
             size = PictureReader(source).header.size

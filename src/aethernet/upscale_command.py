@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from aethernet.checkpoint import load_checkpoint
 from aethernet.errors import AetherError
@@ -354,8 +355,11 @@ def _plan(arguments: argparse.Namespace) -> "tuple[Sequence[Job], Sequence[Job]]
     _refuse(arguments, "pictures", _VIDEO_FLAGS)
     for name in arguments.input:
         if "://" in name and not os.path.exists(name):
+            from aethernet.cluster import without_keys
+
             raise AetherError(
-                f"{name} is no file here; a folder in remote storage needs --cluster."
+                f"{without_keys(name)} is no file here; a folder in remote storage "
+                "needs --cluster."
             )
     planned = plan(
         arguments.input,
@@ -433,8 +437,9 @@ def _through_pipes(arguments: argparse.Namespace) -> int:
     for word, stream in ((name, sys.stdin), (arguments.output, sys.stdout)):
         if word == PIPE and stream is None:
             raise AetherError("Standard input or output, which - means, is closed.")
-    if name == PIPE and (arguments.raw or _is_y4m(sys.stdin.buffer)):
-        return _frames(arguments)
+    given = _standard_input() if name == PIPE else None
+    if given and (arguments.raw or given.peek(len(_Y4M))[: len(_Y4M)] == _Y4M):
+        return _frames(arguments, given)
     _refuse(arguments, "a picture", _VIDEO_FLAGS)
     if arguments.output is None:
         raise AetherError("Name the output with -o, which may be - (standard output).")
@@ -449,10 +454,10 @@ def _through_pipes(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="aethernet_") as temporary:
         source, target = Path(name), Path(arguments.output)
-        if name == PIPE:
+        if given:
             source = Path(temporary, "standard input")
             with source.open("wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
+                shutil.copyfileobj(given, file)
         if arguments.output == PIPE:
             target = Path(temporary, f"standard output{_format(arguments) or '.png'}")
         try:
@@ -470,31 +475,45 @@ def _through_pipes(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _frames(arguments: argparse.Namespace) -> int:
+def _frames(arguments: argparse.Namespace, given: io.BufferedReader) -> int:
     """Frames through a pipe: y4m, or raw RGB."""
     from aethernet.video import upscale_stream
 
     _refuse(arguments, "frames in a pipe", (*_PICTURE_FLAGS[:-1], *_FILE_FLAGS))
+    suffixes = (".rgb", ".raw") if arguments.raw else (".y4m",)
+    target = None if arguments.output in (None, PIPE) else Path(arguments.output)
+    if target and target.suffix.lower() not in suffixes:
+        raise AetherError(
+            f"{target} would hold bare frames: name it {' or '.join(suffixes)}, or "
+            "pipe them on (-o -), e.g. into ffmpeg."
+        )
     model = _open(arguments)
     start = time.perf_counter()
-    if arguments.output in (None, PIPE):
-        done = upscale_stream(sys.stdin.buffer, sys.stdout.buffer, model, arguments.raw)
+    if target is None:
+        done = upscale_stream(given, sys.stdout.buffer, model, arguments.raw)
     else:
-        with (
-            replacing(Path(arguments.output)) as temporary,
-            temporary.open("wb") as file,
-        ):
-            done = upscale_stream(sys.stdin.buffer, file, model, arguments.raw)
+        broken = None
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            try:
+                done = upscale_stream(given, file, model, arguments.raw)
+            except AetherError as error:
+                if not file.tell():
+                    raise
+                broken = error  # the whole frames before are kept
+        if broken:
+            raise broken
     if not arguments.quiet:
         seconds = time.perf_counter() - start
         print(f"{done} frames in {seconds:.1f} s, {model.describe()}", file=sys.stderr)
     return 0
 
 
-def _is_y4m(stream: BinaryIO) -> bool:
-    """Whether what comes is y4m; nothing of it is taken."""
-    peek = getattr(stream, "peek", None)
-    return peek is not None and peek(len(_Y4M))[: len(_Y4M)] == _Y4M
+def _standard_input() -> io.BufferedReader:
+    """Standard input, read through a file of its own.
+
+    A thread that waits in the usual one keeps Python from ending.
+    """
+    return io.BufferedReader(io.FileIO(os.dup(sys.stdin.fileno()), "rb"))
 
 
 def _is_video(inputs: Sequence[str]) -> bool:

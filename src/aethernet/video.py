@@ -8,6 +8,7 @@ at the frame where the last whole segment ends.
 import argparse
 import base64
 import contextlib
+import glob
 import itertools
 import json
 import logging
@@ -15,6 +16,7 @@ import math
 import queue
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -79,6 +81,9 @@ _SAME_MODEL = 2e-3
 _FINGERPRINT_SIDE = 16
 # Of a source, what is hashed at its beginning and at its end.
 _HASHED_BYTES = 2**20
+
+# Seconds by which a clip may end before it says so without a word.
+_EARLY = 1
 
 # How long a reader is waited for that may hang in a pipe nobody writes to; seconds.
 _PATIENCE = 2.0
@@ -215,6 +220,7 @@ def upscale_video(
         _overlapped(_planes(clip, cut, parts.segments), upscaled, write)
         if not parts.segments:
             raise AetherError(f"{source} has no frame in the part that was asked for.")
+        _warn_of_an_early_end(clip, cut, parts.segments[-1].end)
         if done != expected:  # an estimate
             report(done, done)
         with replacing(target) as temporary:
@@ -228,6 +234,19 @@ def upscale_video(
     parts.remove()
     sizes = (clip.width, clip.height), (encoding.width, encoding.height)
     return UpscaledVideo(source, target, *sizes, done, resumed, encoding)
+
+
+def _warn_of_an_early_end(clip: Clip, cut: Cut, end: int) -> None:
+    """Say so when there was less of a clip than it says, as of one cut short."""
+    if cut.end is not None or clip.duration is None:
+        return
+    lasted = (end - clip.origin) * clip.time_base - clip.begin
+    if clip.duration - lasted > _EARLY:
+        _log.warning(
+            "%s says that it lasts %.1f s, and its picture ends at %.1f s: it may be "
+            "cut short",
+            *(clip.path, float(clip.duration), float(lasted)),
+        )
 
 
 def _segment(first: _Frame, frames: Iterator[_Frame]) -> Iterator[_Frame]:
@@ -284,14 +303,15 @@ def _cut(clip: Clip, options: VideoOptions) -> Cut:
                     f"{clip.path} does not say how long it is, so its middle is not "
                     "known; say where a preview begins with --start."
                 )
-            start = max(clip.duration - preview, Fraction(0)) / 2
+            start = clip.begin + max(clip.duration - preview, Fraction(0)) / 2
         end = start + preview
     if end is not None and end <= (start or 0):
         raise AetherError(f"The part of {clip.path} that was asked for is empty.")
-    if start is not None and clip.duration is not None and start >= clip.duration:
+    over = None if clip.duration is None else clip.begin + clip.duration
+    if start is not None and over is not None and start >= over:
         raise AetherError(
-            f"{clip.path} lasts {float(clip.duration):.2f} s; nothing is left of it "
-            f"from {float(start):g} s on."
+            f"The picture of {clip.path} ends at {float(over):.2f} s; nothing is left "
+            f"of it from {float(start):g} s on."
         )
     first, last = (
         None if at is None else clip.origin + math.ceil(at / clip.time_base)
@@ -308,9 +328,10 @@ def _exact(at: float | None) -> Fraction | None:
 def _expected_frames(clip: Clip, cut: Cut) -> int | None:
     if cut == Cut() or clip.frames is None or clip.duration is None:
         return clip.frames if cut == Cut() else None
-    length = clip.origin + round(clip.duration / clip.time_base)
-    first = clip.origin if cut.first is None else cut.first
-    end = length if cut.end is None else min(cut.end, length)
+    begin = clip.origin + round(clip.begin / clip.time_base)
+    over = begin + round(clip.duration / clip.time_base)
+    first = begin if cut.first is None else max(cut.first, begin)
+    end = over if cut.end is None else min(cut.end, over)
     part = Fraction(end - first) * clip.time_base / clip.duration
     return max(round(clip.frames * part), 1)
 
@@ -346,6 +367,8 @@ def _job(clip: Clip, encoding: Encoding, cut: Cut, model: Model) -> dict[str, An
         "encoding": asdict(encoding),
         "cut": asdict(cut),
         "segment_frames": SEGMENT_FRAMES,
+        # Of a `Tiled`; the tile that was asked for, not what memory allowed.
+        "tiles": [getattr(model, name, None) for name in ("asked_tile", "context")],
         "made with": [aethernet.__version__, libav().__version__],
     }
     return json.loads(json.dumps(job, default=str))
@@ -384,7 +407,11 @@ class _Parts:
         """Looks for what an earlier run left; nothing is written yet."""
         self._folder = target.with_name(f".{target.name}.parts")
         self._job = job
+        self._lock = _Lock(target)
         self.segments: list[Segment] = []
+        stem = glob.escape(target.stem)
+        for unfinished in target.parent.glob(f".{stem}.????????.part{target.suffix}"):
+            unfinished.unlink(missing_ok=True)  # of a run killed while it joined
         if not self._folder.exists():
             return
         try:
@@ -404,6 +431,11 @@ class _Parts:
             unfinished.unlink(missing_ok=True)
         while (segment := self._noted(len(self.segments))) is not None:
             self.segments.append(segment)
+        # Beyond a damaged one nothing counts, now or later.
+        for note in sorted(self._folder.glob("*.json")):
+            if note.stem.isdecimal() and int(note.stem) >= len(self.segments):
+                note.unlink()
+                note.with_suffix(".mkv").unlink(missing_ok=True)
 
     def _paths(self, number: int) -> tuple[Path, Path]:
         stem = self._folder / f"{number:06}"
@@ -440,9 +472,39 @@ class _Parts:
         """Remove the folder unless it holds something worth keeping."""
         if not self.segments:
             self.remove()
+        self._lock.release()
 
     def remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _Lock:
+    """Held by one run for a target; the system frees it when that run is killed."""
+
+    def __init__(self, target: Path) -> None:
+        self._path = target.with_name(f".{target.name}.lock")
+        try:
+            self._file = self._path.open("ab")
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AetherError(
+                f"Another run is making {target}, or its folder cannot be locked "
+                f"({error.strerror})."
+            ) from error
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):  # Windows removes nothing that is open
+            self._path.unlink()
+        self._file.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
 
 class _Failure:

@@ -126,8 +126,10 @@ class Clip:
     """How a player turns the picture; the stored frames are not turned."""
     origin: int
     """Ticks at which the file begins; 0 unless it begins late, as broadcasts do."""
+    begin: Fraction
+    """Seconds from there to the first frame; sound may come before."""
     duration: Fraction | None
-    """Seconds, None where the file does not say."""
+    """Seconds of the picture, None where the file does not say."""
     frames: int | None
     """As announced or estimated; None where nothing is known."""
     remarks: tuple[str, ...]
@@ -286,7 +288,9 @@ def _describe(container: Any, stream: Any, first: Any, path: Path) -> Clip:
         remarks.append(f"has {', '.join(lost)}, which is not carried")
     matrix = side_data.get("DISPLAYMATRIX")
     start = container.start_time or 0  # microseconds
-    duration = _duration(container, stream, time_base)
+    origin = max(round(Fraction(start, 10**6) / time_base), 0)
+    begin = max(((stream.start_time or 0) - origin) * time_base, Fraction(0))
+    duration = _duration(container, stream, time_base, begin)
     frames = stream.frames or (round(duration * rate) if duration and rate else None)
     return Clip(
         path,
@@ -300,25 +304,29 @@ def _describe(container: Any, stream: Any, first: Any, path: Path) -> Clip:
         _colour(first),
         _fraction(stream.sample_aspect_ratio),
         tuple(np.frombuffer(matrix, np.int32).tolist()) if matrix else None,
-        max(round(Fraction(start, 10**6) / time_base), 0),
+        origin,
+        begin,
         duration,
         frames,
         tuple(remarks),
     )
 
 
-def _duration(container: Any, stream: Any, time_base: Fraction) -> Fraction | None:
+def _duration(
+    container: Any, stream: Any, time_base: Fraction, begin: Fraction
+) -> Fraction | None:
     """Seconds of the stream, else of the file, whose other streams may be longer."""
     if stream.duration:
         return stream.duration * time_base
-    # Matroska says it in a tag, e.g. 00:01:30.500000000.
+    # Matroska says when it is over in a tag, e.g. 00:01:30.500000000.
     said = stream.metadata.get("DURATION", "")
     if match := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", said):
         hours, minutes, rest = match.groups()
         total = int(hours) * 3600 + int(minutes) * 60 + Fraction(rest)
-        if total:
-            return total
-    return Fraction(container.duration, 10**6) if container.duration else None
+        if total > begin:
+            return total - begin
+    over = Fraction(container.duration or 0, 10**6)
+    return over - begin if over > begin else None
 
 
 def _side_data(frame: Any) -> dict[str, Any]:
@@ -337,12 +345,17 @@ def _colour(frame: Any) -> Colour:
     """What a frame says of its values, and the usual rule where it says nothing.
 
     A clip without any description is taken for BT.709 from 720 lines on and for BT.601
-    below, limited range; the output then says so, since its size would mislead.
+    below, limited range (gray: full); the output then says so, since its size would
+    mislead.
     """
     primaries, transfer = frame.color_primaries, frame.color_trc
     if frame.format.is_rgb:
         return Colour(RGB, FULL, primaries, transfer)
     full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
+    if (
+        len(frame.format.components) == 1
+    ):  # for gray libav takes full, unless it is told
+        full = frame.color_range != LIMITED
     value_range = FULL if full else LIMITED
     if frame.colorspace not in (UNSPECIFIED, RGB):
         return Colour(frame.colorspace, value_range, primaries, transfer)
@@ -549,6 +562,10 @@ def _all_frames(clip: Clip, seek: int | None) -> Any:
         raise AetherError(f"Cannot decode {clip.path}: {_reason(error)}.") from error
 
 
+# Frames by which a timestamp may lie before the last one, as slips do.
+_JUMP = 10
+
+
 def _decoded(container: Any, stream: Any, *, sought: bool = False) -> Iterator[Any]:
     av = libav()
     time_base, rate = _fraction(stream.time_base), _fraction(stream.guessed_rate)
@@ -569,6 +586,13 @@ def _decoded(container: Any, stream: Any, *, sought: bool = False) -> Iterator[A
                     raise AetherError("Frames without timestamps cannot be sought.")
                 pts = 0 if previous is None else previous + step
             if previous is not None:
+                if pts < previous - _JUMP * step:
+                    raise AetherError(
+                        "The video's timestamps jump back at "
+                        f"{float(previous * time_base):.2f} s, as in recordings put "
+                        "together; remux it first (ffmpeg -i IN -c copy OUT.mkv), or "
+                        "cut it there."
+                    )
                 pts = max(pts, previous + 1)  # no encoder takes one twice
             frame.pts = previous = pts
             frame.duration = frame.duration or step

@@ -61,6 +61,8 @@ class Y4mHeader:
     def colour(self) -> Colour:
         """The matrix goes by the size, y4m has no word for it."""
         full = "XCOLORRANGE=FULL" in self.other
+        if not self.subsampling:  # gray is taken for full, unless it is told
+            full = "XCOLORRANGE=LIMITED" not in self.other
         return usual_colour(self.height, FULL if full else LIMITED)
 
     @property
@@ -78,7 +80,7 @@ class Y4mHeader:
 
     def line(self) -> bytes:
         words = [f"W{self.width}", f"H{self.height}", *self.other, f"C{self.layout}"]
-        return MAGIC + " ".join(["", *words]).encode("ascii") + b"\n"
+        return MAGIC + " ".join(["", *words]).encode("latin-1") + b"\n"
 
 
 def read_header(stream: BinaryIO) -> Y4mHeader:
@@ -88,7 +90,7 @@ def read_header(stream: BinaryIO) -> Y4mHeader:
         AetherError: when it is not that of a y4m stream, or of an unknown kind.
     """
     line = stream.readline(_LONGEST_LINE)
-    words = line.decode("ascii", "replace").split()
+    words = line.decode("latin-1").split()
     if not line.startswith(MAGIC) or not line.endswith(b"\n"):
         found = "something else" if line else "nothing"
         raise AetherError(
