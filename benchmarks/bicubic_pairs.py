@@ -8,11 +8,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from crops import bicubic_pair, pictures
-
 from aethernet.aether_core import UPSAMPLE_FACTORS
+from aethernet.crops import training_pair
 from aethernet.errors import AetherError
-from aethernet.images import Picture, write_picture
+from aethernet.files import files_in
+from aethernet.images import SUFFIXES, Picture, write_picture
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     if not given.photos.is_dir():
         parser.error(f"{given.photos} is no folder")
     try:
-        paths = pictures(given.photos)
+        paths = files_in(given.photos, SUFFIXES, "pictures")
         for number, path in enumerate(paths, 1):
             make_pair(path, given.out, given.scale)
             print(f"\r{number} of {len(paths)}", end="", flush=True)
@@ -40,7 +40,7 @@ def make_pair(path: Path, out: Path, scale: int) -> None:
     targets = [out / kind / f"{path.stem}.png" for kind in ("lr", "hr")]
     if all(target.exists() for target in targets):
         return
-    pair = bicubic_pair(path, scale)
+    pair = training_pair(path, scale)
     for target, pixels in zip(targets, pair, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_picture(Picture(pixels.permute(1, 2, 0).contiguous().numpy()), target)

@@ -11,12 +11,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from crops import pictures
 
-from aethernet.images import read_picture
+from aethernet.files import files_in
+from aethernet.images import SUFFIXES, read_picture
 from aethernet.runtimes import open_model
+from aethernet.shipped import shipped_model
 from aethernet.tiling import Tiled
-from aethernet.upscale import shipped_model
 
 SIDE, TILE = 192, 64
 CONTEXTS = (8, 16, 24, 32, 40, 48, 64)
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
     arguments = parser.parse_args()
     model = open_model(arguments.model, "pytorch", "cpu", "float32")
-    files = pictures(arguments.data)
+    files = files_in(arguments.data, SUFFIXES, "pictures")
     files = files[:: max(len(files) // arguments.pictures, 1)][: arguments.pictures]
     worst = dict.fromkeys(arguments.contexts, 0.0)
     changed = dict.fromkeys(arguments.contexts, 0)

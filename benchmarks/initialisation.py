@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from crops import Crops, pictures
 from torch import nn
 
 from aethernet import AetherNet
 from aethernet.aether_core import ReparamLargeKernelConv
+from aethernet.crops import Crops
+from aethernet.files import files_in
+from aethernet.images import SUFFIXES
 
 SCALE = 2
 BATCH, SIZE = 8, 16  # crops, LR pixels
@@ -85,7 +87,7 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
     if not arguments.folder.is_dir():
         parser.error(f"{arguments.folder} is no folder")
-    paths = pictures(arguments.folder)
+    paths = files_in(arguments.folder, SUFFIXES, "pictures")
     if len(paths) <= HELD_OUT:
         parser.error(f"{arguments.folder} holds {len(paths)} pictures, more are needed")
     crops = Crops(paths, SCALE, held_out=HELD_OUT)

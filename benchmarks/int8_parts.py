@@ -18,7 +18,7 @@ import torch
 from aethernet.checkpoint import load_checkpoint
 from aethernet.onnx_export import open_session, to_onnx
 from aethernet.quantization import calibration_pictures, convolutions, quantized
-from aethernet.upscale import shipped_model
+from aethernet.shipped import shipped_model
 from aethernet.verification import compare
 
 ROUNDS = 5

@@ -33,7 +33,7 @@ from aethernet.rewrites import (
     projections,
     rewritten,
 )
-from aethernet.upscale import shipped_model
+from aethernet.shipped import shipped_model
 
 
 class MergedProducts(nn.Module):

@@ -18,7 +18,7 @@ import numpy as np
 from aethernet.checkpoint import load_checkpoint
 from aethernet.errors import import_optional
 from aethernet.onnx_export import plain_onnx, to_onnx
-from aethernet.upscale import shipped_model
+from aethernet.shipped import shipped_model
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from aethernet import load_checkpoint
 from aethernet.rewrites import RewrittenNet, rewritten
-from aethernet.upscale import shipped_model
+from aethernet.shipped import shipped_model
 
 
 def main() -> int:

@@ -13,9 +13,9 @@ from PIL import Image, ImageCms
 
 from aethernet import compare, save_checkpoint
 from aethernet.cli import main
-from aethernet.compare import Bicubic
 from aethernet.images import Picture, read_picture, write_picture
 from aethernet.metrics import measure
+from aethernet.resampling import Bicubic
 from aethernet.runtimes import open_model
 from aethernet.upscale import upscale_picture
 from aethernet.verification import natural_image

@@ -8,7 +8,6 @@ forbids it to.
 import base64
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -17,15 +16,21 @@ from typing import Any
 
 import numpy as np
 import pyvips
-import torch
 
 import aethernet
 from aethernet import metrics
 from aethernet.errors import AetherError, ImageError
-from aethernet.files import check_target, replacing
-from aethernet.images import FORMATS, READABLE, Picture, PictureReader
+from aethernet.files import check_target, files_in, replacing
+from aethernet.images import (
+    FORMATS,
+    READABLE,
+    Picture,
+    PictureReader,
+    in_8_bits,
+)
 from aethernet.metrics import Figures
-from aethernet.runtimes import Description, Limits, Model
+from aethernet.resampling import Bicubic
+from aethernet.runtimes import Model
 from aethernet.upscale import upscale_picture
 
 _log = logging.getLogger(__name__)
@@ -67,34 +72,6 @@ class Report:
     """By method, over the pictures that have an HR picture; empty where none has."""
 
 
-class Bicubic:
-    """Bicubic enlargement as a model: what every table starts with.
-
-    Keys' kernel with a = -0.5, pixel centres aligned, as MATLAB's imresize and Pillow.
-    """
-
-    channels = 3
-    limits = Limits()
-
-    def __init__(self, scale: int) -> None:
-        self.scale = scale
-
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """As `Model.run`."""
-        # Without antialias PyTorch's kernel has a = -0.75; when enlarging that is all
-        # the flag changes.
-        enlarged = torch.nn.functional.interpolate(
-            torch.from_numpy(batch),
-            scale_factor=self.scale,
-            mode="bicubic",
-            antialias=True,
-        )
-        return enlarged.numpy()
-
-    def describe(self) -> Description:
-        return Description("PyTorch", "cpu", "float32")
-
-
 def find_pairs(lr: Sequence[Path], hr: Sequence[Path]) -> list[Pair]:
     """Pair LR with HR pictures: one by one, or a folder by names.
 
@@ -127,27 +104,15 @@ def _pictures(path: Path) -> list[Path]:
     return files_in(path, READABLE, "pictures") if path.is_dir() else [path]
 
 
-def files_in(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
-    """Files of these suffixes in a folder, not below, sorted, without hidden ones.
+def model_names(
+    paths: Sequence[Path], taken: Sequence[str] = (BICUBIC, HR)
+) -> list[str]:
+    """What models are called: by their files' names, where that tells them apart.
 
-    Raises:
-        AetherError: when there are none, or the folder cannot be read.
+    `taken` are other names on the same page.
     """
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise AetherError(f"Cannot read {folder}: {error.strerror}.") from error
-    found = [folder / name for name in names if not name.startswith(".")]
-    found = [path for path in found if path.suffix.lower() in suffixes]
-    if not found:
-        raise AetherError(f"The folder {folder} has no {what} ({', '.join(suffixes)}).")
-    return found
-
-
-def model_names(paths: Sequence[Path]) -> list[str]:
-    """What a page calls models: by their files' names, where that tells them apart."""
     stems = [path.stem for path in paths]
-    if len({*stems, BICUBIC, HR}) == len(stems) + 2:
+    if len({*stems, *taken}) == len(stems) + len(taken):
         return stems
     return [str(path) for path in paths]
 
@@ -216,7 +181,7 @@ def _compared(
     hr = None
     if pair.hr:
         left, top = (crop.left * scale, crop.top * scale) if crop else (0, 0)
-        hr = _in_8_bits(_read(pair.hr, Crop(left, top, width, height)))
+        hr = in_8_bits(_read(pair.hr, Crop(left, top, width, height)))
     images = []
     for name, model in methods.items():
         result = upscale_picture(lr, model, 8)
@@ -278,16 +243,9 @@ def _read(path: Path, crop: Crop | None) -> Picture:
     return Picture(pixels, header.metadata)
 
 
-def _in_8_bits(picture: Picture) -> Picture:
-    if picture.pixels.dtype == np.uint8:
-        return picture
-    pixels = np.rint(picture.pixels / np.float32(65535 / 255)).astype(np.uint8)
-    return Picture(pixels, picture.metadata)
-
-
 def for_browsers(picture: Picture) -> pyvips.Image:
     """In 8 bits, with its colour profile: write it with `keep="icc"`."""
-    image = pyvips.Image.new_from_array(_in_8_bits(picture).pixels)
+    image = pyvips.Image.new_from_array(in_8_bits(picture).pixels)
     image = image.copy(interpretation="b-w" if image.bands < 3 else "srgb")
     profile = picture.metadata.get("icc-profile-data")
     if profile:

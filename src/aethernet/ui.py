@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aethernet.compare import files_in, for_browsers
+from aethernet.compare import for_browsers
 from aethernet.errors import AetherError, ImageError, import_optional
-from aethernet.files import check_source
+from aethernet.files import check_source, files_in
 from aethernet.images import FORMATS, PictureReader, read_picture
 from aethernet.runtimes import RUNTIMES, Model
 from aethernet.upscale import upscale_file

@@ -1,0 +1,511 @@
+"""Train AetherNet on a folder of photographs: one GPU or a CPU, one file.
+
+    python training/train.py PHOTOS -o RUN --val Set5
+
+For what the frameworks do not run without their full stack: a fidelity run (L1) on LR
+pictures made here, from fresh weights or from a checkpoint. GAN training, degradations
+and everything else is theirs.
+
+RUN holds `net_g_latest.pth` and `net_g_best.pth`, as the frameworks write them
+(`params`, `params_ema`, `iter`), `state.pt`, from which the same command goes on, and
+TensorBoard's log. An iteration is a function of its number: its crops and random
+numbers are drawn from the seed and the number alone. A run that was killed therefore
+goes on as if it had not been; on a CPU with as many threads, to the last bit.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from aethernet import AetherNet, load_checkpoint
+from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS
+from aethernet.cli import exit_code
+from aethernet.crops import Crops, training_pair
+from aethernet.errors import AetherError, ContradictionError, import_optional
+from aethernet.files import files_in, replacing
+from aethernet.images import SUFFIXES
+from aethernet.metrics import Figures, mean, measure
+from aethernet.runtimes.pytorch import choose_device, has_bfloat16_units
+
+BETAS = (0.9, 0.99)  # as in the option files for the frameworks
+LARGEST_NORM = 5.0  # of a gradient, as there: against a broken batch
+LEAST_DETAIL = 1.5  # 8-bit steps between neighbours: drops skies, keeps soft faces
+LOG_EVERY = 50  # iterations
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides every weight of a run; a run goes on with the same one only."""
+
+    variant: str
+    scale: int
+    iterations: int
+    batch: int
+    crop: int
+    rate: float
+    warm_up: int
+    ema: float
+    drop_path: float
+    seed: int
+    precision: str
+    start: str
+    """SHA-256 of the checkpoint's state dict to start from; empty: fresh weights."""
+    photographs: str
+    """SHA-256 of the names and sizes of the files to train on."""
+
+    def rate_at(self, iteration: int) -> float:
+        """Learning rate: a linear warm-up, then half a cosine down to zero."""
+        warm = min(1.0, (iteration + 1) / max(self.warm_up, 1))
+        return (
+            self.rate * warm * (1 + math.cos(math.pi * iteration / self.iterations)) / 2
+        )
+
+
+class Trainer:
+    """A network, its average and its optimizer, and how many steps they have taken."""
+
+    def __init__(
+        self, recipe: Recipe, start: dict[str, Tensor], device: torch.device
+    ) -> None:
+        """Start from fresh weights but where `start` has tensors of their names."""
+        self.recipe, self.device = recipe, device
+        self.iteration = 0
+        self.best: dict[str, float] = {}
+        torch.manual_seed(recipe.seed)
+        network = AetherNet(
+            **VARIANTS[f"aether_{recipe.variant}"],
+            scale=recipe.scale,
+            drop_path_rate=recipe.drop_path,
+        )
+        network.load_state_dict({**network.state_dict(), **start})
+        network = network.to(memory_format=torch.channels_last)
+        self.network = network.to(device).train()
+        self.forward: Callable[[Tensor], Tensor] = self.network
+        self.average = AveragedModel(self.network).eval()
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=recipe.rate, betas=BETAS, weight_decay=0
+        )
+
+    def step(self, lr: Tensor, hr: Tensor) -> Tensor:
+        """One iteration on LR and HR crops; its loss, on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate_at(self.iteration)
+        torch.manual_seed(_seed(self.recipe.seed, self.iteration))  # stochastic depth
+        lr, hr = (crops.to(self.device, non_blocking=True) for crops in (lr, hr))
+        lr = lr.contiguous(memory_format=torch.channels_last)
+        half = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            output = self.forward(lr)
+        loss = nn.functional.l1_loss(output.float(), hr)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_NORM)
+        self.optimizer.step()
+        # A young average is a short one, so that it forgets where it began.
+        decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
+        self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self.average.update_parameters(self.network)
+        self.iteration += 1
+        return loss.detach()
+
+    def save(self, folder: Path) -> None:
+        """Write `state.pt` and `net_g_latest.pth`, the latter read back and compared.
+
+        Raises:
+            AetherError: when weights are not finite, and nothing is written; or when
+                writing fails.
+        """
+        checkpoint = self.checkpoint()
+        if not all(value.isfinite().all() for value in checkpoint["params"].values()):
+            raise _diverged(self.iteration)
+        write_checkpoint(checkpoint, folder / "net_g_latest.pth")
+        state = {
+            "recipe": dataclasses.asdict(self.recipe),
+            "iteration": self.iteration,
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with replacing(folder / "state.pt") as temporary:
+            torch.save(state, temporary)
+
+    def restore(self, path: Path) -> None:
+        """Go on where `save` was called.
+
+        Raises:
+            ContradictionError: when that run had another recipe.
+            AetherError: when the file is not what `save` wrote.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            before = Recipe(**state["recipe"])
+        except Exception as error:  # damage surfaces as many errors
+            raise AetherError(f"{path} is no state of a training: {error}") from error
+        if before != self.recipe:
+            changed = ", ".join(
+                f"{name} {was!r}, now {now!r}"
+                for (name, was), now in zip(
+                    dataclasses.asdict(before).items(),
+                    dataclasses.asdict(self.recipe).values(),
+                    strict=True,
+                )
+                if was != now
+            )
+            raise ContradictionError(
+                f"The training in {path.parent} is another ({changed}); repeat its "
+                "flags to go on, or name another folder (-o)."
+            )
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.best = state["iteration"], state["best"]
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What frameworks write: weights, their average, and the iteration."""
+        average = self.average.module
+        assert isinstance(average, AetherNet)
+        return {
+            "params": _on_cpu(self.network),
+            "params_ema": _on_cpu(average),
+            "iter": self.iteration,
+        }
+
+    @torch.inference_mode()
+    def validate(self, pairs: list[tuple[Tensor, Tensor]]) -> Figures:
+        """Mean PSNR and SSIM of the average on whole pictures, `(3, H, W)` uint8."""
+        figures = []
+        for lr, hr in pairs:
+            output = self.average(lr[None].to(self.device).float() / 255)[0]
+            pixels = output.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+            first, second = (image.permute(1, 2, 0).numpy() for image in (pixels, hr))
+            figures.append(measure(first, second, self.recipe.scale))
+        return mean(figures)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Job: train until the last iteration, the end of `minutes`, or a signal."""
+    began = time.monotonic()
+    tensorboard = _tensorboard()
+    device = choose_device(arguments.device)
+    paths = files_in(arguments.photographs, SUFFIXES, "pictures")
+    validation = files_in(arguments.val, SUFFIXES, "pictures") if arguments.val else []
+    start, start_digest, note = _start(arguments)
+    recipe = Recipe(
+        **{
+            field.name: getattr(arguments, field.name)
+            for field in dataclasses.fields(Recipe)
+            if field.name not in ("precision", "start", "photographs")
+        },
+        precision=_precision(arguments.precision, device),
+        start=start_digest,
+        photographs=_digest([[path.name, path.stat().st_size] for path in paths]),
+    )
+    trainer = Trainer(recipe, start, device)
+    folder: Path = arguments.output
+    if (folder / "state.pt").exists():
+        trainer.restore(folder / "state.pt")
+        note = f"Going on after iteration {trainer.iteration}."
+    if arguments.compile:
+        trainer.forward = torch.compile(trainer.network)
+    _make(folder)
+    print(note, flush=True)
+    crops = Crops(paths, recipe.scale, least_detail=LEAST_DETAIL)
+    if crops.largest_size < recipe.crop:
+        raise AetherError(
+            f"The smallest of the pictures has {crops.largest_size} LR pixels along a "
+            f"side, a crop {recipe.crop}; leave it out, or take a smaller --crop."
+        )
+    pairs = [training_pair(path, recipe.scale) for path in validation]
+    log = tensorboard(folder, purge_step=trainer.iteration + 1)
+
+    def look() -> None:
+        """Validate where something is given, keep the best, and save."""
+        if pairs:
+            figures = trainer.validate(pairs)
+            log.add_scalar("val/psnr_y", figures.psnr, trainer.iteration)
+            log.add_scalar("val/ssim_y", figures.ssim, trainer.iteration)
+            print(f"iteration {trainer.iteration}: {figures}", flush=True)
+            if figures.psnr > trainer.best.get("psnr", -math.inf):
+                trainer.best = {"psnr": figures.psnr, "iteration": trainer.iteration}
+                write_checkpoint(trainer.checkpoint(), folder / "net_g_best.pth")
+        trainer.save(folder)
+        log.flush()
+
+    deadline = began + 60 * arguments.minutes if arguments.minutes else math.inf
+    with _stopping() as stopped, log:
+        print(
+            f"{len(paths)} pictures, {device}, {recipe.precision}, iterations "
+            f"{trainer.iteration} to {recipe.iterations}",
+            flush=True,
+        )
+        for _ in _iterations(trainer, crops, log):
+            if trainer.iteration % arguments.every == 0:
+                look()
+            if stopped or time.monotonic() > deadline:
+                break
+        if trainer.iteration % arguments.every:
+            look()
+    if trainer.iteration < recipe.iterations:
+        print(f"Stopped after iteration {trainer.iteration}; the same command goes on.")
+        return 128 + stopped[0] if stopped else 0
+    best = trainer.best
+    said = f"{best['psnr']:.3f} dB at {best['iteration']}" if best else "not validated"
+    print(f"Finished. The best: {said}.")
+    return 0
+
+
+def _iterations(trainer: Trainer, crops: Crops, log: Any) -> Iterator[None]:
+    """Take step after step; the next crops are cut meanwhile."""
+    recipe = trainer.recipe
+
+    def cut(iteration: int) -> tuple[Tensor, Tensor]:
+        random = np.random.default_rng([recipe.seed, iteration])
+        return crops.batch(recipe.batch, recipe.crop, random)
+
+    losses: list[Tensor] = []
+    since = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(cut, trainer.iteration)
+        while trainer.iteration < recipe.iterations:
+            lr, hr = following.result()
+            following = pool.submit(cut, trainer.iteration + 1)
+            losses.append(trainer.step(lr, hr))
+            if trainer.iteration % LOG_EVERY == 0:
+                loss = torch.stack(losses).mean().item()
+                if not math.isfinite(loss):
+                    raise _diverged(trainer.iteration)
+                seconds = (time.monotonic() - since) / len(losses)
+                log.add_scalar("train/l1", loss, trainer.iteration)
+                rate = recipe.rate_at(trainer.iteration - 1)
+                log.add_scalar("train/rate", rate, trainer.iteration)
+                left = seconds * (recipe.iterations - trainer.iteration) / 60
+                print(
+                    f"{trainer.iteration:>7} of {recipe.iterations}  L1 {loss:.5f}  "
+                    f"rate {rate:.2e}  {seconds:.3f} s each, {left:.0f} minutes left",
+                    flush=True,
+                )
+                losses, since = [], time.monotonic()
+            yield
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a framework's checkpoint, and move it into place once it reads back equal.
+
+    Raises:
+        AetherError: when it does not, or writing fails.
+    """
+    with replacing(path) as temporary:
+        torch.save(checkpoint, temporary)
+        written = load_checkpoint(temporary).state_dict
+        wanted = checkpoint["params_ema"]
+        if written.keys() != wanted.keys() or not all(
+            torch.equal(written[key], value) for key, value in wanted.items()
+        ):
+            raise AetherError(f"{path} does not read back as it was written.")
+
+
+def _start(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], str, str]:
+    """Tensors to start from, their digest, and what to say of them.
+
+    Raises:
+        ContradictionError: when more than the upsampler is of another shape: that is
+            what a checkpoint of another scale has otherwise.
+    """
+    if not arguments.start:
+        return {}, "", "Starting from fresh weights."
+    checkpoint = load_checkpoint(arguments.start)
+    with torch.device("meta"):
+        wanted = AetherNet(
+            **VARIANTS[f"aether_{arguments.variant}"], scale=arguments.scale
+        ).state_dict()
+    found = {
+        name: value.float()
+        for name, value in checkpoint.state_dict.items()
+        if name in wanted and wanted[name].shape == value.shape
+    }
+    fresh = [name for name in wanted if name not in found]
+    others = [name for name in fresh if not name.startswith("upsample.")]
+    if others:
+        raise ContradictionError(
+            f"{arguments.start} is no aether_{arguments.variant} in training form: it "
+            f"has no {others[0]} of this shape (see `aethernet info`)."
+        )
+    digest = hashlib.sha256()
+    for name, value in sorted(found.items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    note = f"Starting from {arguments.start}."
+    if fresh:
+        note += f" Fresh, because of another scale: {', '.join(fresh)}."
+    return found, digest.hexdigest(), note
+
+
+@contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """Yield a list that a first Ctrl-C or SIGTERM is put into; a second one stops."""
+    received: list[int] = []
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+        print("Saving; once more to stop at once.", file=sys.stderr, flush=True)
+
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _diverged(iteration: int) -> AetherError:
+    return AetherError(
+        f"The training diverged before iteration {iteration}. What was saved before is "
+        "kept; start again from that (--start) with a lower --rate."
+    )
+
+
+def _tensorboard() -> Callable[..., Any]:
+    import_optional("tensorboard", "train")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter
+
+
+def _precision(asked: str, device: torch.device) -> str:
+    if asked != "auto":
+        return asked
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(
+        including_emulation=False
+    ):
+        return "bfloat16"
+    return "bfloat16" if device.type == "cpu" and has_bfloat16_units() else "float32"
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AetherError(f"Cannot make {folder}: {error.strerror}.") from error
+
+
+def _on_cpu(network: AetherNet) -> dict[str, Tensor]:
+    return {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in network.state_dict().items()
+    }
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train AetherNet with L1 on a folder of photographs. The same "
+        "command goes on where a run was stopped or killed.",
+    )
+    parser.add_argument("photographs", type=Path, help="folder of HR pictures")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder of this run"
+    )
+    parser.add_argument(
+        "--val", type=Path, help="folder of HR pictures to validate on, such as Set5"
+    )
+    variants = [name.removeprefix("aether_") for name in VARIANTS]
+    parser.add_argument("--variant", choices=variants, default="small")
+    parser.add_argument("--scale", type=int, choices=[*UPSAMPLE_FACTORS], default=2)
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="checkpoint in training form to start from; of another scale all but the "
+        "upsampler is taken; default: fresh weights",
+    )
+    number = parser.add_argument_group("the recipe")
+    whole, natural, part = _number(int, 0), _number(int, 1), _number(float, 0, 1)
+    for flag, kind, default, text in (
+        (
+            "--iterations",
+            natural,
+            300_000,
+            "in all; the rate falls to zero at the last",
+        ),
+        ("--batch", natural, 16, "crops in an iteration"),
+        ("--crop", natural, 64, "side of a crop in LR pixels"),
+        ("--rate", part, 5e-4, "highest learning rate"),
+        ("--warm-up", whole, 1000, "iterations until the rate is at its highest"),
+        ("--ema", part, 0.999, "decay of the weights' average, which is validated"),
+        ("--drop-path", part, 0.0, "highest rate of stochastic depth"),
+        ("--seed", whole, 0, "of weights and crops"),
+    ):
+        number.add_argument(flag, type=kind, default=default, help=f"{text}; {default}")
+    run = parser.add_argument_group("the run")
+    run.add_argument(
+        "--every",
+        type=natural,
+        default=1000,
+        help="iterations between validations, and between savings; 1000",
+    )
+    run.add_argument(
+        "--minutes",
+        type=_number(float, 0),
+        help="stop, saved, after so long; default: never",
+    )
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..")
+    run.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto: bfloat16 where the device has units for it",
+    )
+    run.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile: a slow start, then faster",
+    )
+    return parser
+
+
+def _number(
+    kind: type[float], least: float, most: float = 1e12
+) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not least <= value <= most:  # NaN is not
+            raise argparse.ArgumentTypeError(f"{text} is not in {least} .. {most:g}")
+        return value
+
+    convert.__name__ = kind.__name__  # what argparse calls it
+    return convert
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    return exit_code(train, _parser().parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
