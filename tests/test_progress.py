@@ -17,7 +17,7 @@ from PIL import Image
 from aethernet import save_checkpoint
 from aethernet.cli import main
 from aethernet.folders import Job, Outcome
-from aethernet.progress import printable, progress
+from aethernet.progress import printable, progress, steps_progress
 
 terminals = pytest.mark.skipif(
     os.name != "posix", reason="needs pseudo terminals, which POSIX systems have"
@@ -321,6 +321,14 @@ class TestTerminals:
             run(done(job), on_start=lambda shown: shown.bar.refresh())
         assert r"[red]a\x1b[2J:smile:" in sent[0]
         assert "\x1b[2J" not in sent[0]
+
+    def test_steps_are_named_and_counted_while_they_last(self, monkeypatch):
+        with terminal(monkeypatch, "stderr") as sent, steps_progress(3) as told:
+            for name in ("model, a.png", "model, b\x07.png"):
+                told(name)
+        text = re.sub(r"\x1b\[[0-9;]*m", "", sent[0])
+        assert re.search(r"model, b\\x07\.png +\S+ +1/3", text), text
+        assert screen(sent[0]) == []
 
     def test_a_narrow_terminal_is_no_error(self, monkeypatch):
         with terminal(monkeypatch, "stderr", "stdout", width=20) as sent:

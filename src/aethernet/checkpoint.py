@@ -56,6 +56,21 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
+class Weights:
+    """What a checkpoint of any network holds, its keys freed of wrappers and prefixes.
+
+    The fields are those of `Checkpoint`; values of the state dict may be anything.
+    """
+
+    path: Path
+    state_dict: dict[str, Any]
+    wrapper: str | None
+    other_wrappers: tuple[str, ...]
+    metadata: dict[str, str]
+    iterations: int | None
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """An AetherNet checkpoint as read, its keys freed of wrappers and prefixes."""
 
@@ -70,6 +85,8 @@ class Checkpoint:
     """Further state dicts in the same file, which `param_key` would select."""
     metadata: dict[str, str]
     """What the file says of itself; empty where it says nothing."""
+    iterations: int | None = None
+    """Training steps, where the file counts them (as "iter")."""
 
     @property
     def form(self) -> str:
@@ -139,8 +156,37 @@ def load_checkpoint(path: str | Path, param_key: str | None = None) -> Checkpoin
             average where there is one (see `WRAPPERS`).
 
     Raises:
-        CheckpointError: when the file is truncated, foreign, holds Python objects other
-            than tensors and plain values, or weights that are not finite.
+        CheckpointError: as `load_weights`, and when they are foreign or not finite.
+        AetherError: when there is no such file, or it cannot be read.
+    """
+    weights = load_weights(path, param_key)
+    path, state_dict = weights.path, weights.state_dict
+    try:
+        hyperparameters = hyperparameters_from_state_dict(state_dict)
+    except ValueError as error:
+        raise CheckpointError(f"{path} holds no AetherNet weights. {error}") from error
+    _check_values(path, state_dict)
+    told = _told_by_metadata(path, weights.metadata, hyperparameters)
+    return Checkpoint(
+        path,
+        state_dict,
+        {**hyperparameters, **told},
+        weights.wrapper,
+        weights.other_wrappers,
+        weights.metadata,
+        weights.iterations,
+    )
+
+
+def load_weights(path: str | Path, param_key: str | None = None) -> Weights:
+    """Read a checkpoint of whatever network; what it holds is not looked at yet.
+
+    Args:
+        path, param_key: as for `load_checkpoint`.
+
+    Raises:
+        CheckpointError: when the file is truncated, no checkpoint, or holds Python
+            objects other than tensors and plain values.
         AetherError: when there is no such file, or it cannot be read.
     """
     path = Path(path)
@@ -158,13 +204,9 @@ def load_checkpoint(path: str | Path, param_key: str | None = None) -> Checkpoin
         )
     state_dict, wrapper, others = _unwrap(path, content, param_key)
     state_dict = _without_prefixes(state_dict)
-    try:
-        hyperparameters = hyperparameters_from_state_dict(state_dict)
-    except ValueError as error:
-        raise CheckpointError(f"{path} holds no AetherNet weights. {error}") from error
-    _check_values(path, state_dict)
-    hyperparameters.update(_told_by_metadata(path, metadata, hyperparameters))
-    return Checkpoint(path, state_dict, hyperparameters, wrapper, others, metadata)
+    steps = content.get("iter")
+    steps = steps if type(steps) is int and steps > 0 else None
+    return Weights(path, state_dict, wrapper, others, metadata, steps)
 
 
 def save_checkpoint(

@@ -107,6 +107,30 @@ def frames_progress(
         yield told
 
 
+@contextmanager
+def steps_progress(total: int) -> Iterator[Callable[[str], None]]:
+    """Show which of so many steps is being done, where somebody watches.
+
+    Yields what is told a step's name when it begins, which ends the one before.
+    """
+    if not sys.stderr or not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from rich.console import Console
+
+    bar = _bar(Console(stderr=True))
+    task = bar.add_task("", total=total, rate="")
+    begun = 0
+
+    def told(name: str) -> None:
+        nonlocal begun
+        bar.update(task, description=printable(name), completed=begun)
+        begun += 1
+
+    with _shown(bar):
+        yield told
+
+
 def printable(text: str) -> str:
     """One line of at most 1,000 characters, whatever a file put into it."""
     line = _UNPRINTABLE.sub(_escaped, text)

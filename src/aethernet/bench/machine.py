@@ -24,7 +24,7 @@ _INSTRUCTIONS = (
 )
 _PACKAGES = (
     *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-rtx"),
-    *("spandrel", "numpy"),
+    *("spandrel", "torchvision", "torchmetrics", "numpy", "pillow"),
 )
 
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aethernet.errors import AetherError, import_optional
 from aethernet.onnx_export import DEFAULT_OPSET
+from aethernet.runtimes.spandrel import fold_span
 
 
 @dataclass(frozen=True)
@@ -114,20 +115,8 @@ def build_peer(key: str, scale: int) -> nn.Module:
             raise AetherError(
                 f"spandrel cannot build {peer.name} at {scale}x: {error}"
             ) from error
-    _fold_span(network)
+    fold_span(network)
     return network
-
-
-def _fold_span(network: nn.Module) -> None:
-    """Keep of SPAN's blocks the one convolution they amount to.
-
-    Left as they are they fold three convolutions into it again in every forward pass;
-    nobody runs that.
-    """
-    for name, module in [*network.named_modules()]:
-        if hasattr(module, "eval_conv"):
-            module.update_params()
-            network.set_submodule(name, module.eval_conv)
 
 
 def count_multiply_adds(network: nn.Module, height: int, width: int) -> float:

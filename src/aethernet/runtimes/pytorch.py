@@ -1,6 +1,7 @@
 """Checkpoints, executed by PyTorch."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -44,6 +45,30 @@ def has_bfloat16_units() -> bool:
     ask: Any = getattr(torch.cpu, "get_capabilities", dict)  # newer than torch 2.9
     found = ask()
     return any(found.get(name) for name in _BFLOAT16_UNITS)
+
+
+@contextlib.contextmanager
+def failure_is_said(by: Description, batch: "np.ndarray") -> Iterator[None]:
+    """A block that runs `batch`, without TF32; what fails in it becomes a sentence.
+
+    Raises:
+        OutOfMemoryError: when it does not fit the memory.
+        AetherError: when PyTorch fails otherwise.
+    """
+    try:
+        with exact_float32():  # which leaves reduced precisions alone
+            yield
+    except (MemoryError, RuntimeError) as error:
+        height, width = batch.shape[-2:]
+        # torch.OutOfMemoryError on a GPU; on a CPU a bare RuntimeError.
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            raise OutOfMemoryError(
+                f"Out of memory on {by.device} for a picture of {width}x{height}."
+            ) from error
+        raise AetherError(
+            f"PyTorch failed in {by.precision} on {by.device}: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
 
 
 class PyTorchRuntime:
@@ -96,23 +121,11 @@ class PyTorchRuntime:
 
     @torch.inference_mode()
     def run(self, batch: "np.ndarray") -> "np.ndarray":
-        try:
-            with exact_float32():  # which leaves reduced precisions alone
-                tensor = torch.from_numpy(batch).to(
-                    self.device, memory_format=torch.channels_last
-                )
-                return self.module(tensor).contiguous().cpu().numpy()
-        except (MemoryError, RuntimeError) as error:
-            height, width = batch.shape[-2:]
-            # torch.OutOfMemoryError on a GPU; on a CPU a bare RuntimeError.
-            if isinstance(error, MemoryError) or "memory" in str(error):
-                raise OutOfMemoryError(
-                    f"Out of memory on {self.device} for a picture of {width}x{height}."
-                ) from error
-            raise AetherError(
-                f"PyTorch failed in {self.precision} on {self.device}: "
-                f"{str(error).partition(chr(10))[0]}"
-            ) from error
+        with failure_is_said(self.describe(), batch):
+            tensor = torch.from_numpy(batch).to(
+                self.device, memory_format=torch.channels_last
+            )
+            return self.module(tensor).contiguous().cpu().numpy()
 
     def describe(self) -> Description:
         return Description("PyTorch", str(self.device), self.precision, self.why)
