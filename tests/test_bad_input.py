@@ -36,12 +36,22 @@ DOORS = {
     ),
     "aethernet fuse": (COMMAND, ["fuse", "{source}", "-o", "{target}.pth"]),
     "aethernet export": (COMMAND, ["export", "{source}", "-o", "{target}.onnx"]),
+    "aethernet release": (COMMAND, ["release", "{source}", "-o", "{target}"]),
     "aethernet info": (COMMAND, ["info", "{source}"]),
     "aethernet upscale --model": (
         COMMAND,
         ["upscale", str(SAMPLE), "-o", "{target}.png", "--model", "{source}"],
     ),
     "aethernet engine": (COMMAND, ["engine", "{source}", "-o", "{target}.engine"]),
+    "aethernet quality": (
+        COMMAND,
+        [
+            "quality",
+            f"--data={SAMPLE.parent}",
+            "--json={target}.json",
+            "--model={source}",
+        ],
+    ),
     "aethernet bench": (
         COMMAND,
         ["bench", "--model", "{source}", "--variants", "--peers", "--runs", "1"],

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyvips
 
 from aethernet.runtimes import open_model
-from aethernet.upscale import shipped_model, upscale_file
+from aethernet.shipped import shipped_model
+from aethernet.upscale import upscale_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "assets/sample.png"

@@ -6,6 +6,7 @@ run them with flags of other names.
 
 import argparse
 import io
+import json
 import logging
 import os
 import shlex
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aethernet
-from aethernet import upscale_command
+from aethernet import quality_command, release_command, upscale_command
 from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS
 from aethernet.checkpoint import DTYPES, WRAPPERS
 from aethernet.errors import AetherError
@@ -31,6 +32,7 @@ from aethernet.onnx_export import (
 from aethernet.progress import printable
 from aethernet.runtimes import PRECISIONS, RUNTIMES, open_model
 from aethernet.runtimes.pytorch import choose_device, has_bfloat16_units
+from aethernet.shipped import find_model, shipped_model, shipped_models
 
 if TYPE_CHECKING:
     from aethernet.checkpoint import Checkpoint
@@ -115,7 +117,7 @@ def info(arguments: argparse.Namespace) -> None:
     """Job: facts about `file`."""
     from aethernet.info import describe_file
 
-    facts = describe_file(arguments.file, arguments.param_key)
+    facts = describe_file(find_model(arguments.file), arguments.param_key)
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         print(f"{name:<{width}}  {printable(value)}")
@@ -126,7 +128,7 @@ def fuse(arguments: argparse.Namespace) -> None:
     from aethernet.fusion import fuse_checkpoint
 
     result = fuse_checkpoint(
-        arguments.checkpoint,
+        find_model(arguments.checkpoint),
         arguments.output,
         model_type=arguments.model_type,
         scale=arguments.scale,
@@ -147,7 +149,7 @@ def fuse(arguments: argparse.Namespace) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Job: `checkpoint` to `output`; the rest as `onnx_export.export_onnx` has it."""
     result = export_onnx(
-        arguments.checkpoint,
+        find_model(arguments.checkpoint),
         arguments.output,
         in_chans=arguments.in_chans,
         precision=arguments.precision,
@@ -179,7 +181,7 @@ def _export_command(arguments: argparse.Namespace) -> None:
 
     bar = MIN_PSNR["int8"] if arguments.min_psnr is None else arguments.min_psnr
     result = export_int8(
-        arguments.checkpoint,
+        find_model(arguments.checkpoint),
         arguments.output,
         arguments.calibrate,
         min_psnr=bar,
@@ -209,9 +211,12 @@ def engine(arguments: argparse.Namespace) -> None:
     from aethernet.engine_header import SUFFIX, header_path
     from aethernet.tensorrt import build_engine, shape_range
 
-    target = arguments.output or arguments.model.with_suffix(SUFFIX)
+    model = find_model(arguments.model)
+    # Of a model that ships it goes into the current folder.
+    beside = model if model == arguments.model else Path(model.name)
+    target = arguments.output or beside.with_suffix(SUFFIX)
     result = build_engine(
-        arguments.model,
+        model,
         target,
         shape_range(arguments.min, arguments.opt, arguments.max, arguments.batch),
         arguments.compute_capability,
@@ -250,6 +255,8 @@ def bench(arguments: argparse.Namespace) -> None:
         if device.type == "cpu":
             precisions = ("float32", "bfloat16")[: 1 + has_bfloat16_units()]
     scale, model = arguments.scale, arguments.model
+    if model:
+        model = find_model(model)
     if scale is None:
         scale = load_checkpoint(model).scale if model else 2
     _, height, width = arguments.size.typical
@@ -278,11 +285,10 @@ def bench(arguments: argparse.Namespace) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Job: a page about `lr` with `model` (may be None) and, if known, `hr`."""
     from aethernet.compare import LARGE_PAGE, find_pairs, model_names, write_report
-    from aethernet.upscale import shipped_model
 
     logging.getLogger("pyvips").setLevel(logging.ERROR)
     pairs = find_pairs(arguments.lr, arguments.hr)
-    paths = arguments.model or [shipped_model()]
+    paths = _models(arguments)
     load = _model_loader(arguments)
     models = {
         name: load(path) for name, path in zip(model_names(paths), paths, strict=True)
@@ -303,15 +309,40 @@ def compare(arguments: argparse.Namespace) -> None:
 def ui(arguments: argparse.Namespace) -> None:
     """Job: a page on this computer that upscales with `model` (may be None)."""
     from aethernet.ui import find_models, serve
-    from aethernet.upscale import shipped_model
 
     logging.getLogger("pyvips").setLevel(logging.ERROR)
     serve(
-        find_models(arguments.model or [shipped_model()]),
+        find_models(_models(arguments)),
         _model_loader(arguments),
         arguments.port,
         open_browser=arguments.browser,
     )
+
+
+def _models(arguments: argparse.Namespace) -> list[Path]:
+    return [*map(find_model, arguments.model or [])] or [shipped_model()]
+
+
+def models(arguments: argparse.Namespace) -> None:
+    """Job: what ships, as a table or, with `json`, for programs."""
+    found = shipped_models()
+    if arguments.json:
+        print(json.dumps([vars(m) for m in found], default=str, indent=1))
+        return
+    sets = [*dict.fromkeys(name for model in found for name in model.psnr)]
+    header = ("name", "variant", "scale", "form", "precision", "size")
+    rows = [(*header, *(f"{name} dB" for name in sets), "licence", "path")]
+    for model in found:
+        figures = [model.psnr.get(name) for name in sets]
+        said = (
+            *(model.name, model.variant, f"{model.scale}x", model.form),
+            *(model.precision, f"{model.size / 1e6:.1f} MB"),
+            *("-" if figure is None else f"{figure:.2f}" for figure in figures),
+            *(model.license or "-", str(model.path)),
+        )
+        rows.append(said)
+    for line in release_command.aligned(rows):
+        print(printable(line))
 
 
 def _model_loader(arguments: argparse.Namespace) -> "Callable[[Path], Model]":
@@ -349,16 +380,29 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name, summary, define in (
         ("upscale", "make pictures or a video larger", upscale_command.define),
+        ("models", "list the models that ship", _define_models),
         ("info", "say what a model file is", _define_info),
         ("fuse", "fuse a trained checkpoint", _define_fuse),
         ("export", "export a checkpoint to ONNX", _define_export),
         ("engine", "build a TensorRT engine of an ONNX file", _define_engine),
         ("bench", "compare speed with other networks", _define_bench),
         ("compare", "write a page that shows models side by side", _define_compare),
+        ("release", "make a folder to publish a model", release_command.define),
+        ("quality", "measure models on HR pictures", quality_command.define),
         ("ui", "upscale in the browser, on this computer", _define_ui),
     ):
         define(commands.add_parser(name, help=summary))
     return parser
+
+
+def _define_models(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "List the models that ship with AetherNet: what --model takes by name in every "
+        "command, and where the files lie. dB is PSNR-Y, as the model's card says."
+    )
+    parser.epilog = "example: aethernet upscale photo.jpg --model 2x-small-fp16"
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(job=models)
 
 
 def _define_info(parser: argparse.ArgumentParser) -> None:
@@ -633,8 +677,8 @@ def _define_compare(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="M",
-        help="of one scale; .safetensors, .pth, .onnx or .engine; default: the shipped "
-        "2x model",
+        help="of one scale; .safetensors, .pth, .onnx or .engine, or names that "
+        "`aethernet models` lists; default: 2x-small",
     )
     parser.add_argument(
         "--crop",
@@ -671,7 +715,7 @@ def _define_ui(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="M",
         help="to choose from: .safetensors, .pth, .onnx or .engine files, or folders "
-        "of them; default: the shipped 2x model",
+        "of them, or names that `aethernet models` lists; default: 2x-small",
     )
     parser.add_argument(
         "--port",
