@@ -1,5 +1,6 @@
 import os
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +44,53 @@ def demo_checkpoint(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shipped_half(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """The shipped model in float16 with free sizes, and what its export reported.
+def shipped_exports(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], tuple[Path, Any]]:
+    """Makes the shipped model's file with free sizes, of a precision; what it found.
 
-    Exporting a network of this size takes half a minute, so it is done once.
+    Exporting a network of this size takes half a minute, so it is done once, by the
+    process that asks first; the others wait for it.
     """
     pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
+    from filelock import FileLock  # which torch needs, too
+
     from aethernet.onnx_export import export_onnx
 
-    path = tmp_path_factory.mktemp("half") / "2x_float16.onnx"
-    return path, export_onnx(SHIPPED_MODEL, path, dynamic=True, precision="float16")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes of this run
+
+    def export(precision: str) -> tuple[Path, Any]:
+        path, found = folder / f"2x_{precision}.onnx", folder / f"{precision}.pickle"
+        with FileLock(folder / f"{precision}.lock"):
+            if not found.exists():
+                done = export_onnx(
+                    SHIPPED_MODEL, path, dynamic=True, precision=precision
+                )
+                found.write_bytes(pickle.dumps(done))
+        return path, pickle.loads(found.read_bytes())
+
+    return export
 
 
 @pytest.fixture(scope="session")
-def shipped_bfloat16(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """As `shipped_half`, in bfloat16."""
-    pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
-    from aethernet.onnx_export import export_onnx
+def shipped_float32(shipped_exports: Callable[[str], tuple[Path, Any]]) -> Path:
+    """The shipped model as an ONNX file with free sizes."""
+    return shipped_exports("float32")[0]
 
-    path = tmp_path_factory.mktemp("bfloat16") / "2x_bfloat16.onnx"
-    return path, export_onnx(SHIPPED_MODEL, path, dynamic=True, precision="bfloat16")
+
+@pytest.fixture(scope="session")
+def shipped_half(
+    shipped_exports: Callable[[str], tuple[Path, Any]],
+) -> tuple[Path, Any]:
+    """As `shipped_float32`, in float16, and what its export reported."""
+    return shipped_exports("float16")
+
+
+@pytest.fixture(scope="session")
+def shipped_bfloat16(
+    shipped_exports: Callable[[str], tuple[Path, Any]],
+) -> tuple[Path, Any]:
+    """As `shipped_half`, in bfloat16."""
+    return shipped_exports("bfloat16")

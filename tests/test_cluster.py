@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from helpers import ROOT, lively_network, without_hidden
 
 from aethernet import cluster, save_checkpoint
@@ -150,6 +151,24 @@ class TestWork:
         with pytest.raises(AetherError, match=r"out\.xyz"):
             cluster._upscale_local(job, ".x.xyz", model, Options(), False)
         assert os.listdir(tmp_path) == ["p00.png"]
+
+    @pytest.mark.parametrize("share", [1, 3])
+    def test_a_worker_takes_its_share_of_the_processors(
+        self, tmp_path, monkeypatch, share
+    ):
+        # ONNX Runtime would take all, and so would the other workers of the machine.
+        others = pytest.importorskip("test_runtimes", reason="needs the extra onnx")
+        path = others.repeating_onnx(tmp_path / "others.onnx")
+        monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
+        words = ModelWords(path, "onnxruntime", "cpu")
+        files = {path.name: path.read_bytes()}
+        before = torch.get_num_threads()
+        try:
+            worker = cluster._Worker(files, words, Options(), "run", share, False)
+        finally:
+            torch.set_num_threads(before)
+        session = worker.model.model._session
+        assert session.get_session_options().intra_op_num_threads == share
 
     def test_what_a_killed_worker_began_is_removed_and_of_others_kept(self, tmp_path):
         for name in (".3.12ab.part.png", "..3.12ab.part.77.part.png", ".3.99.part.png"):

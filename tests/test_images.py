@@ -160,6 +160,32 @@ class TestFormats:
         with pytest.raises(ImageError, match="animated"):
             read_picture(tmp_path / "a.gif")
 
+    def test_lab_of_16_bits_becomes_rgb_and_of_8_bits_is_a_sentence(self, tmp_path):
+        image = pyvips.Image.new_from_array(sample(), interpretation="srgb")
+        image.colourspace("labs").tiffsave(str(tmp_path / "deep.tif"))
+        found = read_picture(tmp_path / "deep.tif").pixels
+        assert found.dtype == np.uint16
+        assert np.abs(found / 257 - sample()).max() < 0.5
+        Image.new("LAB", (16, 16)).save(tmp_path / "a.tif")
+        with pytest.raises(ImageError, match=r"in Lab with 8 bits .* save it as RGB"):
+            read_picture(tmp_path / "a.tif")
+
+    @pytest.mark.parametrize("size", [(160, 130), (161, 131), (64, 400)])
+    def test_of_a_pyramid_the_first_page_is_the_picture(self, tmp_path, size):
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        tiles = {"tile": True, "tile_width": 16, "tile_height": 16}
+        for name, apart in (("a.tif", False), ("b.tif", True)):
+            image = pyvips.Image.new_from_array(pixels, interpretation="srgb")
+            image.tiffsave(str(tmp_path / name), pyramid=True, subifd=apart, **tiles)
+            assert np.array_equal(read_picture(tmp_path / name).pixels, pixels)
+        assert pyvips.Image.new_from_file(str(tmp_path / "a.tif")).get_n_pages() > 3
+
+    def test_a_smaller_page_alone_makes_no_pyramid(self, tmp_path):
+        pages = [Image.new("L", size) for size in ((40, 40), (20, 20), (20, 20))]
+        pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+        with pytest.raises(ImageError, match="3 pages"):
+            read_picture(tmp_path / "a.tif")
+
     @pytest.mark.parametrize(
         "suffix", [".png", ".webp", ".tif", ".gif", ".bmp", ".jpg"]
     )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers import SAMPLE, lively_network, random_image, run, without_hidden
@@ -555,6 +556,17 @@ class TestOnnxFiles:
         wanted = image.repeat(3, 2).repeat(3, 3)
         assert np.array_equal(model.run(image), wanted)
 
+    def test_threads_that_pytorch_was_told_to_take_are_onnxruntime_s(
+        self, tmp_path, monkeypatch
+    ):
+        path = repeating_onnx(tmp_path / "others.onnx")
+        monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
+        # 0: as many as it likes, which is said where nobody told PyTorch anything.
+        for told, taken in ((1, 1), (3, 3), (4, 0), (8, 0)):
+            monkeypatch.setattr(torch, "get_num_threads", lambda told=told: told)
+            session = OnnxRuntime.load(path, "cpu", "auto")._session
+            assert session.get_session_options().intra_op_num_threads == taken
+
     @pytest.mark.parametrize("runtime", INSTALLED[1:])
     def test_fixed_sizes_and_float16_run(self, tmp_path, runtime):
         sides = (1, 1, 24, 16)
@@ -652,6 +664,20 @@ class TestOpenVINO:
         model = OpenVINORuntime.load(networks["rgb"][0], "cpu", "auto")
         taken = model._compiled.get_property("INFERENCE_PRECISION_HINT")
         assert taken.get_type_name() == "f32"
+
+    def test_takes_no_more_threads_than_pytorch_was_told_to(
+        self, tmp_path, monkeypatch
+    ):
+        import openvino
+
+        path = repeating_onnx(tmp_path / "others.onnx")
+        usual = openvino.compile_model(path, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+        name = "INFERENCE_NUM_THREADS"
+        monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
+        for told, taken in ((1, 1), (4, usual.get_property(name))):
+            monkeypatch.setattr(torch, "get_num_threads", lambda told=told: told)
+            model = open_model(path, "openvino", "cpu")
+            assert model._compiled.get_property(name) == taken
 
     def test_offers_what_the_device_says_it_computes(self, monkeypatch, tmp_path):
         from aethernet.runtimes import openvino

@@ -15,8 +15,8 @@ from PIL import Image
 
 from aethernet import load_checkpoint
 from aethernet.cli import main
-from aethernet.onnx_export import export_onnx, rounding_session
-from aethernet.runtimes import open_model
+from aethernet.onnx_export import rounding_session
+from aethernet.runtimes import runtime_class
 
 SCALE = 2
 # What the training checkpoint's own README states, in dB; bicubic beside it.
@@ -51,19 +51,30 @@ def set5(shared, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def models(demo_checkpoint, shipped_half, tmp_path_factory):
+def models(demo_checkpoint, shipped_float32, shipped_half, tmp_path_factory):
     """The checkpoint as trained, fused, and exported."""
     folder = tmp_path_factory.mktemp("models")
     shutil.copy(demo_checkpoint, folder / "training.pth")
     shutil.copy(SHIPPED_MODEL, folder / "fused.safetensors")
-    export_onnx(SHIPPED_MODEL, folder / "float32.onnx", dynamic=True)
+    shutil.copy(shipped_float32, folder / "float32.onnx")
     shutil.copy(shipped_half[0], folder / "float16.onnx")
     return folder
 
 
-def lr_planes(folder, name):
-    pixels = np.asarray(Image.open(folder / name), np.float32) / 255
+# The whole pictures on request, which takes minutes; else the middle of each.
+WHOLE = pytest.param(10_000, marks=pytest.mark.slow)
+
+
+def lr_planes(folder, name, side):
+    pixels = middle(np.asarray(Image.open(folder / name), np.float32) / 255, side)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+def middle(pixels, side, scale=1):
+    """Of pixels, enlarged by the scale from `side` along each side."""
+    tops = (max(n // scale - side, 0) // 2 * scale for n in pixels.shape[:2])
+    top, left = tops
+    return pixels[top : top + side * scale, left : left + side * scale]
 
 
 def test_the_yardstick_gives_bicubic_its_known_figure(set5):
@@ -82,14 +93,23 @@ def runtime_for(file):
 
 
 @pytest.mark.parametrize(
-    "model", ["training.pth", "fused.safetensors", "float32.onnx", "float16.onnx"]
+    "model",
+    [
+        "fused.safetensors",
+        "float16.onnx",
+        # What each of its values is held against below, in less time.
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("training.pth", "float32.onnx")
+        ),
+    ],
 )
 def test_the_command_reaches_the_stated_psnr(set5, models, tmp_path, capsys, model):
     folder, pictures = set5
     results = []
     for name, reference in pictures.items():
         words = ["upscale", str(folder / name), "-o", str(tmp_path / name)]
-        words += ["--runtime", runtime_for(model)]
+        words += ["--runtime", runtime_for(model), "--device", "cpu"]
         assert main([*words, "--model", str(models / model)]) == 0
         with Image.open(tmp_path / name) as image:
             results.append(psnr_y(np.asarray(image), reference))
@@ -98,18 +118,20 @@ def test_the_command_reaches_the_stated_psnr(set5, models, tmp_path, capsys, mod
     assert np.mean(results) == pytest.approx(PSNR, abs=0.02)
 
 
-def test_every_file_computes_what_the_training_form_computes(set5, models):
+@pytest.mark.parametrize("side", [64, WHOLE])
+def test_every_file_computes_what_the_training_form_computes(set5, models, side):
     folder, pictures = set5
     training = load_checkpoint(models / "training.pth").build()
     training = training.to(memory_format=torch.channels_last)
     names = ("fused.safetensors", "float32.onnx", "float16.onnx")
     runtimes = {
-        name: open_model(models / name, runtime_for(name), "cpu") for name in names
+        name: runtime_class(runtime_for(name)).load(models / name, "cpu", "auto")
+        for name in names
     }
     worst = dict.fromkeys(names, 0.0)
     lowest_psnr = float("inf")
     for name in pictures:
-        image = lr_planes(folder, name)
+        image = lr_planes(folder, name, side)
         with torch.inference_mode():
             expected = training(torch.from_numpy(image)).numpy()
         for file, runtime in runtimes.items():
@@ -124,17 +146,27 @@ def test_every_file_computes_what_the_training_form_computes(set5, models):
     assert lowest_psnr >= 50
 
 
+# Flat parts are so close to HR that any rounding shows, hence not less.
+@pytest.mark.parametrize("side", [96, WHOLE])
 def test_bfloat16_loses_at_most_five_hundredths_of_a_decibel(
-    set5, shipped_bfloat16, capsys
+    set5, shipped_bfloat16, capsys, side
 ):
     # As a GPU or a processor with bfloat16 units would compute the exported file.
     folder, pictures = set5
     session = rounding_session(shipped_bfloat16[0].read_bytes())
+    float32 = runtime_class("pytorch").load(SHIPPED_MODEL, "cpu", "float32")
     results = []
     for name, reference in pictures.items():
-        (output,) = session.run(None, {"input": lr_planes(folder, name)})
-        pixels = (output[0].clip(0, 1) * 255).round().transpose(1, 2, 0)
-        results.append(psnr_y(pixels, reference))
+        image, hr = lr_planes(folder, name, side), middle(reference, side, SCALE)
+        (output,) = session.run(None, {"input": image})
+        pair = [
+            (planes[0].clip(0, 1) * 255).round().transpose(1, 2, 0)
+            for planes in (float32.run(image), output)
+        ]
+        results.append([psnr_y(pixels, hr) for pixels in pair])
+    before, after = np.mean(results, axis=0)
     with capsys.disabled():
-        print(f"\nSet5 2x, bfloat16: {np.mean(results):.3f} dB")
-    assert np.mean(results) >= PSNR - 0.05
+        print(
+            f"\nSet5 2x, {side} pixels at most: {before:.3f} dB, {after:.3f} bfloat16"
+        )
+    assert before - 0.05 <= after < before

@@ -517,6 +517,40 @@ class TestSeveral:
             assert outcome.job.target.exists() is (outcome.status == "done")
         without_hidden(tmp_path)
 
+    @pytest.mark.parametrize("why", ["its target", "the model"])
+    def test_a_picture_that_is_refused_is_read_no_further(
+        self, tmp_path, monkeypatch, why
+    ):
+        monkeypatch.setattr(upscale, "_PIECE_BYTES", 1)  # a row at a time
+        write_picture(Picture(photo(300, 8, 4)), tmp_path / "long.png")
+        write_picture(Picture(photo()), tmp_path / "next.png")
+        read = []
+
+        class Reader(PictureReader):
+            def rows(self, count):
+                read.append(self.path.name)
+                return super().rows(count)
+
+        monkeypatch.setattr(upscale, "PictureReader", Reader)
+        targets = ["long.jpg" if why == "its target" else "long_.png", "next_.png"]
+        sources = ["long.png", "next.png"]
+        jobs = [
+            Job(tmp_path / source, tmp_path / target)
+            for source, target in zip(sources, targets, strict=True)
+        ]
+
+        class OnlySmall(Repeat):
+            def run(self, image):
+                if image.shape[3] < 20:
+                    raise AetherError("Too narrow.")
+                return super().run(image)
+
+        outcomes = [*upscale_files(jobs, Tiled(OnlySmall(), 16, 4))]
+        assert [outcome.status for outcome in outcomes] == ["failed", "done"]
+        # What a strip and the queue hold, of 300.
+        assert read.count("long.png") < 50
+        assert read.count("next.png") == 20
+
     def test_progress_is_told_in_pixels_of_the_source(self, tmp_path):
         write_picture(Picture(photo(100, 30)), tmp_path / "in.png")
         told = []

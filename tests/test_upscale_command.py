@@ -13,6 +13,7 @@ import zlib
 import numpy as np
 import pytest
 from helpers import ROOT, SAMPLE, lively_network, without_hidden
+from large_picture import draw
 from PIL import Image
 
 from aethernet import save_checkpoint
@@ -305,6 +306,11 @@ class TestFlags:
             (["--quality", "101"], "1 to 100"),
             (["--tile", "-1"], "0 or more"),
             (["--quiet", "--verbose"], "not allowed"),
+            (["--crf", "nan"], "argument --crf: expected a number, not 'nan'"),
+            (["--crf", "inf"], "argument --crf: expected a number, not 'inf'"),
+            (["--scale", "nan"], "argument --scale: expected a number above 0"),
+            (["--max-mp", "inf"], "argument --max-mp: expected a number above 0"),
+            (["--limit", "nan"], "argument --limit: expected a number above 0"),
         ],
     )
     def test_nonsense_is_refused_before_anything_runs(self, words, said, capsys):
@@ -381,11 +387,7 @@ print(done.size_after, (peak - before) // 1024)
 
     @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
     def test_takes_less_than_2_gb(self, tmp_path, suffix):
-        import pyvips
-
-        noise = pyvips.Image.perlin(10_000, 10_000, cell_size=50, uchar=True)
-        colours = noise.bandjoin([noise.invert(), noise]).copy(interpretation="srgb")
-        colours.write_to_file(str(tmp_path / f"in{suffix}"))
+        draw(tmp_path / f"in{suffix}", 10_000)
         done = subprocess.run(
             [sys.executable, "-c", self.CODE]
             + [str(tmp_path / f"{name}{suffix}") for name in ("in", "out")],

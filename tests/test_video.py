@@ -18,6 +18,8 @@ import pytest
 from helpers import ROOT, lively_network, without_hidden
 
 av = pytest.importorskip("av", reason="needs pip install -e '.[video]'")
+from av.stream import Disposition  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from aethernet import save_checkpoint, video  # noqa: E402
 from aethernet.cli import main  # noqa: E402
@@ -36,6 +38,15 @@ from aethernet.yuv import Colour, from_rgb, to_rgb  # noqa: E402
 WIDTH, HEIGHT = 48, 32
 LOSSLESS = VideoOptions(codec="ffv1")
 MS = Fraction(1, 1000)
+
+
+def jpeg():
+    file = io.BytesIO()
+    Image.new("RGB", (16, 12), "red").save(file, "JPEG")
+    return file.getvalue()
+
+
+COVER = jpeg()
 
 
 class Repeat:
@@ -555,6 +566,16 @@ def packets_of(path, kind):
         ]
 
 
+def add_cover(container):
+    """Add a cover picture, as music players show it; returns its packet."""
+    stream = container.add_stream("mjpeg", rate=25)
+    stream.width, stream.height, stream.pix_fmt = 16, 12, "yuvj420p"
+    stream.disposition = Disposition.attached_pic
+    packet = av.Packet(COVER)
+    packet.stream, packet.time_base, packet.pts, packet.dts = stream, MS, 0, 0
+    return [packet]
+
+
 class TestOtherStreams:
     def test_everything_else_is_copied(self, tmp_path, monkeypatch):
         monkeypatch.setattr(video, "SEGMENT_FRAMES", 7)
@@ -614,6 +635,41 @@ class TestOtherStreams:
         assert packets_of(tmp_path / "out.mp4", "audio")
         with av.open(str(tmp_path / "out.mp4")) as container:
             assert len(container.chapters()) == 2
+
+    def test_a_cover_stays_a_cover_in_every_container(self, tmp_path):
+        clip = make_clip(tmp_path / "in.mp4", 4, codec="libx264", extras=add_cover)
+        for source, target in (
+            ("in.mp4", "out.mp4"),
+            ("in.mp4", "out.mkv"),
+            ("out.mkv", "again.mkv"),
+            ("out.mkv", "again.mp4"),
+        ):
+            upscale_video(tmp_path / source, tmp_path / target, Repeat())
+            with av.open(str(tmp_path / target)) as container:
+                film, cover = container.streams.video
+                assert not film.disposition & Disposition.attached_pic
+                assert cover.disposition & Disposition.attached_pic
+                packets = [*container.demux(cover)]
+            assert [bytes(p) for p in packets if p.size] == [COVER], target
+            assert times(tmp_path / target) == times(clip)
+
+    def test_a_cover_that_webm_does_not_hold_is_said(self, tmp_path, caplog):
+        clip = make_clip(
+            *(tmp_path / "in.mp4", 2), codec="libx264", size=(64, 64), extras=add_cover
+        )
+        upscale_video(clip, tmp_path / "out.webm", Repeat())
+        assert "stream 1 (video, mjpeg) is left out" in caplog.text
+
+    def test_a_title_that_is_no_utf8_stops_nothing(self, tmp_path):
+        def name_it(container, stream):
+            container.metadata["title"] = "A clip of mine"
+
+        clip = make_clip(tmp_path / "in.mkv", 2, set_up=name_it)
+        content = clip.read_bytes()
+        assert b"A clip of mine" in content
+        clip.write_bytes(content.replace(b"A clip of mine", b"caf\xe9, of mine"))
+        upscale_video(clip, tmp_path / "out.mkv", Repeat())
+        assert b", of mine" in (tmp_path / "out.mkv").read_bytes()
 
     def test_a_cut_cuts_all_streams_alike(self, tmp_path):
         clip = make_clip(tmp_path / "in.mkv", 20, extras=everything)

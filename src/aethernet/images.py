@@ -199,6 +199,8 @@ class PictureReader:
         self._region = pyvips.Region.new(image)
         self._image = image  # which keeps the memory that a region does not
         self._next = 0
+        self.given_up = False
+        """Set by who wants no more rows."""
 
     def rows(self, count: int) -> np.ndarray:
         """The next rows, `(count, W, bands)`, uint8 or uint16; fewer at the end.
@@ -234,11 +236,19 @@ def _opened(path: Path, access: str, limit_mp: float | None) -> pyvips.Image:
     with path.open("rb") as file:
         if file.read(2) == b"BM":
             return _opened_bmp(path, limit_mp)
-    # Without revalidate libvips answers from its cache when a name is read twice, with
-    # what the file held the first time.
-    return pyvips.Image.new_from_file(
-        str(path), access=access, fail_on="error", revalidate=True
-    )
+    try:
+        # Without revalidate libvips answers from its cache when a name is read twice,
+        # with what the file held the first time.
+        return pyvips.Image.new_from_file(
+            str(path), access=access, fail_on="error", revalidate=True
+        )
+    except pyvips.Error as error:
+        if "bad labq format" not in str(error):
+            raise
+        raise ImageError(
+            f"{path} is in Lab with 8 bits per value, which libvips does not read; "
+            "save it as RGB first, or with 16 bits."
+        ) from error
 
 
 def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
@@ -266,9 +276,22 @@ def _check_kind(path: Path, image: pyvips.Image, limit_mp: float | None) -> None
             f"{path} is animated{frames}, which a picture is not; make a video of it "
             "first, e.g. with ffmpeg."
         )
-    if pages > 1:
+    if pages > 1 and not _is_pyramid(path, image):
         raise ImageError(f"{path} has {pages} pages; save each as a picture first.")
     _check_limit(path, (image.width, image.height), limit_mp)
+
+
+def _is_pyramid(path: Path, image: pyvips.Image) -> bool:
+    """Whether each page is the one before at half its size, as programs for slides do.
+
+    The first is the picture then. Where they are kept apart there is one page only.
+    """
+    for page in range(1, image.get_n_pages()):
+        smaller = pyvips.Image.tiffload(str(path), page=page)
+        sides = (image.width, smaller.width), (image.height, smaller.height)
+        if any(abs(whole / 2**page - side) >= 1 for whole, side in sides):
+            return False
+    return True
 
 
 def _check_limit(path: Path, size: tuple[int, int], limit_mp: float | None) -> None:
@@ -354,6 +377,21 @@ def read_picture(path: str | Path) -> Picture:
     reader = PictureReader(path)
     header = reader.header
     return Picture(reader.rows(header.height), header.metadata, header.resolution)
+
+
+def in_8_bits(picture: Picture) -> Picture:
+    """The picture with uint8 pixels, rounded where they were of 16 bits."""
+    if picture.pixels.dtype == np.uint8:
+        return picture
+    pixels = np.rint(picture.pixels / np.float32(65535 / 255)).astype(np.uint8)
+    return replace(picture, pixels=pixels)
+
+
+def rgb_8_bits(picture: Picture) -> np.ndarray:
+    """`(H, W, 3)`, uint8: gray as three equal colours, alpha left out."""
+    pixels = in_8_bits(picture).pixels
+    gray = pixels.shape[2] < 3
+    return pixels[:, :, :1].repeat(3, axis=2) if gray else pixels[:, :, :3]
 
 
 def stored_depth(path: Path, header: Header) -> int:

@@ -18,7 +18,6 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-import aethernet
 from aethernet.errors import AetherError, ImageError
 from aethernet.files import check_target
 from aethernet.folders import Job, Outcome
@@ -36,8 +35,6 @@ from aethernet.runtimes import Model
 from aethernet.tiling import Tiled, windows
 
 _log = logging.getLogger(__name__)
-
-DEFAULT_MODEL = "2x_aether_small.safetensors"
 
 # What is read at a time, how many such pieces ahead, and what a strip of output may
 # take as float32. Pictures waiting to be encoded beside the one that is.
@@ -106,22 +103,6 @@ class Upscaled:
     size_after: tuple[int, int]
 
 
-def shipped_model() -> Path:
-    """The model used when none is named.
-
-    Raises:
-        AetherError: when the installation has none.
-    """
-    package = Path(aethernet.__file__).parent
-    # Inside the package when installed from a wheel, beside src/ in a clone.
-    for folder in (package / "models", package.parents[1] / "models"):
-        if (folder / DEFAULT_MODEL).is_file():
-            return folder / DEFAULT_MODEL
-    raise AetherError(
-        f"The shipped model {DEFAULT_MODEL} is not installed; name one with --model."
-    )
-
-
 def upscale_file(
     source: str | Path,
     target: str | Path,
@@ -172,6 +153,10 @@ def upscale_files(
             yield Outcome(job, "failed", str(result.error))
 
 
+# What is read of a picture, in this order: how large it is, its rows, what went wrong.
+_Piece = PictureReader | np.ndarray | AetherError
+
+
 @dataclass(frozen=True)
 class _Result:
     job: Job
@@ -199,14 +184,17 @@ def _run(
                 if isinstance(piece, AetherError):
                     raise piece
                 report = advanced or (lambda *_: None)
-                writer = _upscale(job, piece, pieces, tiled, options, report)
+                header = piece.header
+                writer = _upscale(job, header, pieces, tiled, options, report)
             except AetherError as error:
                 given_up = job  # what else was read of it goes by
+                if isinstance(piece, PictureReader):
+                    piece.given_up = True
                 while waiting:  # in the order of the jobs
                     yield waiting.popleft().result()
                 yield _Result(job, time.perf_counter() - start, error=error)
                 continue
-            done = Upscaled(job.target, piece.size, writer.final_size)
+            done = Upscaled(job.target, header.size, writer.final_size)
             waiting.append(encoder.submit(_finish, job, writer, done, start))
             while len(waiting) > _WAITING or (waiting and waiting[0].done()):
                 yield waiting.popleft().result()
@@ -214,17 +202,17 @@ def _run(
             yield waiting.popleft().result()
 
 
-def _read(
-    jobs: Iterable[Job], options: Options
-) -> Iterator[tuple[Job, Header | np.ndarray | AetherError]]:
-    """Of each job its header, then its rows in pieces; or what went wrong, instead."""
+def _read(jobs: Iterable[Job], options: Options) -> Iterator[tuple[Job, _Piece]]:
+    """Of each job its reader, then its rows in pieces; or what went wrong, instead."""
     for job in jobs:
         try:
             reader = PictureReader(job.source, options.limit_mp, spread_colours=True)
             header = reader.header
-            yield job, header
+            yield job, reader
             row = header.width * header.bands * header.dtype.itemsize
             for _ in range(0, header.height, step := max(_PIECE_BYTES // row, 1)):
+                if reader.given_up:
+                    break
                 yield job, reader.rows(step)
         except AetherError as error:
             yield job, error
@@ -233,7 +221,7 @@ def _read(
 def _upscale(
     job: Job,
     header: Header,
-    pieces: Iterator[tuple[Job, Header | np.ndarray | AetherError]],
+    pieces: Iterator[tuple[Job, _Piece]],
     model: Tiled,
     options: Options,
     report: Callable[[Job, int, int], None],

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import logging
+import math
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ from aethernet.checkpoint import load_checkpoint
 from aethernet.errors import AetherError
 from aethernet.files import replacing
 from aethernet.runtimes import PRECISIONS, RUNTIMES, open_model
+from aethernet.shipped import find_model, shipped_model
 
 if TYPE_CHECKING:
     from aethernet.folders import Job
@@ -61,7 +63,8 @@ def define(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         metavar="M",
-        help=".safetensors, .pth, .onnx or .engine; default: the shipped 2x model",
+        help=".safetensors, .pth, .onnx or .engine, or a name that `aethernet models` "
+        "lists; default: 2x-small",
     )
     _define_size(parser.add_argument_group("size of the result"))
     _define_files(parser.add_argument_group("files"))
@@ -153,14 +156,14 @@ def _define_running(group: "argparse._ArgumentGroup") -> None:
     add_runtime(group)
     group.add_argument(
         "--tile",
-        type=_not_negative,
+        type=not_negative,
         metavar="PX",
         help="input pixels along each side that the model makes at a time; 0: the "
         "whole picture; default: what memory allows",
     )
     group.add_argument(
         "--context",
-        type=_not_negative,
+        type=not_negative,
         metavar="PX",
         help="real pixels around a tile that the model sees too; default: 16, "
         "whose seams nobody sees (docs/upscaling.md)",
@@ -192,7 +195,9 @@ def _define_video(group: "argparse._ArgumentGroup") -> None:
         choices=tuple(CODECS),
         help="default: libx264 for 8 bits, libx265 for more, libsvtav1 in .webm",
     )
-    group.add_argument("--crf", type=float, help="less is better; default: the codec's")
+    group.add_argument(
+        "--crf", type=finite, help="less is better; default: the codec's"
+    )
     group.add_argument(
         "--pixel-format", metavar="F", help="e.g. yuv420p10le; default: the source's"
     )
@@ -261,7 +266,19 @@ def _positive(kind: type[float]) -> Callable[[str], float]:
     return parse
 
 
-def _not_negative(text: str) -> int:
+def finite(text: str) -> float:
+    """A number as `argparse` wants it: neither NaN nor infinite."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a number, not {text!r}")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """Pixels of a flag, for argparse."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected 0 or more pixels, not {text!r}")
     return int(text)
@@ -533,9 +550,7 @@ def _open(arguments: argparse.Namespace) -> "Tiled":
 
 
 def _model_path(arguments: argparse.Namespace) -> Path:
-    from aethernet.upscale import shipped_model
-
-    return arguments.model or shipped_model()
+    return find_model(arguments.model) if arguments.model else shipped_model()
 
 
 def _scale_suffix(arguments: argparse.Namespace) -> str:

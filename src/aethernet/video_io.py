@@ -66,6 +66,9 @@ _RUN_UP = Fraction(2)
 # Packets of other streams this far beyond the end of a cut may still be interleaved.
 _INTERLEAVING = Fraction(10)
 
+# What a cover picture is called as an attachment, by its codec.
+_COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
+
 # Says of the old file what would be wrong of the new one.
 _STALE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")
 _STALE_PREFIXES = ("_statistics", "bps", "number_of_")
@@ -216,11 +219,14 @@ def _unreadable(path: Path, reason: str) -> AetherError:
 
 
 def _open(path: Path) -> Any:
+    av = libav()
+    words: dict[str, Any] = {}
+    if int(av.__version__.partition(".")[0]) < 19:
+        # Later ones take titles that are no UTF-8 by themselves, and know no such word.
+        words["metadata_errors"] = "replace"
     # As a file whatever its name looks like, and nothing else it may refer to.
     options = {"protocol_whitelist": "file"}
-    return libav().open(
-        f"file:{path}", container_options=options, metadata_errors="replace"
-    )
+    return av.open(f"file:{path}", container_options=options, **words)
 
 
 def _reason(error: Exception) -> str:
@@ -330,8 +336,9 @@ def _duration(
 
 
 def _side_data(frame: Any) -> dict[str, Any]:
-    try:
-        return {data.type.name: data for data in frame.side_data}
+    try:  # By number: what iterating gives depends on the version of PyAV.
+        found = [frame.side_data[n] for n in range(len(frame.side_data))]
+        return {data.type.name: data for data in found}
     except ValueError:  # a kind that PyAV has no name for
         return {}
 
@@ -864,7 +871,13 @@ def _add_copies(
     for original in source.streams:
         if original.index == clip.index:
             continue
-        if original.type == "attachment" and suffix == ".mkv":
+        codec = original.codec_context.name if original.codec_context else None
+        if _is_cover(original) and suffix == ".mkv" and codec in _COVERS:
+            # As a stream it would be a video of one frame: Matroska attaches covers.
+            name, kind = _COVERS[codec]
+            name = original.metadata.get("filename", name)
+            output.add_attachment(name, kind, _cover(clip, original.index))
+        elif original.type == "attachment" and suffix == ".mkv":
             output.add_attachment(
                 original.name or f"attachment {original.index}",
                 original.mimetype or "application/octet-stream",
@@ -885,9 +898,16 @@ def _add_copies(
     return copies
 
 
+def _cover(clip: Clip, index: int) -> bytes:
+    """The picture file in a stream that is a cover."""
+    with _open(clip.path) as container:
+        packets = container.demux(container.streams[index])
+        return next((bytes(packet) for packet in packets if packet.size), b"")
+
+
 def _is_held(stream: Any, suffix: str) -> bool:
     """Whether a container of that suffix takes the stream, found out by trying."""
-    if stream.codec_context is None:
+    if stream.codec_context is None or (suffix == ".mkv" and _is_cover(stream)):
         return False
     av = libav()
     try:
@@ -909,7 +929,8 @@ def _chapters(source: Any, shift: Fraction | int, end: Fraction | None) -> list[
     """The source's chapters, `shift` seconds earlier, as far as they are in the cut."""
     chapters = []
     for chapter in source.chapters():
-        base = chapter["time_base"]
+        base = _fraction(chapter["time_base"])
+        assert base
         moved = round(shift / base)
         stop = chapter["end"] if end is None else min(chapter["end"], round(end / base))
         start = max(chapter["start"], moved)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
 import numpy as np
+import psutil
+import torch
 
 from aethernet.cache import cache_folder, code_version, make_folder, sha256_of
 from aethernet.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
@@ -124,6 +126,16 @@ class OnnxModel(abc.ABC):
 
     def describe(self) -> Description:
         return Description(self.library, self.device, self.precision, self.why)
+
+
+def allowed_threads() -> int:
+    """Threads that PyTorch was told to take, by us or OMP_NUM_THREADS; 0 for no word.
+
+    The libraries here do not look at either: of several workers on one machine each
+    would take all of it.
+    """
+    threads = torch.get_num_threads()
+    return threads if threads < (psutil.cpu_count(logical=False) or 1) else 0
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -9,7 +9,12 @@ from aethernet.cache import cache_folder, make_folder
 from aethernet.errors import AetherError, import_optional
 from aethernet.onnx_export import rounding_session
 from aethernet.runtimes import PRECISIONS
-from aethernet.runtimes.onnx_files import OnnxModel, is_checkpoint, load_exported
+from aethernet.runtimes.onnx_files import (
+    OnnxModel,
+    allowed_threads,
+    is_checkpoint,
+    load_exported,
+)
 
 # Device -> provider, in the order "auto" prefers. TensorRT, which builds an engine for
 # minutes, and CoreML, which is in every macOS build, are taken by name only.
@@ -139,6 +144,7 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
     options: dict[str, str] = {"device_id": index} if index else {}
     settings = ort.SessionOptions()
     settings.log_severity_level = 4  # what fails is raised as well
+    settings.intra_op_num_threads = allowed_threads()  # 0: as many as it likes
     if not optimised:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if kind == "cuda":

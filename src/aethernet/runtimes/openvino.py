@@ -6,7 +6,12 @@ from typing import Any, Self
 import numpy as np
 
 from aethernet.errors import AetherError, import_optional
-from aethernet.runtimes.onnx_files import OnnxModel, is_checkpoint, load_exported
+from aethernet.runtimes.onnx_files import (
+    OnnxModel,
+    allowed_threads,
+    is_checkpoint,
+    load_exported,
+)
 
 # Precision -> what OpenVINO calls it as a hint, and among a device's capabilities.
 _HINTS = {
@@ -72,7 +77,12 @@ class OpenVINORuntime(OnnxModel):
         else:
             _check(device, precision)
             hint, _ = _HINTS[precision]
-        settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if device == "cpu" and (threads := allowed_threads()):
+            settings["INFERENCE_NUM_THREADS"] = threads
         try:
             compiled = _core().compile_model(model, _its_name(device), settings)
         except RuntimeError as error:
