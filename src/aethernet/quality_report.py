@@ -276,7 +276,7 @@ class Crops:
         for model in self.models:
             gain = errors[BICUBIC] - errors[model]
             for kept, scores in ((self.best, gain), (self.worst, errors[model])):
-                top, left = np.unravel_index(int(scores.argmax()), scores.shape)
+                top, left = np.unravel_index(int(np.argmax(scores)), scores.shape)
                 score = float(scores[top, left])
                 if model not in kept or score > kept[model].score:
                     parts = {
