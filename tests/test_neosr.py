@@ -74,8 +74,8 @@ class TestOptionFiles:
 
     def test_every_file_is_accounted_for(self):
         known = {name for kind in KINDS.values() for name in kind.values()}
-        of_the_shipped_model = "train_aether_small_shipped.toml"
-        assert set(FILES) == known | {"test_aether.toml", of_the_shipped_model}
+        recipe = "train_aether_small_recipe.toml"
+        assert set(FILES) == known | {"test_aether.toml", recipe}
 
     @pytest.mark.parametrize("name", FILES)
     def test_readme_names_the_file(self, name):

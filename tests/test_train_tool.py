@@ -79,7 +79,7 @@ class TestRun:
         words = words_for(photographs, tmp_path / "run", val=photographs)
         assert run(monkeypatch, *words) == 0
         said = capsys.readouterr().out
-        assert "4 pictures, cpu, float32, iterations 0 to 12" in said
+        assert "cpu, float32, iterations 0 to 12" in said
         for iteration in (4, 8, 12):
             assert f"iteration {iteration}: " in said
         checkpoint = load_checkpoint(tmp_path / "run/net_g_latest.pth")
@@ -140,7 +140,7 @@ class TestGoingOn:
         self, photographs, val, tmp_path, monkeypatch, capsys, in_one_go
     ):
         # Stochastic depth, the average and Adam's moments among what has to go on.
-        words = words_for(photographs, tmp_path / "run", 6, val=val, minutes=0.0001)
+        words = words_for(photographs, tmp_path / "run", 6, val=val, minutes=0)
         starts = 0
         while not (tmp_path / "run/state.pt").exists() or (
             contents(tmp_path / "run")[0]["iteration"] < 6
@@ -199,12 +199,66 @@ class TestGoingOn:
         assert run(monkeypatch, *words) == 1
         assert "photographs" in capsys.readouterr().err
 
-    def test_from_a_damaged_state_is_refused(
+    def test_with_changed_content_is_refused(
         self, photographs, tmp_path, monkeypatch, capsys
     ):
-        (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 no more")
-        assert run(monkeypatch, *words_for(photographs, tmp_path)) == 1
-        assert "is no state of a training" in capsys.readouterr().err
+        folder = tmp_path / "photographs"
+        folder.mkdir()
+        for seed in (0, 1):  # as many bytes, and the same name
+            pixels = np.random.default_rng(seed).integers(0, 256, (48, 48, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "a.bmp")
+            code = run(monkeypatch, *words_for(folder, tmp_path / "run"))
+            assert code == seed
+        assert "photographs" in capsys.readouterr().err
+
+    def test_with_other_validation_pictures_is_refused(
+        self, photographs, val, tmp_path, monkeypatch, capsys
+    ):
+        # Their PSNR cannot be held against the best so far.
+        words = words_for(photographs, tmp_path / "run", minutes=0)
+        assert run(monkeypatch, *words, f"--val={val}") == 0
+        assert run(monkeypatch, *words, f"--val={photographs}") == 1
+        assert "val" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            {"network": {}},
+            {"average": {}},
+            {"optimizer": {}},
+            {"iteration": "x"},
+            {"iteration": -5},
+            {"iteration": 10**6},
+            {"best": None},
+            "cut",
+            "empty",
+        ],
+        ids=str,
+    )
+    def test_from_a_damaged_state_is_refused(
+        self, photographs, tmp_path, monkeypatch, capsys, damage
+    ):
+        words = words_for(photographs, tmp_path, minutes=0)
+        assert run(monkeypatch, *words) == 0
+        path = tmp_path / "state.pt"
+        if isinstance(damage, dict):
+            torch.save({**torch.load(path, weights_only=True), **damage}, path)
+        else:
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+        capsys.readouterr()
+        assert run(monkeypatch, *words) == 1
+        said = capsys.readouterr().err
+        assert "is no state of a training, or damaged" in said
+        assert said.count("\n") == 1
+
+    def test_beside_another_training_is_refused(
+        self, photographs, tmp_path, monkeypatch, capsys
+    ):
+        with train.FileLock(tmp_path / ".lock"):
+            assert run(monkeypatch, *words_for(photographs, tmp_path)) == 1
+        assert "Another training runs in" in capsys.readouterr().err
+        assert not (tmp_path / "state.pt").exists()
 
 
 @pytest.mark.usefixtures("tiny")
@@ -309,13 +363,34 @@ class TestBadInput:
         assert said.count("\n") == 1
         assert sentence in said
 
-    @pytest.mark.parametrize("flag", ["--batch=0", "--rate=nan", "--ema=2", "--crop=x"])
+    @pytest.mark.parametrize(
+        "flag",
+        [
+            "--batch=0",
+            "--rate=nan",
+            "--ema=2",
+            "--crop=x",
+            "--batch=10000000",
+            "--scale=1",
+        ],
+    )
     def test_numbers_are_checked(
         self, photographs, tmp_path, monkeypatch, capsys, flag
     ):
         words = [*words_for(photographs, tmp_path), flag]
         assert run(monkeypatch, *words) == 2
         assert flag.partition("=")[0] in capsys.readouterr().err
+
+    def test_pictures_too_small_to_validate_on_are_refused(
+        self, photographs, tmp_path, monkeypatch, capsys
+    ):
+        folder = tmp_path / "val"
+        folder.mkdir()
+        Image.new("RGB", (10, 10)).save(folder / "small.png")
+        words = words_for(photographs, tmp_path / "run", val=folder)
+        assert run(monkeypatch, *words) == 1
+        assert "small.png has 10x10 pixels" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
 
     def test_a_run_that_diverges_keeps_what_it_saved(
         self, photographs, tmp_path, monkeypatch, capsys

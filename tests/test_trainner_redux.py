@@ -70,6 +70,7 @@ def flat(options, before=""):
 class TestOptionFiles:
     def test_a_file_for_every_variant_and_stage(self):
         expected = {f"{v}_{s}.yml" for v in VARIANTS for s in STAGES}
+        expected.add("aether_small_recipe.yml")
         assert {path.name for path in TRAINING} == expected
 
     @pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)

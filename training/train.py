@@ -21,7 +21,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,23 +30,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout  # which torch needs, too
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from aethernet import AetherNet, load_checkpoint
 from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS
+from aethernet.cache import sha256_of
 from aethernet.cli import exit_code
 from aethernet.crops import Crops, training_pair
 from aethernet.errors import AetherError, ContradictionError, import_optional
 from aethernet.files import files_in, replacing
-from aethernet.images import SUFFIXES
+from aethernet.images import READABLE
 from aethernet.metrics import Figures, mean, measure
+from aethernet.quality import find_samples
 from aethernet.runtimes.pytorch import choose_device, has_bfloat16_units
 
 BETAS = (0.9, 0.99)  # as in the option files for the frameworks
 LARGEST_NORM = 5.0  # of a gradient, as there: against a broken batch
 LEAST_DETAIL = 1.5  # 8-bit steps between neighbours: drops skies, keeps soft faces
 LOG_EVERY = 50  # iterations
+SCALES = [scale for scale in UPSAMPLE_FACTORS if scale > 1]  # 1x needs LR of its own
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ class Recipe:
     start: str
     """SHA-256 of the checkpoint's state dict to start from; empty: fresh weights."""
     photographs: str
-    """SHA-256 of the names and sizes of the files to train on."""
+    """SHA-256 of the files to train on."""
+    val: str
+    """SHA-256 of the files that say which weights are the best; empty: none do."""
 
     def rate_at(self, iteration: int) -> float:
         """Learning rate: a linear warm-up, then half a cosine down to zero."""
@@ -157,7 +163,7 @@ class Trainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
             before = Recipe(**state["recipe"])
         except Exception as error:  # damage surfaces as many errors
-            raise AetherError(f"{path} is no state of a training: {error}") from error
+            raise self._no_state(path) from error
         if before != self.recipe:
             changed = ", ".join(
                 f"{name} {was!r}, now {now!r}"
@@ -172,10 +178,25 @@ class Trainer:
                 f"The training in {path.parent} is another ({changed}); repeat its "
                 "flags to go on, or name another folder (-o)."
             )
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration, self.best = state["iteration"], state["best"]
+        try:
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for parameter, moments in self.optimizer.state.items():
+                if moments["exp_avg"].shape != parameter.shape:
+                    raise ValueError
+            self.iteration, self.best = int(state["iteration"]), {**state["best"]}
+            if not 0 <= self.iteration <= self.recipe.iterations:
+                raise ValueError
+        except Exception as error:
+            raise self._no_state(path) from error
+
+    @staticmethod
+    def _no_state(path: Path) -> AetherError:
+        return AetherError(
+            f"{path} is no state of a training, or damaged, and was not used; remove "
+            "it to begin again, with --start and one of the checkpoints beside it."
+        )
 
     def checkpoint(self) -> dict[str, Any]:
         """What frameworks write: weights, their average, and the iteration."""
@@ -201,39 +222,57 @@ class Trainer:
 
 def train(arguments: argparse.Namespace) -> int:
     """Job: train until the last iteration, the end of `minutes`, or a signal."""
-    began = time.monotonic()
+    minutes = math.inf if arguments.minutes is None else arguments.minutes
+    deadline = time.monotonic() + 60 * minutes
     tensorboard = _tensorboard()
     device = choose_device(arguments.device)
-    paths = files_in(arguments.photographs, SUFFIXES, "pictures")
-    validation = files_in(arguments.val, SUFFIXES, "pictures") if arguments.val else []
+    paths = files_in(arguments.photographs, READABLE, "pictures")
+    samples = find_samples(arguments.val, arguments.scale) if arguments.val else []
     start, start_digest, note = _start(arguments)
     recipe = Recipe(
         **{
             field.name: getattr(arguments, field.name)
             for field in dataclasses.fields(Recipe)
-            if field.name not in ("precision", "start", "photographs")
+            if field.name not in ("precision", "start", "photographs", "val")
         },
         precision=_precision(arguments.precision, device),
         start=start_digest,
-        photographs=_digest([[path.name, path.stat().st_size] for path in paths]),
+        photographs=_digest(paths),
+        val=_digest([sample.hr for sample in samples]),
     )
     trainer = Trainer(recipe, start, device)
     folder: Path = arguments.output
-    if (folder / "state.pt").exists():
-        trainer.restore(folder / "state.pt")
-        note = f"Going on after iteration {trainer.iteration}."
+    state = folder / "state.pt"
+    if state.exists():  # so that a contradiction is said before the pictures are read
+        trainer.restore(state)
     if arguments.compile:
         trainer.forward = torch.compile(trainer.network)
-    _make(folder)
-    print(note, flush=True)
     crops = Crops(paths, recipe.scale, least_detail=LEAST_DETAIL)
     if crops.largest_size < recipe.crop:
         raise AetherError(
             f"The smallest of the pictures has {crops.largest_size} LR pixels along a "
             f"side, a crop {recipe.crop}; leave it out, or take a smaller --crop."
         )
-    pairs = [training_pair(path, recipe.scale) for path in validation]
-    log = tensorboard(folder, purge_step=trainer.iteration + 1)
+    pairs = [training_pair(sample.hr, recipe.scale) for sample in samples]
+    with _alone_in(folder):
+        if state.exists():
+            trainer.restore(state)
+            note = f"Going on after iteration {trainer.iteration}."
+        print(note, flush=True)
+        log = tensorboard(folder, purge_step=trainer.iteration + 1)
+        return _run(trainer, crops, pairs, log, arguments, deadline)
+
+
+def _run(
+    trainer: Trainer,
+    crops: Crops,
+    pairs: list[tuple[Tensor, Tensor]],
+    log: Any,
+    arguments: argparse.Namespace,
+    deadline: float,
+) -> int:
+    """Train as long as may be, and save; the exit code."""
+    folder, recipe = arguments.output, trainer.recipe
 
     def look() -> None:
         """Validate where something is given, keep the best, and save."""
@@ -248,10 +287,9 @@ def train(arguments: argparse.Namespace) -> int:
         trainer.save(folder)
         log.flush()
 
-    deadline = began + 60 * arguments.minutes if arguments.minutes else math.inf
     with _stopping() as stopped, log:
         print(
-            f"{len(paths)} pictures, {device}, {recipe.precision}, iterations "
+            f"{trainer.device}, {recipe.precision}, iterations "
             f"{trainer.iteration} to {recipe.iterations}",
             flush=True,
         )
@@ -401,11 +439,19 @@ def _precision(asked: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cpu" and has_bfloat16_units() else "float32"
 
 
-def _make(folder: Path) -> None:
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep another training out of it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise AetherError(
+            f"Another training runs in {folder}; stop it, or name another folder (-o)."
+        ) from error
     except OSError as error:
-        raise AetherError(f"Cannot make {folder}: {error.strerror}.") from error
+        raise AetherError(f"Cannot write {folder}: {error.strerror}.") from error
 
 
 def _on_cpu(network: AetherNet) -> dict[str, Tensor]:
@@ -419,8 +465,12 @@ def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def _digest(paths: Sequence[Path]) -> str:
+    """Of the files' names and contents; empty of none."""
+    if not paths:
+        return ""
+    content = json.dumps([[path.name, sha256_of(path)] for path in paths])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -437,7 +487,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     variants = [name.removeprefix("aether_") for name in VARIANTS]
     parser.add_argument("--variant", choices=variants, default="small")
-    parser.add_argument("--scale", type=int, choices=[*UPSAMPLE_FACTORS], default=2)
+    parser.add_argument("--scale", type=int, choices=SCALES, default=2)
     parser.add_argument(
         "--start",
         type=Path,
@@ -453,8 +503,8 @@ def _parser() -> argparse.ArgumentParser:
             300_000,
             "in all; the rate falls to zero at the last",
         ),
-        ("--batch", natural, 16, "crops in an iteration"),
-        ("--crop", natural, 64, "side of a crop in LR pixels"),
+        ("--batch", _number(int, 1, 4096), 16, "crops in an iteration"),
+        ("--crop", _number(int, 1, 4096), 64, "side of a crop in LR pixels"),
         ("--rate", part, 5e-4, "highest learning rate"),
         ("--warm-up", whole, 1000, "iterations until the rate is at its highest"),
         ("--ema", part, 0.999, "decay of the weights' average, which is validated"),

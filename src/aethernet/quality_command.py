@@ -119,6 +119,8 @@ def quality(arguments: argparse.Namespace) -> None:
         (name, find_samples(folder, scale, lr_of.get(folder)))
         for name, folder in zip(names, folders, strict=True)
     ]
+    if arguments.crops:
+        report.check_crop_names(names, [*models])
     # A device may be one that PyTorch does not know; networks of these run anywhere.
     device = "cpu" if arguments.device == "cpu" else "auto"
     perceptual, missing = open_perceptual(device)
@@ -168,4 +170,8 @@ def _opened(path: Path, arguments: argparse.Namespace) -> "Model":
 def _set_names(folders: Sequence[Path]) -> list[str]:
     """What tables call sets: by their folders' names, where that tells them apart."""
     names = [folder.resolve().name for folder in folders]
-    return names if len({*names}) == len(names) else [str(f) for f in folders]
+    if len({*names}) == len(names):
+        return names
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise AetherError("A folder is named twice (--data).")
+    return [str(folder) for folder in folders]

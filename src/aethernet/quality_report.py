@@ -249,6 +249,24 @@ class Crop:
     """HR, bicubic, then the models: `(CROP, CROP, 3)`, uint8, or less."""
 
 
+def check_crop_names(sets: Sequence[str], models: Sequence[str]) -> None:
+    """Say where the crops of two models or sets would be one file.
+
+    Raises:
+        AetherError: when they would.
+    """
+    stems = [_crop_stem(name, model).lower() for name in sets for model in models]
+    twice = [stem for stem in stems if stems.count(stem) > 1]
+    if twice:
+        raise AetherError(
+            f"Two crops would be called {twice[0]}; rename a model or a folder."
+        )
+
+
+def _crop_stem(name: str, model: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", f"{name}_{model}")
+
+
 @dataclass
 class Crops:
     """Of each model: where it gains most on bicubic, and where it is worst.
@@ -298,8 +316,7 @@ class Crops:
         written = []
         for what, kept in (("best", self.best), ("worst", self.worst)):
             for model, crop in kept.items():
-                stem = re.sub(r"[^\w.-]+", "_", f"{name}_{model}_{what}")
-                target = folder / f"{stem}.png"
+                target = folder / f"{_crop_stem(name, model)}_{what}.png"
                 write_picture(Picture(_drawn(crop, f"{name}, {model}: {what}")), target)
                 written.append(target)
         return written
