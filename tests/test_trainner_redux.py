@@ -172,7 +172,8 @@ class TestFilesInTheClone:
         assert result["model"] == ("RealESRGANModel" if degrades else "SRModel")
         assert result["network"] == "AetherNet"
         assert result["discriminator"] == ("DUnet" if is_gan else "NoneType")
-        assert result["schedulers"] == ["MultiStepLR"] * (2 if is_gan else 1)
+        scheduler = options["train"]["scheduler"]["type"]
+        assert result["schedulers"] == [scheduler] * (2 if is_gan else 1)
         assert result["LR"] == [2, 3, LR_SIZE, LR_SIZE]
         assert result["HR"] == [2, 3, 2 * LR_SIZE, 2 * LR_SIZE]
         log = result["log"]
