@@ -17,7 +17,7 @@ from PIL import Image
 from aethernet import save_checkpoint
 from aethernet.cli import main
 from aethernet.folders import Job, Outcome
-from aethernet.progress import printable, progress, steps_progress
+from aethernet.progress import in_columns, printable, progress, steps_progress
 
 terminals = pytest.mark.skipif(
     os.name != "posix", reason="needs pseudo terminals, which POSIX systems have"
@@ -406,3 +406,12 @@ def test_a_reader_that_left_is_heard_of(monkeypatch):
         shown.finished(done(JOBS[0]))
     with contextlib.suppress(OSError):
         stdout.close()
+
+
+def test_columns_are_as_wide_as_their_widest_cell_and_numbers_end_together():
+    rows = [("name", "dB", "path"), ("2x", "9.5", "a"), ("bicubic", "33.68", "b")]
+    assert in_columns(rows, right=[1]) == [
+        "name        dB  path",
+        "2x         9.5  a",
+        "bicubic  33.68  b",
+    ]

@@ -29,7 +29,7 @@ from aethernet.onnx_export import (
     ShapeRange,
     export_onnx,
 )
-from aethernet.progress import printable
+from aethernet.progress import in_columns, printable
 from aethernet.runtimes import PRECISIONS, RUNTIMES, open_model
 from aethernet.runtimes.pytorch import choose_device, has_bfloat16_units
 from aethernet.shipped import find_model, shipped_model, shipped_models
@@ -341,7 +341,7 @@ def models(arguments: argparse.Namespace) -> None:
             *(model.license or "-", str(model.path)),
         )
         rows.append(said)
-    for line in release_command.aligned(rows):
+    for line in in_columns(rows):
         print(printable(line))
 
 

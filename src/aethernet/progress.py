@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from json import dumps
 from types import TracebackType
@@ -129,6 +129,24 @@ def steps_progress(total: int) -> Iterator[Callable[[str], None]]:
 
     with _shown(bar):
         yield told
+
+
+def in_columns(rows: Iterable[Sequence[str]], right: Container[int] = ()) -> list[str]:
+    """Rows of as many cells each as lines of text; columns of numbers flush right.
+
+    Args:
+        right: which columns those are, counted from 0.
+    """
+    rows = [*rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def printable(text: str) -> str:

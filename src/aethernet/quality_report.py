@@ -20,7 +20,7 @@ from aethernet.compare import BICUBIC, HR
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import check_target, replacing
 from aethernet.images import Picture, write_picture
-from aethernet.progress import printable
+from aethernet.progress import in_columns, printable
 from aethernet.quality import LANCZOS, PROTOCOL, Measured, Row, Table
 from aethernet.runtimes import device_kind
 
@@ -63,16 +63,8 @@ def as_text(table: Table) -> str:
         ("method", "PSNR-Y", "SSIM-Y", *table.perceptual, "s/MP", "runtime"),
         *(_cells(row, table.perceptual) for row in table.rows),
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = len(widths) - 1
-    lines = [f"{printable(table.name)}, {table.scale}x, {pictures}"]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if number in (0, last) else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    title = f"{printable(table.name)}, {table.scale}x, {pictures}"
+    return "\n".join([title, *in_columns(rows, range(1, len(rows[0]) - 1))])
 
 
 def _cells(row: Row, perceptual: Sequence[str]) -> tuple[str, ...]:

@@ -1,14 +1,13 @@
 """The command `aethernet release`: its flags, and what it says."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aethernet.errors import AetherError
 from aethernet.files import check_source
 from aethernet.openmodeldb import NOBODY, model_id
-from aethernet.progress import printable
+from aethernet.progress import in_columns, printable
 from aethernet.shipped import ENDINGS, find_model
 
 if TYPE_CHECKING:
@@ -228,25 +227,14 @@ def _print(done: "Release") -> None:
         print(f"img_range is {img_range}: spandrel cannot know, and takes it as 1.")
     rows = [(file.name, f"{file.size / 1e6:.1f} MB", file.check) for file in done.files]
     print("Written files against the checkpoint:")
-    for line in aligned(rows):
+    for line in in_columns(rows):
         print(f"  {line}")
     for name, by_method in done.figures.items():
         print(f"{printable(name)}:")
-        for line in aligned([(m, str(f)) for m, f in by_method.items()]):
+        for line in in_columns([(m, str(f)) for m, f in by_method.items()]):
             print(f"  {line}")
     print(f"Wrote {printable(str(done.folder))} with {done.name}.md, the card, and")
     print(
         f"{done.name}.json, the entry: data/models/{model_id(done.name, source.scale)}"
         ".json in OpenModelDB."
     )
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines of text, in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]

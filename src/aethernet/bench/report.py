@@ -4,7 +4,7 @@ import functools
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from aethernet.bench.peers import PEERS
 from aethernet.bench.rounds import Entry, Report
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import check_target, replacing
+from aethernet.progress import in_columns
 
 PLOT_SUFFIXES = (".png", ".svg")
 
@@ -110,7 +111,7 @@ def as_table(report: Report) -> str:
     found = [figures(entry, report) for entry in report.entries]
     rows = [_row(f) for f in found if "ms" in f]
     if rows:
-        lines += ["", *_aligned([_HEADER, *rows])]
+        lines += ["", *in_columns([_HEADER, *rows], range(_WORDS, len(_HEADER)))]
     for f in found:
         if f["runtime"] == "auto" and "ms" in f:
             lines += ["", f"auto took {f['description']}"]
@@ -314,16 +315,3 @@ def _row(f: dict[str, Any]) -> tuple[str, ...]:
         f"{f['of_ceiling']:.0%}",
         str(f["runs"]),
     )
-
-
-def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    rows = [*rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if number < _WORDS else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
