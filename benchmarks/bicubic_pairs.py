@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 from aethernet.aether_core import UPSAMPLE_FACTORS
-from aethernet.crops import training_pair
 from aethernet.errors import AetherError
 from aethernet.files import files_in
-from aethernet.images import SUFFIXES, Picture, write_picture
+from aethernet.pictures.files import SUFFIXES, Picture
+from aethernet.pictures.training_crops import training_pair
+from aethernet.pictures.write import write_picture
 
 
 def main() -> int:

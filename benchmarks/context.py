@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from aethernet.checkpoints.shipped import shipped_model
 from aethernet.files import files_in
-from aethernet.images import SUFFIXES, read_picture
-from aethernet.runtimes import open_model
-from aethernet.shipped import shipped_model
-from aethernet.tiling import Tiled
+from aethernet.pictures.files import SUFFIXES, read_picture
+from aethernet.runtimes.registry import open_model
+from aethernet.runtimes.tiling import Tiled
 
 SIDE, TILE = 192, 64
 CONTEXTS = (8, 16, 24, 32, 40, 48, 64)

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from aethernet import AetherNet
-from aethernet.aether_core import ReparamLargeKernelConv
-from aethernet.crops import Crops
+from aethernet.aether_core import AetherNet, ReparamLargeKernelConv
 from aethernet.files import files_in
-from aethernet.images import SUFFIXES
+from aethernet.pictures.files import SUFFIXES
+from aethernet.pictures.training_crops import Crops
 
 SCALE = 2
 BATCH, SIZE = 8, 16  # crops, LR pixels

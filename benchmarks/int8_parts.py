@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from aethernet.checkpoint import load_checkpoint
-from aethernet.onnx_export import open_session, to_onnx
-from aethernet.quantization import calibration_pictures, convolutions, quantized
-from aethernet.shipped import shipped_model
-from aethernet.verification import compare
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.int8 import convolutions, quantized
+from aethernet.checkpoints.onnx import to_onnx
+from aethernet.checkpoints.onnx_check import open_session
+from aethernet.checkpoints.shipped import shipped_model
+from aethernet.checkpoints.verification import compare
+from aethernet.pictures.calibration import calibration_pictures
 
 ROUNDS = 5
 

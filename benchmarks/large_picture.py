@@ -20,10 +20,11 @@ import numpy as np
 import pyvips
 import torch
 
-from aethernet.runtimes import Description, Limits, Model, open_model
-from aethernet.shipped import shipped_model
-from aethernet.tiling import Tiled
-from aethernet.upscale import upscale_file
+from aethernet.checkpoints.shipped import shipped_model
+from aethernet.runtimes.base import Description, Limits, Model
+from aethernet.runtimes.registry import open_model
+from aethernet.runtimes.tiling import Tiled
+from aethernet.upscaling.files import upscale_file
 
 
 class OneLayer:

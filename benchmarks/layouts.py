@@ -24,16 +24,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aethernet.aether_core import AetherBlock, AetherNet
-from aethernet.checkpoint import load_checkpoint
-from aethernet.onnx_export import DEFAULT_OPSET, exported, open_session
-from aethernet.rewrites import (
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.onnx import DEFAULT_OPSET, exported
+from aethernet.checkpoints.onnx_check import open_session
+from aethernet.checkpoints.rewrites import (
     ConvolutionBlock,
     ProductBlock,
     as_convolution,
     projections,
     rewritten,
 )
-from aethernet.shipped import shipped_model
+from aethernet.checkpoints.shipped import shipped_model
 
 
 class MergedProducts(nn.Module):

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from aethernet.checkpoint import load_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.onnx import plain_onnx, to_onnx
+from aethernet.checkpoints.shipped import shipped_model
 from aethernet.errors import import_optional
-from aethernet.onnx_export import plain_onnx, to_onnx
-from aethernet.shipped import shipped_model
 
 
 def main() -> None:

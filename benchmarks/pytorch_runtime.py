@@ -13,9 +13,9 @@ import time
 
 import torch
 
-from aethernet import load_checkpoint
-from aethernet.rewrites import RewrittenNet, rewritten
-from aethernet.shipped import shipped_model
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.rewrites import RewrittenNet, rewritten
+from aethernet.checkpoints.shipped import shipped_model
 
 
 def main() -> int:

@@ -13,8 +13,10 @@ try:
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from aethernet import cli
-from aethernet.checkpoint import DTYPES
+from aethernet.checkpoints.checkpoint import DTYPES
+from aethernet.commands import conversion as flags
+from aethernet.commands.fuse import fuse
+from aethernet.commands.run import exit_code
 
 
 def main() -> int:
@@ -28,7 +30,7 @@ def main() -> int:
         dest="checkpoint",
         type=Path,
         required=True,
-        help=cli.HELP_CHECKPOINT,
+        help=flags.HELP_CHECKPOINT,
     )
     parser.add_argument(
         "--output_path",
@@ -38,17 +40,21 @@ def main() -> int:
         help=".safetensors or .pth",
     )
     parser.add_argument(
-        "--model_type", choices=cli.MODEL_TYPES, help=cli.HELP_MODEL_TYPE
+        "--model_type", choices=flags.MODEL_TYPES, help=flags.HELP_MODEL_TYPE
     )
     parser.add_argument(
-        "--upscale", dest="scale", type=int, choices=cli.SCALES, help=cli.HELP_SCALE
+        "--upscale",
+        dest="scale",
+        type=int,
+        choices=flags.SCALES,
+        help=flags.HELP_SCALE,
     )
-    parser.add_argument("--param_key", metavar="KEY", help=cli.HELP_PARAM_KEY)
+    parser.add_argument("--param_key", metavar="KEY", help=flags.HELP_PARAM_KEY)
     parser.add_argument(
         "--dtype", choices=tuple(DTYPES), default="float32", help="default: float32"
     )
-    parser.add_argument("--device", default="cpu", help=cli.HELP_VERIFY_DEVICE)
-    return cli.exit_code(cli.fuse, parser.parse_args())
+    parser.add_argument("--device", default="cpu", help=flags.HELP_VERIFY_DEVICE)
+    return exit_code(fuse, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ try:
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from aethernet import cli
-from aethernet.onnx_export import ShapeRange
+from aethernet.checkpoints.onnx import ShapeRange
+from aethernet.commands import conversion as flags
+from aethernet.commands.export import add_export_limits, export
+from aethernet.commands.run import exit_code
 
 DEFAULTS = ShapeRange()
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -31,22 +33,24 @@ def main() -> int:
         dest="checkpoint",
         type=Path,
         required=True,
-        help=cli.HELP_CHECKPOINT,
+        help=flags.HELP_CHECKPOINT,
     )
     parser.add_argument(
         "--output_onnx_path", dest="output", type=Path, required=True, help=".onnx"
     )
     parser.add_argument(
-        "--model_type", choices=cli.MODEL_TYPES, help=cli.HELP_MODEL_TYPE
+        "--model_type", choices=flags.MODEL_TYPES, help=flags.HELP_MODEL_TYPE
     )
-    parser.add_argument("--scale", type=int, choices=cli.SCALES, help=cli.HELP_SCALE)
+    parser.add_argument(
+        "--scale", type=int, choices=flags.SCALES, help=flags.HELP_SCALE
+    )
     parser.add_argument(
         "--input_channels",
         dest="in_chans",
         type=int,
         help="stop unless the weights take this many; default: read from them",
     )
-    parser.add_argument("--param_key", metavar="KEY", help=cli.HELP_PARAM_KEY)
+    parser.add_argument("--param_key", metavar="KEY", help=flags.HELP_PARAM_KEY)
     parser.add_argument(
         "--dynamic_shapes",
         dest="dynamic",
@@ -62,7 +66,7 @@ def main() -> int:
             flag = f"--{bound}_{side}"
             text = f"{use}, LR pixels; default: {size}"
             parser.add_argument(flag, type=int, default=size, metavar="N", help=text)
-    cli.add_export_limits(parser, "--opset_version")
+    add_export_limits(parser, "--opset_version")
     parser.add_argument(
         "--fp_mode",
         choices=tuple(PRECISIONS),
@@ -75,8 +79,8 @@ def main() -> int:
         action="store_true",
         help="every file is verified, with or without this flag",
     )
-    parser.add_argument("--device", default="cpu", help=cli.HELP_VERIFY_DEVICE)
-    return cli.exit_code(_export, parser.parse_args())
+    parser.add_argument("--device", default="cpu", help=flags.HELP_VERIFY_DEVICE)
+    return exit_code(_export, parser.parse_args())
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -90,7 +94,7 @@ def _export(arguments: argparse.Namespace) -> None:
     ]
     # A fixed size is the opt one, whatever the others are.
     arguments.shapes = ShapeRange(*(sizes if arguments.dynamic else [sizes[1]] * 3))
-    cli.export(arguments)
+    export(arguments)
 
 
 if __name__ == "__main__":

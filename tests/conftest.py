@@ -59,7 +59,7 @@ def shipped_exports(
     pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
     from filelock import FileLock  # which torch needs, too
 
-    from aethernet.onnx_export import export_onnx
+    from aethernet.checkpoints.onnx import export_onnx
 
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

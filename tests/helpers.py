@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from aethernet import AetherNet
+from aethernet.aether_core import AetherNet
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

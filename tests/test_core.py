@@ -9,15 +9,16 @@ import torch
 from helpers import ROOT, TINY, lively_network, random_image
 from torch.utils.flop_counter import FlopCounterMode
 
-from aethernet import (
+from aethernet.aether_core import (
     AetherNet,
+    DropPath,
     aether_large,
     aether_medium,
     aether_small,
     hyperparameters_from_state_dict,
+    variant_name,
 )
-from aethernet.aether_core import DropPath, variant_name
-from aethernet.info import multiply_adds_per_pixel
+from aethernet.checkpoints.info import multiply_adds_per_pixel
 
 CORE = ROOT / "src/aethernet/aether_core.py"
 VARIANTS = {

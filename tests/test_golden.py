@@ -7,7 +7,7 @@ import torch
 from helpers import ROOT
 from safetensors.torch import load_file
 
-from aethernet import AetherNet, hyperparameters_from_state_dict
+from aethernet.aether_core import AetherNet, hyperparameters_from_state_dict
 
 # Float32 on unit-gain weights rounds to about 5e-6; the format's own limit is 1e-5.
 LIMIT = 1e-5

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from aethernet.checkpoints.verification import natural_image
 from aethernet.metrics import Figures, luma, mean, measure, psnr, ssim
-from aethernet.verification import natural_image
 
 
 def photo(height=40, width=53, seed=None):

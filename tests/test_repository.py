@@ -9,7 +9,7 @@ from helpers import ROOT
 
 import aethernet
 from aethernet.aether_core import VARIANTS
-from aethernet.info import multiply_adds_per_pixel
+from aethernet.checkpoints.info import multiply_adds_per_pixel
 
 FRAMEWORK_FOLDERS = ("onnx", "spandrel", "neosr", "traiNNer-redux", "fuse_script")
 

@@ -13,10 +13,10 @@ import torch
 from helpers import SHIPPED_MODEL
 from PIL import Image
 
-from aethernet import load_checkpoint
-from aethernet.cli import main
-from aethernet.onnx_export import rounding_session
-from aethernet.runtimes import runtime_class
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.onnx_check import rounding_session
+from aethernet.commands.main import main
+from aethernet.runtimes.registry import runtime_class
 
 SCALE = 2
 # What the training checkpoint's own README states, in dB; bicubic beside it.

@@ -9,8 +9,8 @@ import pytest
 import torch
 from helpers import ROOT, lively_network, random_image, run
 
-from aethernet import save_checkpoint
 from aethernet.aether_core import VARIANTS
+from aethernet.checkpoints.checkpoint import save_checkpoint
 
 spandrel = pytest.importorskip(
     "spandrel", reason="needs spandrel: pip install -e '.[spandrel]'"

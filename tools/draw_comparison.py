@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyvips
 
-from aethernet.runtimes import open_model
-from aethernet.shipped import shipped_model
-from aethernet.upscale import upscale_file
+from aethernet.checkpoints.shipped import shipped_model
+from aethernet.runtimes.registry import open_model
+from aethernet.upscaling.files import upscale_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "assets/sample.png"

@@ -35,17 +35,16 @@ from filelock import FileLock, Timeout  # which torch needs, too
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from aethernet import AetherNet, load_checkpoint
-from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS
-from aethernet.cache import sha256_of
-from aethernet.cli import exit_code
-from aethernet.crops import Crops, training_pair
+from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS, AetherNet
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.commands.run import exit_code
+from aethernet.devices import choose_device, has_bfloat16_units
 from aethernet.errors import AetherError, ContradictionError, import_optional
-from aethernet.files import files_in, replacing
-from aethernet.images import READABLE
+from aethernet.files import files_in, replacing, sha256_of
 from aethernet.metrics import Figures, mean, measure
-from aethernet.quality import find_samples
-from aethernet.runtimes.pytorch import choose_device, has_bfloat16_units
+from aethernet.pictures.files import READABLE
+from aethernet.pictures.training_crops import Crops, training_pair
+from aethernet.quality.measure import find_samples
 
 BETAS = (0.9, 0.99)  # as in the option files for the frameworks
 LARGEST_NORM = 5.0  # of a gradient, as there: against a broken batch
@@ -83,7 +82,7 @@ class Recipe:
     """SHA-256 of the files that say which weights are the best; empty: none do."""
 
     def rate_at(self, iteration: int) -> float:
-        """Learning rate: a linear warm-up, constant, and in the last tenth down to 0."""
+        """Learning rate: a linear warm-up, constant, then in the last tenth to 0."""
         warm = min(1.0, (iteration + 1) / max(self.warm_up, 1))
         left = (self.iterations - iteration) / (self.iterations - self.decay_start)
         return self.rate * min(warm, left)
@@ -493,7 +492,8 @@ def _stopping() -> Iterator[list[int]]:
 
 def _optimizers(network: AetherNet, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW for all weights, or for all but those of the linear layers, and Muon."""
-    linear, others = [], []
+    linear: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         by_muon = recipe.optimizer == "muon" and MUON_WEIGHTS.search(name)
         (linear if by_muon else others).append(parameter)
@@ -599,8 +599,7 @@ def _parser() -> argparse.ArgumentParser:
             "--iterations",
             natural,
             300_000,
-            "in all; the rate falls to 0 in the last tenth. A run can go on with "
-            "another number as long as its rate has not begun to fall",
+            "in all; in the last tenth the rate falls to 0",
         ),
         ("--batch", _number(int, 1, 4096), 16, "crops in an iteration"),
         ("--crop", _number(int, 1, 4096), 64, "side of a crop in LR pixels"),

@@ -1,20 +1,28 @@
 """AetherNet: an efficient super-resolution network and the tools around it.
 
-Importing this package costs torch and nothing else: every other library is imported
-where it is used.
+Importing this package imports no other library: each name below is loaded when it is
+first used (PEP 562), and torch with it.
 """
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from aethernet.aether_core import (
-    AetherNet,
-    aether_large,
-    aether_medium,
-    aether_small,
-    hyperparameters_from_state_dict,
-)
-from aethernet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from aethernet.errors import AetherError
+from aethernet.version import __version__
+
+if TYPE_CHECKING:
+    from aethernet.aether_core import (
+        AetherNet,
+        aether_large,
+        aether_medium,
+        aether_small,
+        hyperparameters_from_state_dict,
+    )
+    from aethernet.checkpoints.checkpoint import (
+        Checkpoint,
+        load_checkpoint,
+        save_checkpoint,
+    )
+    from aethernet.errors import AetherError
 
 __all__ = [
     "AetherError",
@@ -28,3 +36,22 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
 ]
+
+_MODULES = {
+    "AetherError": "errors",
+    "Checkpoint": "checkpoints.checkpoint",
+    "load_checkpoint": "checkpoints.checkpoint",
+    "save_checkpoint": "checkpoints.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, 'aether_core')}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,5 +1,7 @@
+"""`python -m aethernet`: the command."""
+
 import sys
 
-from aethernet.cli import main
+from aethernet.commands.main import main
 
 sys.exit(main())

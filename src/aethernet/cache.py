@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import aethernet
 from aethernet.errors import AetherError
 from aethernet.files import replacing
+from aethernet.version import PACKAGE, __version__
 
 # What these rooms say decides what a kept file holds.
 _ROOMS = (
@@ -54,25 +54,11 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def sha256_of(path: Path) -> str:
-    """The digest of a file's content, in hexadecimal.
-
-    Raises:
-        AetherError: when it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise AetherError(f"Cannot read {path}: {error.strerror}.") from error
-
-
 def code_version() -> str:
     """Our version, and a digest of the rooms that compute: in a clone they change."""
-    folder = Path(aethernet.__file__).parent
-    rooms = (folder / f"{name}.py" for name in _ROOMS)
+    rooms = (PACKAGE / f"{name}.py" for name in _ROOMS)
     code = b"".join(room.read_bytes() for room in rooms if room.is_file())
-    return f"{aethernet.__version__}-{hashlib.sha256(code).hexdigest()[:12]}"
+    return f"{__version__}-{hashlib.sha256(code).hexdigest()[:12]}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

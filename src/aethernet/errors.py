@@ -1,15 +1,50 @@
 """The errors this package raises on purpose.
 
-Each message is one sentence or two for the person at the keyboard: what was found, what
-was expected, what to do. Only the command turns them into exit codes.
+Each knows what is wrong (`reason`), with which file (`path`) and what to do (`hint`);
+the message is made here, in `AetherError.__str__`. Only `commands.run` turns errors
+into exit codes.
 """
 
 import importlib
+import os
+from pathlib import Path
 from types import ModuleType
+from typing import Self
 
 
 class AetherError(Exception):
-    """Something a user can act on; the base of the family."""
+    """Something a user can act on; the base of the family.
+
+    As text: `PATH: REASON HINT`, without the parts that are not given.
+    """
+
+    def __init__(
+        self, reason: str, path: "str | os.PathLike[str] | None" = None, hint: str = ""
+    ) -> None:
+        """Describe what is wrong.
+
+        Args:
+            reason: what was found and, where it helps, what was expected; a sentence.
+            path: of the file or folder concerned.
+            hint: what to do about it; a sentence.
+        """
+        super().__init__(reason, path, hint)  # all of them, so that pickle brings them
+        self.reason, self.hint = reason, hint
+        self.path = None if path is None else Path(path)
+
+    def __str__(self) -> str:
+        text = self.reason if self.path is None else f"{self.path}: {self.reason}"
+        return f"{text} {self.hint}" if self.hint else text
+
+    def about(self, path: "str | os.PathLike[str]") -> Self:
+        """The same error of another path: of the target instead of a temporary file."""
+        return type(self)(self.reason, path, self.hint)
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says went wrong, in one line; its class where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
 
 
 class CheckpointError(AetherError):
@@ -58,11 +93,12 @@ def import_optional(module: str, extra: str | None = None) -> ModuleType:
         found = None
     except (ImportError, OSError) as error:  # installed, without what it needs itself
         raise MissingExtraError(
-            f"The package {package} is installed and does not load: {error}"
+            f"The package {package} is installed but does not load: "
+            f"{first_line(error).rstrip('.')}."
         ) from error
     if found is None or found.__file__ is None:
-        how = f"pip install {package}"
+        hint = f"Install it: pip install {package}"
         if extra:
-            how += f"; in AetherNet's folder pip install -e '.[{extra}]' brings all"
-        raise MissingExtraError(f"The package {package} is missing: {how}.")
+            hint += f", or in AetherNet's folder: pip install -e '.[{extra}]'"
+        raise MissingExtraError(f"The package {package} is missing.", hint=f"{hint}.")
     return found

@@ -1,6 +1,8 @@
 """Writing files so that a crash or a full disk leaves the old one or none."""
 
 import contextlib
+import errno
+import hashlib
 import os
 import secrets
 import shlex
@@ -10,42 +12,65 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, first_line
 
 # File systems take names of so many bytes (Windows: UTF-16 units, which are fewer).
 LONGEST_NAME = 255
 
+# System errors of writing that come without a file name: a full or damaged disk.
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
 
 def check_source(path: Path, what: str) -> None:
-    """Say why a file cannot be read; `what` it should be stands in the sentence.
+    """Check that a file can be opened for reading.
+
+    Args:
+        path: of the file.
+        what: what it should be, with its article, for the message: "a picture".
 
     Raises:
-        AetherError: when it is missing, a folder, or not ours to read.
+        AetherError: when it is missing, a folder, a pipe or not readable.
     """
     try:
         if stat.S_ISFIFO(path.stat().st_mode):  # opening it might wait for ever
-            raise AetherError(f"{path} is a pipe, not {what} in a file.")
+            raise AetherError(f"This is a pipe; {what} has to be a file.", path)
         path.open("rb").close()
     except FileNotFoundError as error:
-        raise AetherError(f"There is no file {path}.") from error
+        raise AetherError("There is no such file.", path) from error
     except OSError as error:
         if os.path.isdir(path):
-            raise AetherError(f"{path} is a folder, not {what}.") from error
-        raise AetherError(f"Cannot read {path}: {error.strerror}.") from error
+            raise AetherError(f"This is a folder, not {what}.", path) from error
+        raise unreadable(error, path) from error
+
+
+def unreadable(error: OSError, path: Path) -> AetherError:
+    """The error to raise for a file that the system does not let us read."""
+    return AetherError(f"Cannot be read: {_system_reason(error)}.", path)
+
+
+def unwritable(error: OSError, path: Path) -> AetherError:
+    """The error to raise for a file that the system does not let us write."""
+    return AetherError(f"Cannot be written: {_system_reason(error)}.", path)
+
+
+def _system_reason(error: OSError) -> str:
+    return (error.strerror or first_line(error)).rstrip(".")
 
 
 def check_target(path: Path, source: Path | None = None) -> None:
-    """Say why a file cannot be written, before any work is done for it.
+    """Check that a file can be written, before any work is done for it.
 
     Raises:
-        AetherError: when it is a folder, its folder is missing or not ours to write, or
-            it is the `source` it would be made from.
+        AetherError: when it is a folder, its folder is missing or not writable, or it
+            is the same file as `source`, from which it would be made.
     """
     if os.path.isdir(path):
-        raise AetherError(f"Cannot write {path}: it is a folder; name a file.")
+        raise AetherError("Cannot be written: it is a folder.", path, "Name a file.")
     _check_parent(path)
     if source and os.path.exists(path) and os.path.samefile(path, source):
-        raise AetherError(f"{path} is the file it is made from; name another output.")
+        raise AetherError(
+            "The output would replace its own input.", path, "Name another output."
+        )
 
 
 def files_in(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
@@ -57,11 +82,11 @@ def files_in(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise AetherError(f"Cannot read {folder}: {error.strerror}.") from error
+        raise unreadable(error, folder) from error
     found = [folder / name for name in names if not name.startswith(".")]
     found = [path for path in found if path.suffix.lower() in suffixes]
     if not found:
-        raise AetherError(f"The folder {folder} has no {what} ({', '.join(suffixes)}).")
+        raise AetherError(f"There are no {what} here ({', '.join(suffixes)}).", folder)
     return found
 
 
@@ -74,13 +99,15 @@ def replacing(path: Path) -> Iterator[Path]:
     and removed when the block raises.
 
     Raises:
-        AetherError: as `check_target`, before the block is entered; or when writing
-            fails.
+        AetherError: as `check_target`, before the block is entered; when writing
+            fails; or when the block cannot open another file, which is then named.
+            Errors of the block that speak of the temporary file come out as errors of
+            `path`.
     """
     path = Path(path)
     check_target(path)
     temporary = temporary_path(path)
-    try:
+    with _errors_about(path, temporary):
         temporary.touch(exist_ok=False)
         try:
             yield temporary
@@ -90,8 +117,6 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         if os.name == "posix":  # elsewhere a folder cannot be opened to be flushed
             _flush_to_disk(path.parent)
-    except OSError as error:
-        raise AetherError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 @contextlib.contextmanager
@@ -99,17 +124,18 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder to fill; move it to `path` when the block ends well.
 
     It lies beside `path`, and is removed when the block raises. A folder that was there
-    before is removed once the new one has its place. Errors speak of `path`.
+    before is removed once the new one has its place. Errors of the block about files in
+    the new folder come out as errors of the same names in `path`.
 
     Raises:
         AetherError: when it cannot be made, or `path` is something else than a folder.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
-        raise AetherError(f"{path} is a file; name a folder.")
+        raise AetherError("This is a file.", path, "Name a folder.")
     _check_parent(path)
     temporary = temporary_path(path)
-    try:
+    with _errors_about(path, temporary):
         temporary.mkdir()
         try:
             yield temporary
@@ -121,10 +147,33 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 _flush_to_disk(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _errors_about(path: Path, temporary: Path) -> Iterator[None]:
+    """A block that writes `temporary`: its errors name `path`, or what really failed.
+
+    An OSError without a file name that is not about space or the device may come from
+    anywhere, so it is left as it is.
+    """
+    try:
+        yield
     except AetherError as error:
-        raise type(error)(str(error).replace(str(temporary), str(path))) from error
+        if error.path is None or not error.path.is_relative_to(temporary):
+            raise
+        raise error.about(path / error.path.relative_to(temporary)) from error
     except OSError as error:
-        raise AetherError(f"Cannot write {path}: {error.strerror or error}.") from error
+        failed = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if failed is None and error.errno not in _WRITE_ERRORS:
+            raise
+        if failed is None or failed == path or failed.is_relative_to(temporary):
+            raise unwritable(error, path) from error
+        if failed in (path.parent, temporary.parent):  # while it is flushed
+            raise unwritable(error, path) from error
+        raise AetherError(
+            f"Cannot be opened while {path} is written: {_system_reason(error)}.",
+            failed,
+        ) from error
 
 
 def temporary_path(path: Path) -> Path:
@@ -145,10 +194,10 @@ def command_line(words: Sequence[object]) -> str:
 def _check_parent(path: Path) -> None:
     if not os.path.isdir(path.parent):
         raise AetherError(
-            f"Cannot write {path}: the folder {path.parent} does not exist."
+            f"Cannot be written: the folder {path.parent} does not exist.", path
         )
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise AetherError(f"Cannot write {path}: permission denied in its folder.")
+        raise AetherError("Cannot be written: its folder is not writable.", path)
 
 
 def _exchange(new: Path, path: Path) -> None:
@@ -176,3 +225,19 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+PLOT_SUFFIXES = (".png", ".svg")
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file's content, in hexadecimal.
+
+    Raises:
+        AetherError: when it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(error, path) from error

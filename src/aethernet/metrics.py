@@ -16,8 +16,10 @@ PROTOCOL = (
 )
 
 _PEAK = 255.0
+
 # Of red, green and blue 0..255, ITU-R BT.601-7.
 _BLACK, _WEIGHTS = 16.0, (65.481 / 255, 128.553 / 255, 24.966 / 255)
+
 # Wang et al., "Image quality assessment: from error visibility to structural
 # similarity", 2004.
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03

@@ -1,1 +1,1 @@
-"""Speed, memory and arithmetic of our networks and their peers, side by side."""
+"""Speed and memory, beside other networks."""

@@ -11,17 +11,19 @@ from torch import nn
 
 from aethernet.aether_core import VARIANTS, AetherNet
 from aethernet.bench.peers import PEERS, build_peer, count_multiply_adds, peer_onnx
-from aethernet.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.info import multiply_adds_per_pixel
+from aethernet.checkpoints.onnx import ShapeRange, export_onnx, plain_onnx
+from aethernet.checkpoints.rewrites import rewritten
+from aethernet.checkpoints.verification import exact_float32
 from aethernet.errors import AetherError
-from aethernet.info import multiply_adds_per_pixel
-from aethernet.onnx_export import ShapeRange, export_onnx, plain_onnx
-from aethernet.rewrites import rewritten
-from aethernet.runtimes import open_model, runtime_class
-from aethernet.verification import exact_float32
+from aethernet.runtimes.registry import open_model, runtime_class
 
 # What is done with a network. The first two are PyTorch as it is, channels last; the
 # plain export has no rewrites; rewritten is what `aethernet upscale` runs.
 TRAINING, FUSED, PLAIN = "training form", "fused form", "plain export"
+
+
 REWRITTEN, PUBLISHED = "rewritten", "as published"
 
 
@@ -236,7 +238,7 @@ class Workshop:
         export_onnx(checkpoint, file, shapes=shapes, precision=precision)
         if runtime != "tensorrt":
             return file
-        from aethernet.tensorrt import build_engine
+        from aethernet.runtimes.tensorrt.build import build_engine
 
         engine = self._folder / f"{stem}.engine"
         build_engine(file, engine, shapes)

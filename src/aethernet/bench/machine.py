@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 
-import aethernet
-from aethernet.runtimes.choice import processor_facts, processor_name
+from aethernet.devices import processor_facts, processor_name
+from aethernet.version import __version__
 
 # Sides of the square products among which the best is the ceiling; doubled while one
 # product takes less than this.
 _PRODUCT_SIDES, _PRODUCT_SECONDS = (512, 1024, 2048, 4096, 8192), 0.1
+
 _INSTRUCTIONS = (
     *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_bf16", "amx_int8", "asimd", "asimdhp", "bf16", "sve"),
 )
+
 _PACKAGES = (
     *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-rtx"),
     *("spandrel", "torchvision", "torchmetrics", "numpy", "pillow"),
@@ -63,7 +65,7 @@ def largest_product(precision: str, device: str) -> tuple[int, Callable[[], obje
 
 def describe_machine(device: str) -> dict[str, Any]:
     """What one has to know of a machine to read its figures."""
-    versions = {"aethernet": aethernet.__version__, "python": platform.python_version()}
+    versions = {"aethernet": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import aethernet
 from aethernet.bench.contenders import Contender, load
 from aethernet.bench.peers import PEERS
+from aethernet.checkpoints.verification import natural_image
 from aethernet.errors import AetherError, import_optional
-from aethernet.verification import natural_image
+from aethernet.version import PACKAGE
 
 _CHILD = "import sys; from aethernet.bench.memory import report; report(sys.argv[1:])"
+
 _LIBRARIES = {
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
@@ -44,7 +45,7 @@ def peak_memory(
     """
     words = [json.dumps(asdict(contender)), str(file or ""), device]
     words += map(str, image.shape[2:])
-    home = str(Path(aethernet.__file__).parents[1])
+    home = str(PACKAGE.parent)
     path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH", ""))))
     # glibc keeps what was freed for later use, so that memory in use would not show
     # unless large blocks are the system's own.

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from aethernet.checkpoints.onnx import DEFAULT_OPSET
 from aethernet.errors import AetherError, import_optional
-from aethernet.onnx_export import DEFAULT_OPSET
 from aethernet.runtimes.spandrel import fold_span
 
 
@@ -38,6 +38,7 @@ class Peer:
 
 
 _DIRECT = {"img_size": 64, "upsampler": "pixelshuffledirect"}
+
 # The configurations of the papers; what they are is written out in docs/performance.md.
 PEERS = {
     "compact": Peer("Compact", "Compact", "Compact", "upscale"),

@@ -13,20 +13,21 @@ from aethernet.bench.contenders import FUSED, PLAIN, PUBLISHED, REWRITTEN, TRAIN
 from aethernet.bench.peers import PEERS
 from aethernet.bench.rounds import Entry, Report
 from aethernet.errors import AetherError, import_optional
-from aethernet.files import check_target, replacing
-from aethernet.progress import in_columns
-
-PLOT_SUFFIXES = (".png", ".svg")
+from aethernet.files import PLOT_SUFFIXES, check_target, replacing
+from aethernet.text import in_columns
 
 _HEADER = (
     *("network", "form", "runtime", "precision", "ms", "quartiles", "least"),
     *("MP/s", "MiB", "MACs/px", "GFLOP/s", "of ceiling", "runs"),
 )
+
 _WORDS = 4  # columns of words, left-aligned; the others are numbers
 
 # Colours that colour-blind people tell apart (Okabe and Ito), ours and theirs.
 _OURS, _THEIRS, _LINES = "#0072B2", "#E69F00", "#999999"
+
 _MARKERS = {"pytorch": "o", "onnxruntime": "s", "openvino": "^", "tensorrt": "P"}
+
 _OTHER_MARKERS = {TRAINING: "v", FUSED: ">", PLAIN: "D"}
 
 

@@ -31,17 +31,18 @@ from aethernet.bench.contenders import (
 )
 from aethernet.bench.machine import Ceiling, describe_machine, largest_product
 from aethernet.bench.memory import peak_memory
-from aethernet.checkpoint import load_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.verification import natural_image
+from aethernet.devices import choose_device
 from aethernet.errors import AetherError, import_optional
-from aethernet.runtimes import PRECISIONS
-from aethernet.runtimes.pytorch import choose_device
-from aethernet.verification import natural_image
+from aethernet.runtimes.base import PRECISIONS
 
 _log = logging.getLogger(__name__)
 
 # Idle threads of ONNX Runtime spin for up to 75 ms after a run, those of PyTorch for 10
 # (processor time seen while sleeping); by then the next contender has the machine.
 _SETTLE_SECONDS = 0.1
+
 # What a process may take to start and load, before its two runs.
 _LOADING_SECONDS = 120
 

@@ -1,12 +1,10 @@
 """Which runtime takes a model: a short trial, checked, whose outcome is kept."""
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,38 +16,33 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from aethernet.cache import (
-    cache_folder,
-    code_version,
-    read_json,
-    sha256_of,
-    write_json,
-)
-from aethernet.checkpoint import load_checkpoint
+from aethernet.cache import cache_folder, code_version, read_json, write_json
+from aethernet.checkpoints.checkpoint import is_checkpoint, load_checkpoint
+from aethernet.checkpoints.tolerances import FLOAT32_ATOL, FLOAT32_RTOL, MIN_PSNR
+from aethernet.checkpoints.verification import compare, exact_float32, natural_image
+from aethernet.devices import device_kind, processor_name
 from aethernet.errors import AetherError, VerificationError, import_optional
-from aethernet.onnx_export import FLOAT32_ATOL, FLOAT32_RTOL, MIN_PSNR
-from aethernet.runtimes import (
-    DEVICES,
-    PRECISIONS,
-    TriedRuntime,
-    device_kind,
-    runtime_class,
-)
-from aethernet.runtimes.onnx_files import is_checkpoint
-from aethernet.verification import compare, exact_float32, natural_image
+from aethernet.files import sha256_of
+from aethernet.runtimes.base import PRECISIONS, TriedRuntime
+from aethernet.runtimes.registry import DEVICES, runtime_class
 
 if TYPE_CHECKING:
     from aethernet.runtimes.onnxruntime import OnnxRuntime
+
 
 _log = logging.getLogger(__name__)
 
 # LR pixels along each side of what is tried, and of what is only checked because there
 # is nothing to choose from; an ONNX file may fix another size.
 TILE = 128
+
 CHECK_TILE = 64
+
 # Timed runs of each after one to warm up, less where `TRIAL_SECONDS` are spent before.
 ROUNDS = 3
+
 TRIAL_SECONDS = 5.0
+
 # Who takes this many times as long as the best in its first timed run is not run again.
 HOPELESS = 3.0
 
@@ -58,7 +51,9 @@ HOPELESS = 3.0
 # where r is the PSNR of reduced against float32, as long as both errors are
 # independent. A loss of 0.05 dB at q = 37 dB (Set5 2x) needs r = 56.3 dB.
 MAX_LOSS = 0.05
+
 USUAL_PSNR = 37.0
+
 AUTO_MIN_PSNR = USUAL_PSNR - 10 * math.log10(10 ** (MAX_LOSS / 10) - 1)
 
 # Distributions that bring a runtime's library; any one will do.
@@ -67,6 +62,7 @@ _LIBRARIES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"),
     "openvino": ("openvino",),
 }
+
 # What else it takes to run a checkpoint in one that takes ONNX files.
 _EXPORTER = ("onnx", "onnxscript")
 
@@ -356,22 +352,6 @@ def _facts(
         "machine": [processor_name(), os.cpu_count(), torch.get_num_threads(), *gpus],
         "versions": {"aethernet": code_version(), **_versions()},
     }
-
-
-def processor_facts() -> dict[str, str]:
-    """What /proc/cpuinfo says of the first processor; nothing where it is not."""
-    facts: dict[str, str] = {}
-    with contextlib.suppress(OSError):  # not Linux
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), value.strip())
-    return facts
-
-
-def processor_name() -> str:
-    """The processor's name, or its kind where no name can be read."""
-    name = processor_facts().get("model name")
-    return name or platform.processor() or platform.machine()
 
 
 def _digest(facts: dict[str, Any]) -> str:

@@ -13,11 +13,10 @@ import numpy as np
 import psutil
 import torch
 
-from aethernet.cache import cache_folder, code_version, make_folder, sha256_of
-from aethernet.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
+from aethernet.cache import cache_folder, code_version, make_folder
 from aethernet.errors import AetherError, OutOfMemoryError
-from aethernet.files import check_target
-from aethernet.runtimes import Description, Limits
+from aethernet.files import check_target, sha256_of
+from aethernet.runtimes.base import Description, Limits
 
 _log = logging.getLogger(__name__)
 
@@ -138,10 +137,6 @@ def allowed_threads() -> int:
     return threads if threads < (psutil.cpu_count(logical=False) or 1) else 0
 
 
-def is_checkpoint(path: Path) -> bool:
-    return path.suffix.lower() in CHECKPOINT_SUFFIXES
-
-
 def load_exported(path: Path, precision: str, load: Callable[[Path], T]) -> T:
     """Load the ONNX export of a checkpoint, made and verified the first time.
 
@@ -173,7 +168,7 @@ def load_exported(path: Path, precision: str, load: Callable[[Path], T]) -> T:
 
 
 def _export(path: Path, target: Path, precision: str) -> Path:
-    from aethernet.onnx_export import export_onnx
+    from aethernet.checkpoints.onnx import export_onnx
 
     _log.info("exporting %s to ONNX in %s, once", path, precision)
     export_onnx(path, target, dynamic=True, precision=precision)

@@ -6,15 +6,11 @@ from typing import Any, Self
 import numpy as np
 
 from aethernet.cache import cache_folder, make_folder
+from aethernet.checkpoints.checkpoint import is_checkpoint
+from aethernet.checkpoints.onnx_check import rounding_session
 from aethernet.errors import AetherError, import_optional
-from aethernet.onnx_export import rounding_session
-from aethernet.runtimes import PRECISIONS
-from aethernet.runtimes.onnx_files import (
-    OnnxModel,
-    allowed_threads,
-    is_checkpoint,
-    load_exported,
-)
+from aethernet.runtimes.base import PRECISIONS
+from aethernet.runtimes.onnx_files import OnnxModel, allowed_threads, load_exported
 
 # Device -> provider, in the order "auto" prefers. TensorRT, which builds an engine for
 # minutes, and CoreML, which is in every macOS build, are taken by name only.
@@ -25,8 +21,11 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
 }
+
 _BY_NAME_ONLY = ("tensorrt", "coreml")
+
 _NUMBERED = ("cuda", "dml", "tensorrt")
+
 _DTYPES: dict[str, type[np.floating]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,

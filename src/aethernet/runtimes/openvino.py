@@ -5,13 +5,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from aethernet.checkpoints.checkpoint import is_checkpoint
 from aethernet.errors import AetherError, import_optional
-from aethernet.runtimes.onnx_files import (
-    OnnxModel,
-    allowed_threads,
-    is_checkpoint,
-    load_exported,
-)
+from aethernet.runtimes.onnx_files import OnnxModel, allowed_threads, load_exported
 
 # Precision -> what OpenVINO calls it as a hint, and among a device's capabilities.
 _HINTS = {
@@ -19,6 +15,7 @@ _HINTS = {
     "float16": ("f16", "FP16"),
     "bfloat16": ("bf16", "BF16"),
 }
+
 _DTYPES: dict[str, type[np.floating]] = {"f32": np.float32, "f16": np.float16}
 
 

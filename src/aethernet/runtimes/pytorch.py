@@ -3,48 +3,25 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
 from aethernet.aether_core import AetherNet
-from aethernet.checkpoint import load_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.rewrites import rewritten
+from aethernet.checkpoints.verification import exact_float32
+from aethernet.devices import (
+    choose_device,
+    device_kind,
+    has_bfloat16_units,
+    pytorch_devices,
+)
 from aethernet.errors import AetherError, OutOfMemoryError
-from aethernet.rewrites import rewritten
-from aethernet.runtimes import DEVICES, Description, Limits, device_kind
-from aethernet.verification import exact_float32
+from aethernet.runtimes.base import Description, Limits
 
 if TYPE_CHECKING:
     import numpy as np
-
-# What a processor has that multiplies bfloat16 in hardware, as torch.cpu names it. One
-# without takes 15 to 30 times as long in it as in float32 (a Zen 3, torch 2.15).
-_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where PyTorch has one, else the CPU.
-
-    Raises:
-        AetherError: when PyTorch knows no such device or it is not there.
-    """
-    if name == "auto":
-        return torch.device(PyTorchRuntime.devices()[0])
-    try:
-        device = torch.device(name if device_kind(name) in DEVICES["pytorch"] else "")
-        torch.empty(0, device=device)  # reaches for the driver
-    except (RuntimeError, AssertionError) as error:
-        raise AetherError(
-            f"The device {name!r} is not available to PyTorch here; try --device cpu."
-        ) from error
-    return device
-
-
-def has_bfloat16_units() -> bool:
-    """Whether this processor computes bfloat16 faster than float32."""
-    ask: Any = getattr(torch.cpu, "get_capabilities", dict)  # newer than torch 2.9
-    found = ask()
-    return any(found.get(name) for name in _BFLOAT16_UNITS)
 
 
 @contextlib.contextmanager
@@ -105,8 +82,7 @@ class PyTorchRuntime:
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:
-        gpus = (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps))
-        return (*(name for name, gpu in gpus if gpu.is_available()), "cpu")
+        return pytorch_devices()
 
     @classmethod
     def precisions(cls, path: Path, device: str) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from aethernet.checkpoint import load_weights
+from aethernet.checkpoints.checkpoint import load_weights
+from aethernet.devices import choose_device
 from aethernet.errors import AetherError, CheckpointError, import_optional
-from aethernet.runtimes import Description, Limits
-from aethernet.runtimes.pytorch import choose_device, failure_is_said
+from aethernet.runtimes.base import Description, Limits
+from aethernet.runtimes.pytorch import failure_is_said
 
 if TYPE_CHECKING:
     import numpy as np

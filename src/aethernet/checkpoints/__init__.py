@@ -1,0 +1,1 @@
+"""Checkpoints: read, describe, fuse, export and verify them."""

@@ -1,0 +1,159 @@
+"""Run an ONNX file in ONNX Runtime and compare it with PyTorch."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aethernet.checkpoints.checkpoint import Checkpoint
+from aethernet.checkpoints.tolerances import Limits
+from aethernet.checkpoints.verification import (
+    Difference,
+    compare,
+    exact_float32,
+    natural_image,
+    noise_image,
+    verification_frames,
+)
+from aethernet.errors import VerificationError, import_optional
+
+_log = logging.getLogger(__name__)
+
+# LR sizes (batch, height, width) that a file with free sizes has to take.
+_FREE_SIZES = ((1, 1, 1), (1, 7, 5), (2, 13, 17), (3, 33, 31), (1, 64, 96))
+
+_FRAME_SIZE = (64, 96)
+
+
+def verification_images(
+    checkpoint: Checkpoint, fixed: tuple[int, int, int] | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Frames `(batch, in_chans, H, W)` by name; if sizes are free, several of them."""
+    channels = checkpoint.hyperparameters["in_chans"]
+    batch, height, width = fixed or (1, *_FRAME_SIZE)
+    for name, frame in verification_frames(height, width, channels).items():
+        yield name, frame.expand(batch, -1, -1, -1)
+    for count, rows, columns in () if fixed else _FREE_SIZES:
+        images = [natural_image, noise_image]
+        batch_of = [images[i % 2](rows, columns, channels) for i in range(count)]
+        yield f"{count} x {columns}x{rows}", torch.cat(batch_of)
+
+
+def open_session(content: bytes) -> Any:
+    """The content of an ONNX file in ONNX Runtime on the CPU.
+
+    Not its path: a session that holds the file would keep Windows from moving it.
+    """
+    ort = import_optional("onnxruntime", "onnx")
+    return ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+
+def rounding_session(content: bytes) -> Any:
+    """As `open_session`, every result inside rounded to the type that the file states.
+
+    This is what a processor does that multiplies in half precision and sums in float32.
+    ONNX Runtime on a CPU has no bfloat16, and computes chains of float16 operators in
+    float32, where an overflow between two of them would not show: a GPU would make a
+    black picture of it.
+    """
+    ort = import_optional("onnxruntime", "onnx")
+    options = ort.SessionOptions()
+    # As written: optimising could take a Cast and its inverse for nothing.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    providers = ["CPUExecutionProvider"]
+    return ort.InferenceSession(_rounding(content), options, providers=providers)
+
+
+def verify(
+    session: Any,
+    checkpoint: Checkpoint,
+    images: Iterable[tuple[str, Tensor]],
+    limits: Limits | None,
+    device: str | torch.device,
+) -> dict[str, Difference]:
+    """Run an ONNX file in ONNX Runtime and the checkpoint in PyTorch float32.
+
+    Args:
+        session: as `open_session` gives it.
+        images: by name, `(B, in_chans, H, W)`, float32, 0..1.
+        limits: None asks for finite values of the right shape only.
+
+    Raises:
+        VerificationError: at the first image on which they are not the same.
+    """
+    half = session.get_inputs()[0].type == "tensor(float16)"
+    # Channels last halves the time on a CPU.
+    reference = checkpoint.build().to(memory_format=torch.channels_last).to(device)
+    differences: dict[str, Difference] = {}
+    for name, image in images:
+        _log.info("checking %s", name)
+        with torch.inference_mode(), exact_float32():
+            expected = reference(image.to(device)).cpu()
+        feed = (image.half() if half else image).numpy()
+        output = torch.from_numpy(session.run(["output"], {"input": feed})[0])
+        for what, values in (("ONNX file", output), ("network itself", expected)):
+            if not torch.isfinite(values).all():
+                raise VerificationError(
+                    f"The {what} makes NaN or infinite values on {name}"
+                    f"{', float16 ends at 65504' if half else ''}; nothing was written."
+                )
+        if output.shape != expected.shape:
+            raise VerificationError(
+                f"The ONNX file makes {[*output.shape]} where PyTorch makes "
+                f"{[*expected.shape]} ({name}); nothing was written."
+            )
+        differences[name] = compare(output, expected)
+        problem = limits and limits.problem(output, expected)
+        if problem:
+            raise VerificationError(
+                f"The ONNX file differs from PyTorch on {name}: {differences[name]}, "
+                f"{problem}; nothing was written."
+            )
+    return differences
+
+
+def _rounding(content: bytes) -> bytes:
+    """The same graph in float32 operators, half-precision results cast to and fro."""
+    onnx = import_optional("onnx", "onnx")
+    helper, arrays = onnx.helper, onnx.numpy_helper
+    kinds = onnx.TensorProto
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
+    graph = model.graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    half = {kinds.FLOAT16, kinds.BFLOAT16}
+
+    def widen(tensor: Any) -> None:
+        if tensor.data_type in half:
+            wide = arrays.to_array(tensor).astype("float32")
+            tensor.CopyFrom(arrays.from_array(wide, tensor.name))
+
+    for weight in graph.initializer:
+        widen(weight)
+    inputs = {i.name: f"{i.name} wide" for i in graph.input if types[i.name] in half}
+    nodes = [
+        helper.make_node("Cast", [narrow], [wide], to=kinds.FLOAT)
+        for narrow, wide in inputs.items()
+    ]
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        nodes.append(node)
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i in half:
+                attribute.i = kinds.FLOAT
+            widen(attribute.t)
+        node.input[:] = [inputs.get(name, name) for name in node.input]
+        for index, name in enumerate(node.output):
+            if types.get(name) not in half:
+                continue
+            exact = node.output[index] = f"{name} exact"
+            rounded = name if name in outputs else f"{name} rounded"
+            nodes.append(helper.make_node("Cast", [exact], [rounded], to=types[name]))
+            if rounded != name:
+                cast = helper.make_node("Cast", [rounded], [name], to=kinds.FLOAT)
+                nodes.append(cast)
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    return model.SerializeToString()

@@ -1,0 +1,52 @@
+"""How far an exported file may differ from the network it came from."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from aethernet.checkpoints.verification import compare
+from aethernet.errors import AetherError
+
+# What a file may differ by from PyTorch float32. Float32 against float32 is rounding:
+# 2e-6 on the shipped model, more on deeper ones; 1e-4 is 1/40 of an 8-bit step. Others
+# round as part of the format, with 11, 8 and 8 bits, and have to reach a PSNR in dB.
+FLOAT32_ATOL, FLOAT32_RTOL = 1e-4, 1e-4
+
+MIN_PSNR = {"float16": 50.0, "bfloat16": 40.0, "int8": 40.0}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a file counts as the same network: by PSNR in dB, else by atol and rtol."""
+
+    min_psnr: float | None = None
+    atol: float = FLOAT32_ATOL
+    rtol: float = FLOAT32_RTOL
+
+    @classmethod
+    def of(cls, precision: str, atol: float | None, rtol: float | None) -> Self:
+        """What a precision has to reach unless the user named another limit.
+
+        Raises:
+            AetherError: when one of them is below 0 or NaN.
+        """
+        for limit in (atol, rtol):
+            if limit is not None and not limit >= 0:  # NaN is not
+                raise AetherError(f"atol and rtol start at 0, {limit} is no limit.")
+        if atol is None and rtol is None:
+            return cls(MIN_PSNR.get(precision))
+        atol = FLOAT32_ATOL if atol is None else atol
+        return cls(None, atol, FLOAT32_RTOL if rtol is None else rtol)
+
+    def problem(self, output: Tensor, expected: Tensor) -> str | None:
+        """Why the output is not close enough, or None."""
+        if self.min_psnr is not None:
+            if compare(output, expected).psnr >= self.min_psnr:
+                return None
+            return f"less than {self.min_psnr:g} dB"
+        output, expected = output.double(), expected.double()
+        if torch.allclose(output, expected, rtol=self.rtol, atol=self.atol):
+            return None
+        return f"more than atol {self.atol:g} + rtol {self.rtol:g}"

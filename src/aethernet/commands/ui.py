@@ -1,0 +1,52 @@
+"""`aethernet ui`: upscale in the browser, on this computer."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from aethernet.commands.model_flags import add_runtime, model_loader, models_of
+from aethernet.commands.values import port
+
+
+def ui(arguments: argparse.Namespace) -> None:
+    """Job: a page on this computer that upscales with `model` (may be None)."""
+    from aethernet.upscaling.ui import find_models, serve
+
+    logging.getLogger("pyvips").setLevel(logging.ERROR)
+    serve(
+        find_models(models_of(arguments)),
+        model_loader(arguments),
+        arguments.port,
+        open_browser=arguments.browser,
+    )
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Open a page in the browser: drop a picture, choose a model, compare, "
+        "download. It is served on this computer for this computer only (127.0.0.1). "
+        "Needs the extra `ui`."
+    )
+    parser.epilog = "example: aethernet ui --model models"
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        type=Path,
+        metavar="M",
+        help="to choose from: .safetensors, .pth, .onnx or .engine files, or folders "
+        "of them, or names that `aethernet models` lists; default: 2x-small",
+    )
+    parser.add_argument(
+        "--port",
+        type=port,
+        metavar="N",
+        help="default: the first free one from 7860 on",
+    )
+    parser.add_argument(
+        "--no-browser",
+        dest="browser",
+        action="store_false",
+        help="print the address, and leave opening it to you",
+    )
+    add_runtime(parser)
+    parser.set_defaults(job=ui)

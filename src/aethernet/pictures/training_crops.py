@@ -1,0 +1,123 @@
+"""Pairs to train on: aligned crops of HR pictures and of their LR pictures."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aethernet.errors import AetherError, ImageError
+from aethernet.pictures.files import read_picture, rgb_8_bits
+from aethernet.pictures.resampling import lr_pixels, whole_pixels
+
+Pair = tuple[Tensor, Tensor]
+"""LR and HR, `(3, H, W)`, uint8."""
+
+_TRIES = 20
+
+_AT_ONCE = 4  # pictures, each 40 bytes a pixel while it is reduced
+
+
+def training_pair(path: Path, scale: int) -> Pair:
+    """The LR picture of the published protocol, and HR cropped to fit it.
+
+    Gray becomes RGB, 16 bits become 8, alpha is left out.
+
+    Raises:
+        ImageError: when the picture cannot be read.
+    """
+    hr = whole_pixels(rgb_8_bits(read_picture(path)), scale)
+    if not hr.size:
+        raise ImageError(f"{path} is smaller than one LR pixel at {scale}x.")
+    lr = lr_pixels(hr, scale)
+    return _planes(lr), _planes(hr)
+
+
+class Crops:
+    """Random aligned crops, flipped and turned by quarters.
+
+    All pictures lie decoded in memory, LR being the whole picture's: a crop's edge is
+    then no edge of a picture.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        scale: int,
+        held_out: int = 0,
+        least_detail: float = 0,
+    ) -> None:
+        """Read and reduce the pictures, several at a time.
+
+        Args:
+            paths: of HR pictures; the last `held_out` of them are not trained on.
+            scale: of LR.
+            held_out: how many pictures `held_out` draws from.
+            least_detail: draw again where neighbouring HR pixels differ by less, as a
+                mean over the crop's green, in 8-bit steps: skies teach nothing.
+
+        Raises:
+            AetherError: when a picture cannot be read, or none is left to train on.
+        """
+        if len(paths) <= held_out:
+            raise AetherError(f"{held_out + 1} pictures are needed, not {len(paths)}.")
+        self._scale, self._least_detail = scale, least_detail
+        with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
+            pairs = [*pool.map(lambda path: training_pair(path, scale), paths)]
+        first = len(pairs) - held_out
+        self._train, self._held_out = pairs[:first], pairs[first:]
+
+    @property
+    def largest_size(self) -> int:
+        """The crop that fits into every picture, LR pixels."""
+        return min(min(lr.shape[1:]) for lr, _ in [*self._train, *self._held_out])
+
+    def batch(self, count: int, size: int, random: np.random.Generator) -> Pair:
+        """LR `(count, 3, size, size)` and HR, float32, 0..1."""
+        return _stack([self._detailed(size, random) for _ in range(count)])
+
+    def held_out(self, count: int, size: int) -> Pair:
+        """As `batch`, the same crops of held-out pictures every time."""
+        random = np.random.default_rng(0)
+        return _stack([self._crop(self._held_out, size, random) for _ in range(count)])
+
+    def _detailed(self, size: int, random: np.random.Generator) -> Pair:
+        """A crop with detail, or the last of some tries."""
+        for _ in range(_TRIES):
+            crop = self._crop(self._train, size, random)
+            if not self._least_detail or detail(crop[1]) >= self._least_detail:
+                break
+        return crop
+
+    def _crop(
+        self, pairs: Sequence[Pair], size: int, random: np.random.Generator
+    ) -> Pair:
+        lr, hr = pairs[int(random.integers(len(pairs)))]
+        top, left = (int(random.integers(side - size + 1)) for side in lr.shape[1:])
+        turns, flip = int(random.integers(4)), bool(random.integers(2))
+
+        def part(image: Tensor, factor: int) -> Tensor:
+            rows = slice(top * factor, (top + size) * factor)
+            columns = slice(left * factor, (left + size) * factor)
+            crop = image[:, rows, columns].rot90(turns, (1, 2))
+            return crop.flip(2) if flip else crop
+
+        return part(lr, 1), part(hr, self._scale)
+
+
+def detail(image: Tensor) -> float:
+    """Mean difference of neighbours in the green of `(3, H, W)`, in 8-bit steps."""
+    green = image[1].float()
+    return float((green.diff(dim=0).abs().mean() + green.diff(dim=1).abs().mean()) / 2)
+
+
+def _planes(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _stack(crops: Sequence[Pair]) -> Pair:
+    lr, hr = (torch.stack(side).float() / 255 for side in zip(*crops, strict=True))
+    return lr, hr

@@ -1,0 +1,1 @@
+"""Release folders: files, model card and an entry for OpenModelDB."""

@@ -1,0 +1,1 @@
+"""How good models are: measure and show it."""

@@ -1,0 +1,1 @@
+"""TensorRT: build an engine, describe it, run it."""

@@ -1,0 +1,1 @@
+"""Upscale pictures and folders, here, in the browser or on a cluster."""

@@ -1,0 +1,1 @@
+"""Upscale a folder on a Ray cluster."""

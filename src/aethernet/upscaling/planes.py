@@ -1,0 +1,94 @@
+"""Upscale pixels in memory: gray, colour and alpha."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from aethernet.errors import AetherError, ImageError
+from aethernet.pictures.files import Picture, with_colours_spread
+from aethernet.runtimes.base import Model
+
+
+def planes_and_alpha(
+    planes: np.ndarray, has_alpha: bool, model: Model, alpha: str
+) -> np.ndarray:
+    """As `upscale_planes`, of colours and, as the last plane, alpha; 0..1."""
+    if not has_alpha:
+        upscaled = upscale_planes(planes, model)
+        return np.clip(upscaled, 0, 1, out=upscaled)
+    colours = upscale_planes(planes[:-1], model)
+    opacity = planes[-1:]
+    if opacity.min() == opacity.max():
+        opacity = np.full_like(colours[:1], opacity.flat[0])
+    elif alpha == "network":
+        opacity = upscale_planes(opacity, model)
+    else:
+        opacity = torch.nn.functional.interpolate(
+            torch.from_numpy(np.ascontiguousarray(opacity[np.newaxis])),
+            scale_factor=model.scale,
+            mode="bicubic",
+        )[0].numpy()
+    together = np.concatenate((colours, opacity))
+    return np.clip(together, 0, 1, out=together)
+
+
+def pixels_of(planes: np.ndarray, depth: int) -> np.ndarray:
+    """`(bands, h, W)` in 0..1, which is overwritten, as `(h, W, bands)` integers."""
+    planes *= np.float32(2**depth - 1)
+    np.rint(planes, out=planes)
+    dtype = np.uint16 if depth > 8 else np.uint8
+    return planes.transpose(1, 2, 0).astype(dtype, order="C")
+
+
+def upscale_picture(
+    picture: Picture, model: Model, depth: int, alpha: str = "network"
+) -> Picture:
+    """Upscale colours and alpha; gray stays gray. `depth` is 8 or 16 bits per value.
+
+    Raises:
+        AetherError: as `upscale_planes`.
+    """
+    pixels = with_colours_spread(picture).pixels
+    planes = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+    planes /= np.float32(np.iinfo(pixels.dtype).max)
+    upscaled = planes_and_alpha(planes, picture.has_alpha, model, alpha)
+    return replace(picture, pixels=pixels_of(upscaled, depth))
+
+
+def upscale_planes(planes: np.ndarray, model: Model) -> np.ndarray:
+    """Run the model on one gray or three colour planes.
+
+    An RGB model sees a gray plane as three equal ones, whose outputs are averaged; a
+    gray model sees three planes one by one.
+
+    Args:
+        planes: `(1 or 3, H, W)`, float32, 0..1.
+
+    Returns:
+        As many planes, `scale` times as large, float32, not clamped.
+
+    Raises:
+        AetherError: when the model is for other channels, returns NaN or infinity, or
+            the runtime raises it.
+    """
+    count = len(planes)
+    if model.channels not in (1, 3):
+        raise ImageError(
+            f"The model takes {model.channels} channels; a picture has 1 or 3 (RGB)."
+        )
+    if model.channels == count:
+        batches = [planes[np.newaxis]]
+    elif model.channels == 3:
+        batches = [np.repeat(planes, 3, axis=0)[np.newaxis]]
+    else:
+        batches = [plane[np.newaxis, np.newaxis] for plane in planes]
+    output = np.concatenate([model.run(np.ascontiguousarray(b)) for b in batches])
+    if not np.isfinite(output).all():
+        raise AetherError(
+            f"The model returned NaN or infinite values ({model.describe()}); "
+            "float16 can overflow, try --precision float32 or the float32 model."
+        )
+    if model.channels == 3 and count == 1:
+        return output[0].mean(axis=0, keepdims=True)
+    return output.reshape(count, *output.shape[2:])

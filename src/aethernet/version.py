@@ -1,0 +1,7 @@
+"""The version and the folder of the package, without importing the rest of it."""
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+PACKAGE = Path(__file__).parent

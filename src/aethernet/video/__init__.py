@@ -1,0 +1,1 @@
+"""Upscale videos: decode, encode, join, continue after a kill."""

@@ -1,0 +1,225 @@
+"""Frames through pipes: y4m (YUV4MPEG2) and raw RGB, from and to any program.
+
+Parsed here rather than by libav, which reads ahead until it knows what a file would
+tell it at once, and does not say when a pipe breaks off inside a frame.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+import numpy as np
+
+from aethernet.errors import AetherError
+from aethernet.video.yuv import FULL, LIMITED, Colour, from_rgb, to_rgb, usual_colour
+
+MAGIC = b"YUV4MPEG2"
+
+# No header or frame line is longer; a stream without line breaks must not fill memory.
+_LONGEST_LINE = 1024
+
+_LARGEST_SIDE = 2**16
+
+# Luma samples per chroma sample, across and down.
+_SUBSAMPLING = {"420": (2, 2), "422": (2, 1), "444": (1, 1), "mono": None}
+
+# Where the chroma samples of 8-bit 4:2:0 lie; the plain name means the first.
+_SITINGS = {"420jpeg": "center", "420mpeg2": "left", "420paldv": "topleft"}
+
+
+@dataclass(frozen=True)
+class RawFormat:
+    """RGB frames without any header: R, G, B, R, G, B, .. from the top left."""
+
+    width: int
+    height: int
+    bits: int = 8
+    """Per value: 8, or 16 (little-endian)."""
+
+
+@dataclass(frozen=True)
+class Y4mHeader:
+    """The first line of a y4m stream."""
+
+    width: int
+    height: int
+    layout: str
+    """As the C parameter names it, e.g. 420mpeg2 or 422p10."""
+    bits: int
+    """Of a value; more than 8 are stored in 16, little-endian."""
+    subsampling: tuple[int, int] | None
+    """Luma samples per chroma sample, across and down; None: no chroma."""
+    other: tuple[str, ...]
+    """All further parameters (rate, aspect, field order, remarks) as they came."""
+
+    @property
+    def siting(self) -> str:
+        """Of the chroma samples, a key of `yuv.SITINGS`."""
+        if self.layout == "420":
+            return "center"
+        return _SITINGS.get(self.layout, "left")
+
+    @property
+    def colour(self) -> Colour:
+        """The matrix goes by the size, y4m has no word for it."""
+        full = "XCOLORRANGE=FULL" in self.other
+        if not self.subsampling:  # gray is taken for full, unless it is told
+            full = "XCOLORRANGE=LIMITED" not in self.other
+        return usual_colour(self.height, FULL if full else LIMITED)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.uint8 if self.bits == 8 else "<u2")
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of the planes: rows, columns."""
+        shapes = [(self.height, self.width)]
+        if self.subsampling:
+            across, down = self.subsampling
+            shapes += [(-(-self.height // down), -(-self.width // across))] * 2
+        return shapes
+
+    def line(self) -> bytes:
+        words = [f"W{self.width}", f"H{self.height}", *self.other, f"C{self.layout}"]
+        return MAGIC + " ".join(["", *words]).encode("latin-1") + b"\n"
+
+
+def read_header(stream: BinaryIO) -> Y4mHeader:
+    """Read the first line.
+
+    Raises:
+        AetherError: when it is not that of a y4m stream, or of an unknown kind.
+    """
+    line = stream.readline(_LONGEST_LINE)
+    words = line.decode("latin-1").split()
+    if not line.startswith(MAGIC) or not line.endswith(b"\n"):
+        found = "something else" if line else "nothing"
+        raise AetherError(
+            f"Expected a y4m stream, which begins with {MAGIC.decode()}, and found "
+            f"{found}; raw RGB needs its size: --raw WxH."
+        )
+    sides = {"W": 0, "H": 0}
+    layout = "420jpeg"
+    other = []
+    for word in words[1:]:
+        key, value = word[0], word[1:]
+        if key in sides:
+            sides[key] = int(value) if re.fullmatch("[0-9]{1,6}", value) else 0
+        elif key == "C":
+            layout = value
+        else:
+            other.append(word)
+    if not all(0 < side < _LARGEST_SIDE for side in sides.values()):
+        raise AetherError("The y4m stream says no size that frames can have.")
+    kind = re.fullmatch("(420|422|444|mono)(?:p?(9|10|12|14|16))?", layout)
+    if layout not in _SITINGS and kind is None:
+        raise AetherError(
+            f"The y4m stream is of the kind C{layout}, which is not supported; "
+            "expected 420, 422, 444 or mono, of 8 to 16 bits."
+        )
+    name, bits = kind.groups() if kind else ("420", None)
+    return Y4mHeader(
+        sides["W"],
+        sides["H"],
+        layout,
+        int(bits or 8),
+        _SUBSAMPLING[name],
+        tuple(other),
+    )
+
+
+def read_y4m(stream: BinaryIO, header: Y4mHeader) -> Iterator[np.ndarray]:
+    """Planes `(1 or 3, H, W)`, float32, 0..1, of one frame after another.
+
+    Raises:
+        AetherError: after the last whole frame, when the stream ends inside one.
+    """
+    count = 0
+    while line := stream.readline(_LONGEST_LINE):
+        if not line.startswith(b"FRAME") or not line.endswith(b"\n"):
+            raise _broken_off(count)
+        planes = []
+        for rows, columns in header.shapes:
+            size = rows * columns * header.dtype.itemsize
+            content = _read(stream, size)
+            if len(content) < size:
+                raise _broken_off(count)
+            planes.append(np.frombuffer(content, header.dtype).reshape(rows, columns))
+        yield to_rgb(planes, header.bits, header.colour, header.siting)
+        count += 1
+
+
+def y4m_writer(
+    stream: BinaryIO, header: Y4mHeader, scale: int
+) -> Callable[[np.ndarray], None]:
+    """Write the header of a stream `scale` times as large; returns what writes a frame.
+
+    The values mean what those of the source mean, also its matrix, which goes by the
+    size of the source: tell the program that reads the pipe.
+    """
+    larger = replace(header, width=header.width * scale, height=header.height * scale)
+    stream.write(larger.line())
+
+    def write(planes: np.ndarray) -> None:
+        coded = from_rgb(
+            planes,
+            header.bits,
+            header.colour,
+            header.subsampling or (1, 1),
+            header.siting,
+        )
+        stream.write(b"FRAME\n")
+        for plane in coded:
+            stream.write(plane.astype(header.dtype, copy=False).tobytes())
+        stream.flush()
+
+    return write
+
+
+def read_raw(stream: BinaryIO, form: RawFormat) -> Iterator[np.ndarray]:
+    """As `read_y4m`, of raw RGB."""
+    dtype = _raw_dtype(form)
+    size = form.height * form.width * 3 * dtype.itemsize
+    count = 0
+    while content := _read(stream, size):
+        if len(content) < size:
+            raise _broken_off(count)
+        pixels = np.frombuffer(content, dtype).reshape(form.height, form.width, 3)
+        planes = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+        planes /= np.float32(np.iinfo(dtype).max)
+        yield planes
+        count += 1
+
+
+def raw_writer(stream: BinaryIO, form: RawFormat) -> Callable[[np.ndarray], None]:
+    """What writes a frame of that kind, of any size."""
+    dtype = _raw_dtype(form)
+    peak = np.float32(np.iinfo(dtype).max)
+
+    def write(planes: np.ndarray) -> None:
+        values = np.rint(planes.clip(0, 1) * peak).transpose(1, 2, 0)
+        stream.write(values.astype(dtype).tobytes())
+        stream.flush()
+
+    return write
+
+
+def _raw_dtype(form: RawFormat) -> np.dtype:
+    return np.dtype(np.uint8 if form.bits == 8 else "<u2")
+
+
+def _read(stream: BinaryIO, size: int) -> bytes:
+    """So many bytes, which a pipe may hand out in pieces; fewer where it ends."""
+    pieces = []
+    while size and (piece := stream.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _broken_off(count: int) -> AetherError:
+    return AetherError(
+        f"The stream breaks off inside a frame; the {count} whole ones before are done."
+    )

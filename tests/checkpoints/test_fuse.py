@@ -1,0 +1,221 @@
+"""Fusing: the room, the command and the script."""
+
+import pytest
+import torch
+from helpers import (
+    FUSE_SCRIPT,
+    SHIPPED_MODEL,
+    call_script,
+    lively_network,
+    random_image,
+    run,
+    without_hidden,
+)
+from safetensors.torch import load_file
+
+from aethernet.aether_core import AetherNet, ReparamLargeKernelConv
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.fuse import fuse_checkpoint
+from aethernet.commands.main import main
+from aethernet.errors import AetherError, VerificationError
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A checkpoint as a framework leaves it, and the network in it."""
+    network = lively_network(scale=4, sk_kernel=5)
+    path = tmp_path / "net_g_1000.pth"
+    other = lively_network(9, scale=4, sk_kernel=5)
+    content = {"params": other.state_dict(), "params_ema": network.state_dict()}
+    torch.save(content, path)
+    return path, network
+
+
+class TestFuseCheckpoint:
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+    def test_writes_the_same_function_in_fused_form(self, trained, tmp_path, suffix):
+        path, network = trained
+        target = tmp_path / f"fused{suffix}"
+        result = fuse_checkpoint(path, target)
+        written = load_checkpoint(target)
+        assert written.form == "fused"
+        assert written.hyperparameters["scale"] == 4
+        assert not result.was_fused
+        assert set(result.differences) == {"natural image", "noise"}
+        image = random_image(1, 3, 20, 21)
+        difference = (written.build()(image) - network(image)).abs().max()
+        assert difference < 1e-5
+        reported = max(d.max_abs_error for d in result.differences.values())
+        assert reported < 1e-5
+
+    def test_reports_the_error_that_is_there(self, trained, tmp_path, monkeypatch):
+        # Weights moved by a known amount: the last bias moves every pixel as far.
+        path, _ = trained
+        fuse = AetherNet.fuse
+
+        def fuse_and_shift(self):
+            with torch.no_grad():
+                self.conv_last.bias.add_(5e-5)
+            return fuse(self)
+
+        monkeypatch.setattr(AetherNet, "fuse", fuse_and_shift)
+        result = fuse_checkpoint(path, tmp_path / "fused.pth")
+        for difference in result.differences.values():
+            assert difference.max_abs_error == pytest.approx(5e-5, rel=0.1)
+            assert difference.psnr == pytest.approx(86, abs=0.5)  # -20 log10(5e-5)
+
+    @pytest.mark.parametrize("old", [None, b"an older file"])
+    def test_a_wrong_fusion_is_refused_and_leaves_the_old_file(
+        self, trained, tmp_path, monkeypatch, old
+    ):
+        path, _ = trained
+
+        def shifted(self):  # forgets to centre the small kernel
+            if not hasattr(self, "fused_conv"):
+                self.sk_conv.weight.data = self.sk_conv.weight.data.roll(1, -1)
+                fuse(self)
+
+        fuse = ReparamLargeKernelConv.fuse
+        monkeypatch.setattr(ReparamLargeKernelConv, "fuse", shifted)
+        target = tmp_path / "fused.safetensors"
+        if old:
+            target.write_bytes(old)
+        with pytest.raises(VerificationError, match="natural image"):
+            fuse_checkpoint(path, target)
+        assert without_hidden(tmp_path) == [target.name, path.name][not old :]
+        if old:
+            assert target.read_bytes() == old
+
+    def test_param_key_chooses(self, trained, tmp_path):
+        path, network = trained
+        fuse_checkpoint(path, tmp_path / "raw.pth", param_key="params")
+        raw = load_checkpoint(tmp_path / "raw.pth").state_dict
+        assert not torch.equal(raw["conv_first.weight"], network.conv_first.weight)
+
+    def test_float16_is_checked_against_half_an_8_bit_step(self, trained, tmp_path):
+        # Weights of unit gain leave the range of pictures, and half precision with it.
+        path, _ = trained
+        with pytest.raises(VerificationError, match=r"limit is 2\.0e-03"):
+            fuse_checkpoint(path, tmp_path / "h.pth", dtype=torch.float16)
+        assert not (tmp_path / "h.pth").exists()
+        result = fuse_checkpoint(SHIPPED_MODEL, tmp_path / "h.pth", dtype=torch.float16)
+        assert load_checkpoint(tmp_path / "h.pth").dtype == torch.float16
+        errors = [d.max_abs_error for d in result.differences.values()]
+        assert all(1e-6 < error <= 0.5 / 255 for error in errors)
+
+    def test_a_fused_source_is_said_to_be_so_and_written_normalised(self, tmp_path):
+        network = lively_network().fuse()
+        source = tmp_path / "release.pth"
+        weights = {f"module.{k}": v for k, v in network.state_dict().items()}
+        torch.save({"state_dict": weights}, source)
+        result = fuse_checkpoint(source, tmp_path / "out.safetensors")
+        assert result.was_fused
+        written = load_file(tmp_path / "out.safetensors")
+        assert written.keys() == network.state_dict().keys()
+        for key, value in network.state_dict().items():
+            assert torch.equal(written[key], value)
+
+    def test_the_source_is_never_overwritten(self, trained):
+        path, _ = trained
+        before = path.read_bytes()
+        with pytest.raises(AetherError, match="name another output"):
+            fuse_checkpoint(path, path)
+        assert path.read_bytes() == before
+
+
+class TestFrontDoors:
+    def script(self, monkeypatch, *words):
+        return call_script(monkeypatch, FUSE_SCRIPT, *words)
+
+    def test_script_fuses_and_prints_what_it_proved(
+        self, trained, tmp_path, monkeypatch, capsys
+    ):
+        path, _ = trained
+        target = tmp_path / "fused.pth"
+        words = ["--model_path", path, "--output_path", target, "--upscale", 4]
+        assert self.script(monkeypatch, *words, "--model_type", "aether") == 0
+        printed = capsys.readouterr().out
+        assert "max abs error" in printed
+        assert "PSNR" in printed
+        assert "params_ema" in printed
+        assert load_checkpoint(target).form == "fused"
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--upscale", 2], "scale was given as 2"),
+            (["--model_type", "aether_medium"], "aether_medium"),
+            (["--param_key", "net_g"], "net_g"),
+        ],
+    )
+    def test_script_stops_at_a_contradiction(
+        self, trained, tmp_path, monkeypatch, capsys, words, said
+    ):
+        path, _ = trained
+        target = tmp_path / "fused.pth"
+        first = ["--model_path", path, "--output_path", target]
+        assert self.script(monkeypatch, *first, *words) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert said in error
+        assert not target.exists()
+
+    def test_command_says_that_a_file_is_fused_already(self, tmp_path, capsys):
+        target = tmp_path / "again.safetensors"
+        assert main(["fuse", str(SHIPPED_MODEL), "-o", str(target)]) == 0
+        assert "fused form already" in capsys.readouterr().out
+        ours, again = load_file(SHIPPED_MODEL), load_file(target)
+        assert all(torch.equal(ours[key], again[key]) for key in ours)
+
+    def test_script_needs_only_torch(self, trained, tmp_path):
+        """Everything else we could reach for is made impossible to import."""
+        (tmp_path / "sitecustomize.py").write_text(
+            "import sys\n"
+            "class Block:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        root = name.partition('.')[0]\n"
+            "        ours = any(p.endswith('src') for p in sys.path)\n"
+            "        if root in ('numpy', 'safetensors', 'pyvips', 'PIL', 'onnx',\n"
+            "                    'onnxruntime', 'onnxscript', 'spandrel', 'cv2') or (\n"
+            "            root == 'aethernet' and not ours):\n"
+            "            raise ModuleNotFoundError(f'blocked: {name}', name=name)\n"
+            "sys.meta_path.insert(0, Block())\n"
+        )
+        path, _ = trained
+        options = {"env": {"PYTHONPATH": str(tmp_path)}, "cwd": tmp_path}
+        blocked = run("-c", "import numpy", **options)
+        assert "blocked: numpy" in blocked.stderr
+        target = tmp_path / "fused.pth"
+        words = [FUSE_SCRIPT, "--model_path", path, "--output_path"]
+        done = run(*words, target, **options)
+        assert done.returncode == 0, done.stderr
+        assert load_checkpoint(target).form == "fused"
+        done = run(*words, tmp_path / "fused.safetensors", **options)
+        assert done.returncode == 1
+        assert "pip install safetensors" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+    def test_script_runs_from_any_folder(self, trained, tmp_path):
+        path, _ = trained
+        done = run(
+            FUSE_SCRIPT,
+            "--model_path",
+            path.name,
+            "--output_path",
+            "out.pth",
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out.pth").exists()
+
+
+class TestShippedModel:
+    def test_is_the_fused_form_of_the_training_checkpoint(self, demo_checkpoint):
+        network = load_checkpoint(demo_checkpoint).build().fuse()
+        shipped = load_file(SHIPPED_MODEL)
+        for key, value in network.state_dict().items():
+            assert torch.equal(shipped[key], value), key
+
+    def test_has_a_card_and_fits_the_repository(self):
+        assert SHIPPED_MODEL.with_suffix(".md").exists()
+        assert SHIPPED_MODEL.stat().st_size < 6 * 2**20

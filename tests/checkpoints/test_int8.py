@@ -1,0 +1,173 @@
+"""int8 files: calibrated and measured on a folder of pictures."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from helpers import SHIPPED_MODEL, lively_network, without_hidden
+from PIL import Image
+
+from aethernet.checkpoints import int8 as quantization
+from aethernet.checkpoints.checkpoint import save_checkpoint
+from aethernet.checkpoints.int8 import export_int8
+from aethernet.checkpoints.onnx import ShapeRange
+from aethernet.checkpoints.verification import natural_image
+from aethernet.commands.main import main
+from aethernet.errors import ImageError, VerificationError
+
+REASON = "needs onnx, onnxscript and onnxruntime: pip install -e '.[onnx]'"
+onnx = pytest.importorskip("onnx", reason=REASON)
+pytest.importorskip("onnxscript", reason=REASON)
+onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
+
+
+def save_picture(path, image):
+    pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.squeeze(pixels)).save(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint, and pictures: two in colour, one of them in a subfolder, a gray."""
+    folder = tmp_path_factory.mktemp("int8")
+    save_checkpoint(lively_network(depths=(1,)), folder / "model.safetensors")
+    save_picture(folder / "pictures/a.png", natural_image(64, 96))
+    save_picture(folder / "pictures/more/b.jpg", natural_image(70, 60))
+    save_picture(folder / "pictures/gray.png", natural_image(40, 40, 1))
+    (folder / "pictures/notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(folder, shipped_float32):
+    """The shipped model: what is promised is promised of trained weights."""
+    target = folder / "model.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        # What it begins with is what a float32 file is, and takes half of the time.
+        graph = onnx.load(shipped_float32)
+        patch.setattr(quantization, "to_onnx", lambda *_: graph)
+        return target, export_int8(SHIPPED_MODEL, target, folder / "pictures")
+
+
+def test_the_projections_are_int8_and_the_rest_is_float32(written):
+    model = onnx.load(written[0])
+    onnx.checker.check_model(model, full_check=True)
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    weights = {w.name: w for w in graph.initializer}
+    kinds = Counter()
+    for node in graph.node:
+        if node.op_type == "Conv":
+            from_int8 = {
+                makers[name].op_type if name in makers else "float"
+                for name in node.input[:2]
+            }
+            quantised = from_int8 == {"DequantizeLinear"}
+            weight = makers[node.input[1]].input[0] if quantised else node.input[1]
+            assert quantised == ([*weights[weight].dims[2:]] == [1, 1])
+            kinds[quantised] += 1
+    assert kinds[True] == 3 * 16
+    # Symmetric, as TensorRT takes it: zero points of 0, biases left in float32.
+    for node in graph.node:
+        if node.op_type.endswith("QuantizeLinear") or node.op_type.startswith("Deq"):
+            point = onnx.numpy_helper.to_array(weights[node.input[2]])
+            assert point.dtype == np.int8
+            assert not point.any()
+
+
+def test_says_what_it_is(written):
+    model = onnx.load(written[0])
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["precision"] == "int8"
+    assert metadata["scale"] == "2"
+    assert [entry.domain for entry in model.opset_import] == [""]
+    assert b".py" not in written[0].read_bytes()
+    assert "--stronglyTyped" in written[1].trtexec
+
+
+def test_reports_every_picture_and_every_frame(written):
+    differences = written[1].differences
+    assert {"a.png", "more/b.jpg", "checkerboard", "1 x 1x1"} <= set(differences)
+    assert "gray.png" not in differences
+    # Coarser than half precision, or nothing was quantised; and not by chance equal.
+    assert 40 <= differences["a.png"].psnr < 70
+
+
+def test_takes_any_size(written):
+    session = onnxruntime.InferenceSession(
+        written[0], providers=["CPUExecutionProvider"]
+    )
+    for size in ((1, 3, 1, 1), (2, 3, 7, 5)):
+        output = session.run(None, {"input": np.zeros(size, np.float32)})[0]
+        assert output.shape == (*size[:2], 2 * size[2], 2 * size[3])
+
+
+def test_refuses_below_the_bar_unless_told_otherwise(folder, tmp_path, capsys):
+    source, target = folder / "model.safetensors", tmp_path / "m.onnx"
+    target.write_bytes(b"an older file")
+    words = ["export", str(source), "-o", str(target), "--precision", "int8"]
+    words += ["--calibrate", str(folder / "pictures")]
+    assert main([*words, "--min-psnr", "99", "--static", "48x40"]) == 1
+    error = capsys.readouterr().err
+    assert "less than 99 dB" in error
+    assert "nothing was written" in error
+    assert target.read_bytes() == b"an older file"
+    assert without_hidden(tmp_path) == ["m.onnx"]
+    assert main([*words, "--min-psnr", "10", "--static", "48x40"]) == 0
+    shape = onnx.load(target).graph.input[0].type.tensor_type.shape
+    assert [side.dim_value for side in shape.dim] == [1, 3, 40, 48]
+    assert "a.png" in capsys.readouterr().out
+
+
+def test_a_network_that_int8_ruins_is_refused_by_default(folder, tmp_path):
+    network = lively_network(depths=(1,))
+    with torch.no_grad():  # one activation far beyond the others takes all the steps
+        network.layers[0][0].ffn.fc1_main.bias[0] = 3e4
+        network.layers[0][0].ffn.fc2.weight[:, 0] = 1e-5
+    save_checkpoint(network, tmp_path / "model.safetensors")
+    with pytest.raises(VerificationError, match="less than 40 dB"):
+        export_int8(
+            tmp_path / "model.safetensors",
+            tmp_path / "m.onnx",
+            folder / "pictures",
+            dynamic=False,
+            shapes=ShapeRange(*[(1, 24, 32)] * 3),
+        )
+    assert without_hidden(tmp_path) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--precision", "int8"], "int8 needs --calibrate FOLDER"),
+        (["--calibrate", "x"], "--calibrate does not go with float32"),
+        (["--min-psnr", "30"], "--min-psnr does not go with float32"),
+        (["--precision", "int8", "--calibrate", "x"], "x is no folder"),
+        (
+            ["--precision", "int8", "--calibrate", "x", "--atol", "1"],
+            "--atol does not go with int8",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together(folder, tmp_path, capsys, words, said):
+    source, target = folder / "model.safetensors", tmp_path / "m.onnx"
+    assert main(["export", str(source), "-o", str(target), *words]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not target.exists()
+
+
+def test_a_folder_without_a_fitting_picture_is_said(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match=r"holds no .* of 3 channels"):
+        export_int8(
+            folder / "model.safetensors", tmp_path / "m.onnx", tmp_path / "empty"
+        )
+    (tmp_path / "empty/a.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"a\.png is no picture"):
+        export_int8(
+            folder / "model.safetensors", tmp_path / "m.onnx", tmp_path / "empty"
+        )

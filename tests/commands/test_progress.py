@@ -1,0 +1,418 @@
+"""What a run says, to terminals, pipes and programs."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from helpers import lively_network
+from PIL import Image
+
+from aethernet.checkpoints.checkpoint import save_checkpoint
+from aethernet.commands.main import main
+from aethernet.commands.progress import progress, steps_progress
+from aethernet.text import in_columns, printable
+from aethernet.upscaling.folders import Job, Outcome
+
+terminals = pytest.mark.skipif(
+    os.name != "posix", reason="needs pseudo terminals, which POSIX systems have"
+)
+
+JOBS = [Job(Path(f"in/{i}.png"), Path(f"out/{i}.png")) for i in range(4)]
+REASON = "in/1.png is no whole picture."
+SUMMARY = (
+    "Upscaled 1 of 3 pictures; 1 was there already (--overwrite to replace); 2 failed."
+)
+
+
+def done(job, **options):
+    sizes = {"size_before": (100, 50), "size_after": (200, 100)}
+    return Outcome(job, "done", **{**sizes, "seconds": 0.25, **options})
+
+
+def failed(job, reason=REASON):
+    return Outcome(job, "failed", reason)
+
+
+def run(*outcomes, quiet=False, json=False, on_start=None):
+    """As a job does it; those done before are told first."""
+    skipped = [o for o in outcomes if o.status == "skipped"]
+    with progress(quiet, json) as shown:
+        shown.total(len(outcomes) - len(skipped), len(skipped))
+        for outcome in [*skipped, *(o for o in outcomes if o not in skipped)]:
+            if outcome not in skipped:
+                shown.started(outcome.job)
+                shown.advanced(0, 5000)
+                shown.advanced(2500, 5000)
+                if on_start:
+                    on_start(shown)
+            shown.finished(outcome)
+
+
+MIXED = (
+    Outcome(JOBS[0], "skipped", "it is there already"),
+    failed(JOBS[1]),
+    done(JOBS[2]),
+    failed(JOBS[3], "Out of memory."),
+)
+
+
+class TestPipes:
+    def test_a_line_for_each_picture(self, capsys):
+        run(*MIXED)
+        out, error = capsys.readouterr()
+        assert out == "in/2.png (100x50) -> out/2.png (200x100)\n"
+        assert error.splitlines() == [
+            "error: in/1.png is no whole picture.",
+            "error: in/3.png: Out of memory.",
+            SUMMARY,
+        ]
+
+    def test_a_single_picture_needs_no_summary(self, capsys):
+        run(done(JOBS[0]))
+        out, error = capsys.readouterr()
+        assert out.count("\n") == 1
+        assert error == ""
+
+    def test_a_single_failure_is_one_sentence(self, capsys):
+        run(failed(JOBS[0], "Out of memory."))
+        assert capsys.readouterr() == ("", "error: Out of memory.\n")
+
+    def test_nothing_left_to_do_is_said(self, capsys):
+        run(*(Outcome(job, "skipped", "it is there already") for job in JOBS))
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error == "4 were there already (--overwrite to replace).\n"
+
+    def test_an_interrupted_run_says_how_far_it_came(self, capsys):
+        with pytest.raises(KeyboardInterrupt), progress(False, False) as shown:
+            shown.total(3, 0)
+            shown.finished(done(JOBS[0]))
+            raise KeyboardInterrupt
+        assert capsys.readouterr().err == "Upscaled 1 of 3 pictures.\n"
+
+    @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+    def test_no_bar_even_where_colours_are_forced(self, capsys, monkeypatch, variable):
+        monkeypatch.setenv(variable, "1")
+        run(*MIXED)
+        out, error = capsys.readouterr()
+        assert "\x1b" not in out + error
+        assert "MP/s" not in out + error
+
+    def test_each_line_is_there_as_soon_as_its_picture(self, monkeypatch):
+        sent = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(sent))
+        with progress(False, False) as shown:
+            shown.total(2, 0)
+            shown.finished(done(JOBS[0]))
+            assert sent.getvalue().startswith(b"in")
+
+    def test_closed_streams_stop_nothing(self, monkeypatch):
+        monkeypatch.setattr("sys.stdout", None)
+        monkeypatch.setattr("sys.stderr", None)
+        run(*MIXED)
+        run(*MIXED, json=True)
+
+    def test_errors_do_not_get_into_the_output_where_stderr_is_closed(
+        self, capsys, monkeypatch
+    ):
+        monkeypatch.setattr("sys.stderr", None)
+        run(*MIXED, quiet=True)
+        assert capsys.readouterr().out == ""
+
+
+class TestQuiet:
+    def test_errors_only(self, capsys):
+        run(*MIXED, quiet=True)
+        assert capsys.readouterr() == (
+            "",
+            f"error: {REASON}\nerror: in/3.png: Out of memory.\n",
+        )
+
+    def test_json_that_was_asked_for_is_no_noise(self, capsys):
+        run(*MIXED, quiet=True, json=True)
+        out, error = capsys.readouterr()
+        assert len(out.splitlines()) == 4
+        assert error.count("error: ") == len(error.splitlines()) == 2
+
+
+class TestJson:
+    def test_an_object_a_line_for_every_file(self, capsys):
+        run(*MIXED, json=True)
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["status"] for line in lines] == [
+            "skipped",
+            "failed",
+            "done",
+            "failed",
+        ]
+        assert lines[0]["reason"] == "it is there already"
+        assert lines[1] == {
+            "source": str(JOBS[1].source),
+            "target": str(JOBS[1].target),
+            "status": "failed",
+            "reason": REASON,
+            "size_before": None,
+            "size_after": None,
+            "seconds": None,
+        }
+        assert lines[2]["size_before"] == [100, 50]
+        assert lines[2]["size_after"] == [200, 100]
+        assert lines[2]["seconds"] == 0.25
+
+    @pytest.mark.skipif(os.name != "posix", reason="needs names of bytes, as on POSIX")
+    def test_any_name_is_text_there(self, capsys):
+        names = ["two\nlines", "été 東京 🖼", "\x1b[31m", 'a"b\\c', "\u2028"]
+        for name in (*names, os.fsdecode(b"caf\xe9")):
+            job = Job(Path(name), Path(f"{name}.png"))
+            run(done(job), json=True)
+            out, _ = capsys.readouterr()
+            assert out.isascii()
+            assert out.count("\n") == 1
+            read = json.loads(out)["source"]
+            read.encode()  # no halves of surrogate pairs
+            assert read == (name if name in names else "caf\\xe9")
+
+    def test_the_prefix_of_long_windows_paths_is_not_part_of_the_name(self, capsys):
+        job = Job(Path("\\\\?\\C:\\a.png"), Path("\\\\?\\UNC\\server\\a.png"))
+        run(done(job), json=True)
+        line = json.loads(capsys.readouterr().out)
+        assert line["source"] == "C:\\a.png"
+        assert line["target"] == "\\\\server\\a.png"
+
+
+class TestNames:
+    def test_cannot_break_lines_or_command_the_terminal(self, capsys):
+        name = os.fsdecode(b"caf\xe9\n\x1b[31m") + "\u202egnp.\u2028"
+        run(done(Job(Path(name), Path("out.png"))), failed(Job(Path(name), Path("o"))))
+        out, error = capsys.readouterr()
+        shown = r"caf\xe9\n\x1b[31m\u202egnp.\u2028"
+        if os.name == "posix":
+            assert out == f"{shown} (100x50) -> out.png (200x100)\n"
+        assert len(out.splitlines()) == 1
+        assert len(error.splitlines()) == 2
+
+    def test_letters_of_all_scripts_and_spaces_stay(self):
+        for name in ("été", "東京\u3000駅", "🖼", "a\u00a0b", "[red]", ":smile:"):
+            assert printable(name) == name
+
+    def test_lines_end_somewhere(self):
+        assert len(printable("x" * 5000)) == 1002
+
+
+@contextlib.contextmanager
+def terminal(monkeypatch, *streams, width=100, kind="xterm-256color"):
+    """A pseudo terminal as these streams; yields a list, in the end of what it got."""
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("LINES", "24")
+    for variable in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(variable, raising=False)
+    ours, theirs = os.openpty()
+    sent: list[str] = []
+    received = bytearray()
+
+    def receive():
+        with contextlib.suppress(OSError):  # Linux says so of a terminal that is closed
+            while block := os.read(ours, 1 << 16):
+                received.extend(block)
+
+    reader = threading.Thread(target=receive)
+    reader.start()
+    with monkeypatch.context() as patch:
+        stream = os.fdopen(theirs, "w", encoding="utf-8", errors="backslashreplace")
+        for name in streams:
+            patch.setattr(f"sys.{name}", stream)
+        try:
+            yield sent
+        finally:
+            stream.close()
+            reader.join()
+            os.close(ours)
+            sent.append(received.decode())
+
+
+def screen(sent):
+    """What stands there at the end, for the few sequences that a bar is made of."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[[?0-9;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", sent):
+        command = re.fullmatch(r"\x1b\[([?0-9;]*)([A-Za-z])", part)
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif command is None:
+            line = lines[row].ljust(column)
+            lines[row] = line[:column] + part + line[column + len(part) :]
+            column += len(part)
+        elif command[2] == "A":
+            row -= int(command[1] or 1)
+        elif command[2] == "K":
+            lines[row] = ""
+        else:
+            assert command[2] in "mhl", part
+    return "\n".join(line.rstrip() for line in lines).strip("\n").splitlines()
+
+
+@terminals
+class TestTerminals:
+    def test_a_bar_with_pictures_rate_time_left_and_name(self, monkeypatch):
+        with terminal(monkeypatch, "stderr") as sent:
+            run(
+                *(done(job) for job in JOBS), on_start=lambda shown: shown.bar.refresh()
+            )
+        text = re.sub(r"\x1b\[[0-9;]*m", "", sent[0])
+        assert re.search(r"2\.png +\S+ +2/4 +[0-9.e+-]+ MP/s +\S+ +left", text), text
+        assert screen(sent[0]) == ["Upscaled 4 of 4 pictures."]
+
+    def test_results_stay_on_stdout(self, monkeypatch, capsys):
+        with terminal(monkeypatch, "stderr") as sent:
+            run(done(JOBS[0]), done(JOBS[1]))
+        assert capsys.readouterr().out.count(" -> ") == 2
+        assert " -> " not in sent[0]
+
+    def test_nothing_tears_the_bar_or_is_torn(self, monkeypatch):
+        with terminal(monkeypatch, "stderr", "stdout") as sent:
+            logger = logging.getLogger("aethernet")
+            handler = logging.StreamHandler()  # bound to the terminal, as in `cli`
+            logger.addHandler(handler)
+
+            def talk(shown):
+                shown.bar.refresh()
+                logger.warning("a word of ours")
+                sys.stderr.write("a word of a library's\n")
+
+            try:
+                run(*MIXED, on_start=talk)
+                logger.warning("after it")
+                assert handler.stream is sys.stderr
+            finally:
+                logger.removeHandler(handler)
+        words = ["a word of ours", "a word of a library's"]
+        assert screen(sent[0]) == [
+            *words,
+            f"error: {REASON}",
+            *words,
+            "in/2.png (100x50) -> out/2.png (200x100)",
+            *words,
+            "error: in/3.png: Out of memory.",
+            SUMMARY,
+            f"  {REASON}",
+            "  in/3.png: Out of memory.",
+            "after it",
+        ]
+
+    def test_json_on_a_terminal_is_not_wrapped(self, monkeypatch):
+        job = Job(Path("in/[red]:smile:.png"), Path("o" * 150))
+        with terminal(monkeypatch, "stderr", "stdout", width=60) as sent:
+            run(done(job), json=True)
+        lines = [line for line in screen(sent[0]) if line.startswith("{")]
+        assert json.loads(lines[0])["source"] == str(job.source)
+
+    def test_a_name_is_neither_markup_nor_a_command(self, monkeypatch):
+        job = Job(Path("[red]a\x1b[2J:smile:"), Path("out.png"))
+        with terminal(monkeypatch, "stderr") as sent:
+            run(done(job), on_start=lambda shown: shown.bar.refresh())
+        assert r"[red]a\x1b[2J:smile:" in sent[0]
+        assert "\x1b[2J" not in sent[0]
+
+    def test_steps_are_named_and_counted_while_they_last(self, monkeypatch):
+        with terminal(monkeypatch, "stderr") as sent, steps_progress(3) as told:
+            for name in ("model, a.png", "model, b\x07.png"):
+                told(name)
+        text = re.sub(r"\x1b\[[0-9;]*m", "", sent[0])
+        assert re.search(r"model, b\\x07\.png +\S+ +1/3", text), text
+        assert screen(sent[0]) == []
+
+    def test_a_narrow_terminal_is_no_error(self, monkeypatch):
+        with terminal(monkeypatch, "stderr", "stdout", width=20) as sent:
+            run(*MIXED, on_start=lambda shown: shown.bar.refresh())
+        assert "".join(screen(sent[0])).count("in/2.png") == 1
+
+    def test_pictures_that_overlap_count_once(self, monkeypatch):
+        """One is read and run while the one before it is being written."""
+        with terminal(monkeypatch, "stderr"), progress(False, False) as shown:
+            shown.total(3, 0)
+            counted = []
+            for step in (
+                lambda: (shown.started(JOBS[0]), shown.advanced(5000, 5000)),
+                lambda: (shown.started(JOBS[1]), shown.advanced(2500, 5000)),
+                lambda: shown.finished(done(JOBS[0])),
+                lambda: shown.finished(failed(JOBS[1])),
+                lambda: shown.finished(done(JOBS[2])),  # of which nothing was heard
+            ):
+                step()
+                counted.append(shown.bar.tasks[0].completed)
+        assert counted == [1, 1.5, 1.5, 2, 3]
+
+    def test_quiet_terminals_and_dumb_ones_have_no_bar(self, monkeypatch):
+        for kind, quiet in (("xterm", True), ("dumb", False)):
+            with terminal(monkeypatch, "stderr", kind=kind) as sent:
+                run(*MIXED, quiet=quiet)
+            assert "\x1b" not in sent[0]
+            assert "MP/s" not in sent[0]
+            assert "" not in sent[0].splitlines()
+
+    def test_an_error_gives_the_terminal_back(self, monkeypatch):
+        with terminal(monkeypatch, "stderr") as sent:
+            before = sys.stderr
+            with (
+                contextlib.suppress(ZeroDivisionError),
+                progress(False, False) as shown,
+            ):
+                shown.total(2, 0)
+                raise ZeroDivisionError
+            assert sys.stderr is before
+        assert sent[0].rstrip().count("\x1b[?25h") == 1  # the cursor
+        assert screen(sent[0]) == ["Upscaled 0 of 2 pictures."]
+
+
+@terminals
+def test_the_command_shows_the_bar_to_those_who_watch(tmp_path, monkeypatch, capsys):
+    save_checkpoint(lively_network(), tmp_path / "m.safetensors")
+    (tmp_path / "in").mkdir()
+    for name in ("frame10.png", "frame2.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "in" / name)
+    (tmp_path / "in/frame3.png").write_text("no picture")
+    logger = logging.getLogger("aethernet")
+    monkeypatch.setattr(logger, "handlers", [])  # the command adds one
+    monkeypatch.setattr(logger, "level", logger.level)
+    words = ["upscale", tmp_path / "in", "-o", tmp_path / "out"]
+    words += ["--model", tmp_path / "m.safetensors", "--runtime", "pytorch"]
+    with terminal(monkeypatch, "stderr", width=200) as sent:
+        assert main([*map(str, words), "--device", "cpu"]) == 1
+    assert "MP/s" in sent[0]
+    assert "left" in sent[0]
+    assert screen(sent[0])[-2] == "Upscaled 2 of 3 pictures; 1 failed."
+    assert "frame3.png" in screen(sent[0])[-1]
+    frames = re.findall(r"(frame\d+)\.png \(40x30\) -> ", capsys.readouterr().out)
+    assert frames == ["frame2", "frame10"]
+
+
+def test_a_reader_that_left_is_heard_of(monkeypatch):
+    """The command ends on a broken pipe; nobody would see what else it says."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    stdout = io.TextIOWrapper(os.fdopen(writer, "wb", buffering=0), write_through=True)
+    monkeypatch.setattr("sys.stdout", stdout)
+    with pytest.raises(OSError), progress(True, True) as shown:
+        shown.total(2, 0)
+        shown.finished(done(JOBS[0]))
+    with contextlib.suppress(OSError):
+        stdout.close()
+
+
+def test_columns_are_as_wide_as_their_widest_cell_and_numbers_end_together():
+    rows = [("name", "dB", "path"), ("2x", "9.5", "a"), ("bicubic", "33.68", "b")]
+    assert in_columns(rows, right=[1]) == [
+        "name        dB  path",
+        "2x         9.5  a",
+        "bicubic  33.68  b",
+    ]

@@ -1,0 +1,184 @@
+"""Windows that cover a picture, and that nobody sees where they meet."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from helpers import SAMPLE, SHIPPED_MODEL, lively_network, random_image
+
+from aethernet.checkpoints.verification import natural_image
+from aethernet.devices import free_memory
+from aethernet.errors import AetherError, OutOfMemoryError
+from aethernet.pictures.files import read_picture
+from aethernet.runtimes.base import Description, Limits
+from aethernet.runtimes.pytorch import PyTorchRuntime
+from aethernet.runtimes.registry import open_model
+from aethernet.runtimes.tiling import DEFAULT_CONTEXT, Tiled, windows
+
+# Of `helpers.TINY`: 3 of each 7x7 kernel in 3 blocks, 1 of each of five 3x3
+# convolutions, the last of which sees a part of an input pixel; scale 1 has four.
+RADIUS = {1: 3 * 3 + 4, 2: 3 * 3 + 5, 3: 3 * 3 + 5}
+
+
+class Repeat:
+    """Stands in for a model: a pixel becomes a square; notes the sizes it is given."""
+
+    scale, channels = 2, 3
+
+    def __init__(self, limits=None, capacity=None):
+        self.limits = limits or Limits()
+        self.capacity = capacity
+        self.sizes = []
+
+    def run(self, batch):
+        height, width = batch.shape[2:]
+        if self.capacity and height * width > self.capacity:
+            raise OutOfMemoryError(f"Out of memory for {width}x{height}.")
+        self.sizes.append((height, width))
+        return batch.repeat(2, 2).repeat(2, 3)
+
+    def describe(self):
+        return Description("stand-in", "cpu", "float32")
+
+
+class TestWindows:
+    @pytest.mark.parametrize("context", [0, 1, 16])
+    @pytest.mark.parametrize("most", [33, 40, 97])
+    def test_cover_every_pixel_once_with_context_around(self, context, most):
+        for length in (*range(1, 150), 500, 1001):
+            found = windows(length, most, context)
+            assert found[0].keep_start == 0
+            assert found[-1].keep_stop == length
+            for one, after in itertools.pairwise(found):
+                assert one.keep_stop == after.keep_start
+            for one in found:
+                assert 0 <= one.start <= one.keep_start < one.keep_stop <= one.stop
+                assert one.stop <= length
+                assert one.stop - one.start <= most
+                assert one.start == 0 or one.keep_start - one.start >= context
+                assert one.stop == length or one.stop - one.keep_stop >= context
+
+    def test_have_one_size_and_are_as_few_as_possible(self):
+        found = windows(1000, 300, 50)
+        assert len({one.stop - one.start for one in found}) == 1
+        assert len(found) == 5  # four would see 1000 - 3 * 100 more than 4 * 300
+
+    def test_have_the_size_a_model_must_have(self):
+        for length in (49, 90, 131, 200):
+            found = windows(length, 48, 8, 48)
+            assert {one.stop - one.start for one in found} == {48}
+            assert found[-1].stop == length
+
+    def test_what_fits_is_not_divided(self):
+        assert len(windows(300, 300, 140)) == 1
+
+
+class TestSeams:
+    @pytest.mark.parametrize("size", [(61, 83), (64, 40), (40, 131)])
+    @pytest.mark.parametrize("scale", [1, 2, 3])
+    def test_context_of_the_receptive_radius_gives_the_whole_picture(self, size, scale):
+        network = lively_network(scale=scale)
+        model = PyTorchRuntime(network, torch.device("cpu"))
+        image = random_image(1, 3, *size).numpy()
+        whole = model.run(image)
+        tiled = Tiled(model, 16, RADIUS[scale]).run(image)
+        # Other sizes are added up in another order, in float32.
+        np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5)
+
+    def test_less_context_is_seen(self):
+        # Or the radius above, and the test with it, says nothing.
+        model = PyTorchRuntime(lively_network(), torch.device("cpu"))
+        image = random_image(1, 3, 61, 83).numpy()
+        short = Tiled(model, 16, RADIUS[2] - 2).run(image)
+        assert np.abs(short - model.run(image)).max() > 1e-4
+
+    def test_a_model_of_one_size_sees_the_pixels_there_are(self):
+        # Not padding in their place, where a picture is larger than that size.
+        model = PyTorchRuntime(lively_network(), torch.device("cpu"))
+        image = random_image(1, 3, 91, 70).numpy()
+        whole = model.run(image)
+        model.limits = Limits((48, 48), (48, 48))
+        tiled = Tiled(model, None, RADIUS[2]).run(image)
+        np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5)
+
+    def test_rounded_to_8_bit_next_to_nothing_differs(self):
+        network = lively_network()
+        with torch.no_grad():  # into the range of pictures
+            network.conv_last.weight.mul_(0.1)
+        model = PyTorchRuntime(network, torch.device("cpu"))
+        image = natural_image(200, 300).numpy()
+        whole, tiled = (
+            np.rint(255 * m.run(image).clip(0, 1))
+            for m in (model, Tiled(model, 64, 16))
+        )
+        off = np.abs(whole - tiled)
+        assert off.max() <= 1
+        assert np.count_nonzero(off) <= off.size // 10_000
+
+    def test_default_context_hides_seams_of_the_shipped_model(self):
+        model = open_model(SHIPPED_MODEL, "pytorch", "cpu", "float32")
+        pixels = read_picture(SAMPLE).pixels[130:290, 170:330, :3]
+        image = pixels.transpose(2, 0, 1)[np.newaxis].astype(np.float32) / 255
+        whole = model.run(np.ascontiguousarray(image))
+        tiled = Tiled(model, 40).run(image)
+        assert 255 * np.abs(tiled - whole).max() < 0.5
+        near = Tiled(model, 40, DEFAULT_CONTEXT // 4).run(image)
+        assert np.abs(near - whole).max() > np.abs(tiled - whole).max()
+
+
+class TestTiled:
+    def test_batches_and_planes_stay_apart(self):
+        image = random_image(3, 3, 50, 70).numpy()
+        tiled = Tiled(Repeat(), 20, 4).run(image)
+        assert np.array_equal(tiled, image.repeat(2, 2).repeat(2, 3))
+
+    def test_nought_is_the_whole_picture(self):
+        model = Repeat()
+        Tiled(model, 0).run(np.zeros((1, 3, 3000, 40), np.float32))
+        assert model.sizes == [(3000, 40)]
+
+    def test_left_alone_it_depends_on_free_memory(self, monkeypatch):
+        tiles = []
+        for free in (2**28, 2**32, 2**36):
+            monkeypatch.setattr(
+                "aethernet.runtimes.tiling.free_memory", lambda _, n=free: n
+            )
+            tiles.append(Tiled(Repeat()).tile)
+        assert tiles[0] < tiles[1] < tiles[2]
+        assert tiles[2] == 1024
+
+    def test_free_memory_is_less_than_there_is(self):
+        assert 2**20 < free_memory("cpu") < 2**50
+
+    def test_out_of_memory_halves_the_tile_and_goes_on(self, caplog):
+        model = Repeat(capacity=60 * 60)
+        tiled = Tiled(model, 0, 4)
+        image = random_image(1, 3, 150, 190).numpy()
+        assert np.array_equal(tiled.run(image), image.repeat(2, 2).repeat(2, 3))
+        assert tiled.tile == 47
+        assert "out of memory at 190x150: tiles of 95 now" in caplog.text
+        tiled.run(image)  # and it is remembered
+        assert caplog.text.count("out of memory") == 2
+
+    def test_memory_for_nothing_at_all_is_the_error_it_was(self):
+        tiled = Tiled(Repeat(capacity=10), 512, 8)
+        with pytest.raises(OutOfMemoryError, match="Out of memory for"):
+            tiled.run(np.zeros((1, 3, 100, 100), np.float32))
+
+    def test_a_model_of_one_size_takes_any_picture(self):
+        model = Repeat(Limits((32, 48), (32, 48)))
+        for size in ((100, 130), (32, 48), (5, 200), (1, 1), (33, 47)):
+            image = random_image(1, 3, *size).numpy()
+            output = Tiled(model, None, 8).run(image)
+            assert np.array_equal(output, image.repeat(2, 2).repeat(2, 3))
+        assert set(model.sizes) == {(32, 48)}
+
+    def test_a_model_too_small_for_the_context_says_so(self):
+        with pytest.raises(AetherError, match=r"takes 32 pixels a side .*--context"):
+            Tiled(Repeat(Limits((32, 48), (32, 48))), None, 16)
+
+    def test_seconds_in_the_model_are_counted(self):
+        tiled = Tiled(Repeat(), 20, 4)
+        tiled.run(np.zeros((1, 3, 60, 60), np.float32))
+        assert 0 < tiled.busy < 5
