@@ -1,127 +1,132 @@
-"""Work on items in threads, some ahead of the consumer."""
+"""Read, compute and write at the same time, in threads joined by bounded queues."""
 
 import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-# Seconds to wait for a reader that may hang, in a network drive say.
-_PATIENCE = 5.0
+# Seconds to wait for a reader at the end. It may hang in a network drive, or in a pipe
+# that nobody writes to. Being a daemon thread, it does not keep Python from ending.
+PATIENCE = 2.0
+
+# What `overlapped` reads ahead, and how many results may wait to be written.
+_READ_AHEAD, _WRITE_BEHIND = 3, 2
+
+# Seconds between two looks at whether the other side has stopped.
+_POLL = 0.1
 
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
-def ahead(items: Iterator[T], count: int) -> Generator[T, None, None]:
-    """The same items, made in a thread of their own, so many ahead."""
-    made: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(count)
-    stop = threading.Event()
+@dataclass(frozen=True)
+class _End:
+    """The last thing in a queue, with the error that ended the items, if one did."""
 
-    def put(item: tuple[T] | BaseException | None) -> bool:
-        while not stop.is_set():
+    error: BaseException | None = None
+
+
+class _Conveyor(Generic[T]):
+    """A bounded queue from one thread to another; either side can end it."""
+
+    def __init__(self, capacity: int) -> None:
+        self._queue: queue.Queue[T | _End] = queue.Queue(capacity)
+        self._stopped = threading.Event()
+
+    def put(self, item: T | _End) -> bool:
+        """Wait for a place and add an item; False when the receiver has stopped."""
+        while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
-                made.put(item, timeout=0.1)
+                self._queue.put(item, timeout=_POLL)
                 return True
         return False
 
+    def end(self, error: BaseException | None = None) -> None:
+        """Say that no more items come; the receiver gets the error after the items."""
+        self.put(_End(error))
+
+    def stop(self) -> None:
+        """Say that no more items are taken."""
+        self._stopped.set()
+
+    def __iter__(self) -> Iterator[T]:
+        """Take items until the end; raises the error that ended them."""
+        while not isinstance(item := self._queue.get(), _End):
+            yield item
+        if item.error:
+            raise item.error
+
+
+def ahead(items: Iterable[T], count: int) -> Generator[T, None, None]:
+    """Yield the same items, made in a thread of their own, up to `count` ahead.
+
+    Close the generator (`contextlib.closing`) to end the thread early. It is waited for
+    at most `PATIENCE` seconds.
+
+    Raises:
+        BaseException: what `items` raises, after the items made before it.
+    """
+    made = _Conveyor[T](count)
+
     def make() -> None:
+        error = None
         try:
             for item in items:
-                if not put((item,)):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
+                if not made.put(item):
+                    break
+        except BaseException as failure:
+            error = failure
+        made.end(error)
 
     thread = threading.Thread(target=make, name="aethernet-reader", daemon=True)
     thread.start()
     try:
-        while (item := made.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item[0]
+        yield from made
     finally:
-        stop.set()
-        thread.join(_PATIENCE)
-
-
-# Decoded frames that may wait for the network, and upscaled ones for the encoder.
-_READ_AHEAD, _WRITE_BEHIND = 3, 2
-
-# How long a reader is waited for that may hang in a pipe nobody writes to; seconds.
-_PATIENCE = 2.0
-
-A = TypeVar("A")
-
-B = TypeVar("B")
-
-_END = object()
-
-
-class _Failure:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+        made.stop()
+        thread.join(PATIENCE)
 
 
 def overlapped(
     source: Iterable[A], work: Callable[[A], B], sink: Callable[[Iterator[B]], None]
 ) -> None:
-    """Read, work and write at the same time, in three threads; the work in this one.
+    """Read, work and write at the same time; the work is done in this thread.
 
-    What was read before the source failed is worked on and written; when reading or
-    the work fails, `sink` sees an end and finishes what it has. The first error comes
-    out of here.
+    What was read before the source failed is still worked on and written. When reading
+    or the work fails, `sink` sees the end of the results and can finish what it has.
+
+    Args:
+        source: read in a thread of its own.
+        work: makes a result of each item.
+        sink: takes all results, in a thread of its own.
+
+    Raises:
+        BaseException: the first error of the three.
     """
-    stop, written = threading.Event(), threading.Event()
-    coming: queue.Queue[Any] = queue.Queue(_READ_AHEAD)
-    going: queue.Queue[Any] = queue.Queue(_WRITE_BEHIND)
+    results = _Conveyor[B](_WRITE_BEHIND)
     failures: list[BaseException] = []
-
-    def read() -> None:
-        last: Any = _END
-        try:
-            for item in source:
-                if not _put(coming, item, stop):
-                    break
-        except BaseException as error:
-            last = _Failure(error)
-        _put(coming, last, stop)
-
-    def results() -> Iterator[B]:
-        while (item := going.get()) is not _END:
-            yield item
 
     def write() -> None:
         try:
-            sink(results())
+            sink(iter(results))
         except BaseException as error:
             failures.append(error)
         finally:
-            written.set()
+            results.stop()
 
-    reader = threading.Thread(target=read, daemon=True)
-    writer = threading.Thread(target=write, daemon=True)
-    reader.start()
+    writer = threading.Thread(target=write, name="aethernet-writer", daemon=True)
     writer.start()
     try:
-        while (item := coming.get()) is not _END:
-            if isinstance(item, _Failure):
-                raise item.error
-            if not _put(going, work(item), written):
-                break
-    finally:
-        stop.set()
-        _put(going, _END, written)
-        writer.join()
-        reader.join(_PATIENCE)
-        if failures:
-            raise failures[0]
-
-
-def _put(to: "queue.Queue[Any]", item: Any, ended: threading.Event) -> bool:
-    """Whether the item was taken before nobody takes items any more."""
-    while not ended.is_set():
-        with contextlib.suppress(queue.Full):
-            to.put(item, timeout=0.1)
-            return True
-    return False
+        with contextlib.closing(ahead(source, _READ_AHEAD)) as items:
+            for item in items:
+                if not results.put(work(item)):
+                    break
+    except BaseException as error:
+        failures.append(error)
+    results.end()
+    writer.join()
+    if failures:
+        raise failures[0]
