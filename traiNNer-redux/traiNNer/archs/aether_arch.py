@@ -19,14 +19,16 @@ from traiNNer.utils.registry import ARCH_REGISTRY
 
 # --- AetherNet begins: written by tools/sync_core.py from the core ---
 
-UPSAMPLE_FACTORS = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}  # by scale
+UPSAMPLE_FACTORS: dict[int, tuple[int, ...]]  # of the PixelShuffle steps, by scale
+UPSAMPLE_FACTORS = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 UPSAMPLE_CHANNELS = 64  # the same in every variant
-_DIMENSIONS = ("embed_dim", "depths", "mlp_ratio", "lk_kernel", "sk_kernel")
+_LK11 = {"lk_kernel": 11, "sk_kernel": 3}
+_LK13 = {"lk_kernel": 13, "sk_kernel": 3}
 # What `aether_small`, `aether_medium` and `aether_large` build unless overridden.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "aether_small": dict(zip(_DIMENSIONS, (96, (4,) * 4, 2.0, 11, 3), strict=True)),
-    "aether_medium": dict(zip(_DIMENSIONS, (128, (6,) * 6, 2.0, 11, 3), strict=True)),
-    "aether_large": dict(zip(_DIMENSIONS, (180, (8,) * 8, 2.5, 13, 3), strict=True)),
+    "aether_small": {"embed_dim": 96, "depths": (4,) * 4, "mlp_ratio": 2.0, **_LK11},
+    "aether_medium": {"embed_dim": 128, "depths": (6,) * 6, "mlp_ratio": 2.0, **_LK11},
+    "aether_large": {"embed_dim": 180, "depths": (8,) * 8, "mlp_ratio": 2.5, **_LK13},
 }
 
 
@@ -64,11 +66,11 @@ class ReparamLargeKernelConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "fused_conv"):
             return self.fused_conv(x)
-        weight, bias = self._sum()  # first added, then convolved: once instead of twice
+        weight, bias = self._sum()  # adding the kernels first saves a convolution
         return nn.functional.conv2d(x, weight, bias, padding="same", groups=len(weight))
 
     def _sum(self) -> tuple[Tensor, Tensor]:
-        """Kernel, the small one centred in the large, and bias of both branches."""
+        """Kernel (the small one centred in the large one) and bias of both branches."""
         large, small = self.lk_conv.weight, self.sk_conv.weight
         margin = (large.shape[-1] - small.shape[-1]) // 2
         weight = large + nn.functional.pad(small, [margin] * 4)
@@ -76,12 +78,12 @@ class ReparamLargeKernelConv(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Replace both branches by one convolution; a fused one stays as it is."""
+        """Replace both branches by one convolution. Does nothing once fused."""
         if hasattr(self, "fused_conv"):
             return
         trains = self.lk_conv.weight.requires_grad
         weight, bias = (nn.Parameter(part, trains) for part in self._sum())
-        self.fused_conv = self.lk_conv  # of the right size already
+        self.fused_conv = self.lk_conv  # has the right size already
         self.fused_conv.weight, self.fused_conv.bias = weight, bias
         del self.lk_conv, self.sk_conv, self.lk_bias, self.sk_bias
 
@@ -102,7 +104,7 @@ class GatedFeedForward(nn.Module):
 
 
 class AetherBlock(nn.Module):
-    """Mixes space (depthwise convolution), then channels (gated feed-forward)."""
+    """Mix pixels (depthwise convolution), then channels (gated feed-forward)."""
 
     def __init__(self, dim: int, conv: nn.Module, ffn: nn.Module, rate: float) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class AetherBlock(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.ffn = ffn
         self.drop_path = DropPath(rate)
-        self.use_checkpoint = False  # in training: keep the input, compute twice
+        self.use_checkpoint = False  # in training: keep only the input, compute twice
 
     def forward(self, x: Tensor) -> Tensor:
         if self.use_checkpoint and self.training:
@@ -123,44 +125,45 @@ class AetherBlock(nn.Module):
 
 
 class AetherNet(nn.Module):
-    """Input `(B, in_chans, H, W)`, H and W from 1 up, values 0..1 in the dtype of the
-    weights; output `(B, in_chans, scale*H, scale*W)`, the same range, not clamped.
-    Impossible arguments raise ValueError. `hyperparameters` holds them all:
-    `AetherNet(**net.hyperparameters)` takes `net.state_dict()`, also once fused.
+    """The network. Impossible arguments raise ValueError.
+
+    Input: `(B, in_chans, H, W)`, H and W from 1 up, values 0..1, dtype of the weights.
+    Output: `(B, in_chans, scale*H, scale*W)`, the same range, not clamped.
+    `hyperparameters` holds the arguments: `AetherNet(**net.hyperparameters)` loads
+    `net.state_dict()`, also after `net.fuse()`.
     """
 
     def __init__(
         self,
-        in_chans: int = 3,  # of the image, in and out; 3 is RGB
+        in_chans: int = 3,  # channels of the image, in and out; 3 is RGB
         embed_dim: int = 128,  # channels of the blocks
         depths: Sequence[int] = (6, 6, 6, 6, 6, 6),  # number of blocks in each group
         mlp_ratio: float = 2.0,  # int(embed_dim * mlp_ratio) hidden channels
         drop_rate: float = 0.0,  # dropout in the feed-forward
         drop_path_rate: float = 0.1,  # of the last block, rising linearly from 0
         lk_kernel: int = 11,  # large depthwise kernel, odd
-        sk_kernel: int = 3,  # small one beside it, odd, no larger
-        scale: int = 4,  # 1 is restoration
-        img_range: float = 1.0,  # what the image is multiplied by inside
+        sk_kernel: int = 3,  # small depthwise kernel, odd, no larger than lk_kernel
+        scale: int = 4,  # 1 restores without enlarging
+        img_range: float = 1.0,  # the image is multiplied by this inside
         fused_init: bool = False,  # build the fused form, to load a fused checkpoint
         use_checkpoint: bool = False,  # training: less memory, blocks computed twice
     ) -> None:
-        given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        hidden = int(embed_dim * mlp_ratio) if math.isfinite(mlp_ratio) else 0
-        kernels = lk_kernel % 2 == sk_kernel % 2 == 1 <= sk_kernel <= lk_kernel
-        drops = all(0 <= rate < 1 for rate in (drop_rate, drop_path_rate))
-        for possible, sentence in (
-            (in_chans >= 1 and embed_dim >= 1, "in_chans and embed_dim start at 1"),
-            (hidden >= 1, "embed_dim * mlp_ratio must be 1 or more, and finite"),
-            (min(depths, default=0) >= 1, "depths needs groups of at least one block"),
-            (kernels, "kernels must be odd, sk_kernel no larger than lk_kernel"),
-            (scale in UPSAMPLE_FACTORS, f"scale is one of {[*UPSAMPLE_FACTORS]}"),
-            (drops, "drop_rate and drop_path_rate must be in [0, 1)"),
-            (0 < img_range < math.inf, "img_range must be positive and finite"),
-        ):
-            if not possible:
-                raise ValueError(f"AetherNet: {sentence}; given were {given}.")
-        self.hyperparameters: dict[str, Any] = {**given, "depths": tuple(depths)}
+        self.hyperparameters: dict[str, Any] = {
+            "in_chans": in_chans,
+            "embed_dim": embed_dim,
+            "depths": tuple(depths),
+            "mlp_ratio": mlp_ratio,
+            "drop_rate": drop_rate,
+            "drop_path_rate": drop_path_rate,
+            "lk_kernel": lk_kernel,
+            "sk_kernel": sk_kernel,
+            "scale": scale,
+            "img_range": img_range,
+            "fused_init": fused_init,
+            "use_checkpoint": use_checkpoint,
+        }
+        _check_arguments(self.hyperparameters)
         self.in_chans, self.img_range = in_chans, img_range
         self.mean = 0.5 if in_chans == 3 else 0.0  # a number follows device and dtype
 
@@ -169,7 +172,7 @@ class AetherNet(nn.Module):
 
         def block() -> AetherBlock:
             conv = ReparamLargeKernelConv(embed_dim, lk_kernel, sk_kernel, fused_init)
-            ffn = GatedFeedForward(embed_dim, hidden, drop_rate)
+            ffn = GatedFeedForward(embed_dim, int(embed_dim * mlp_ratio), drop_rate)
             made = AetherBlock(embed_dim, conv, ffn, rates.pop(0))
             made.use_checkpoint = use_checkpoint
             return made
@@ -186,6 +189,9 @@ class AetherNet(nn.Module):
             self.upsample.append(nn.Conv2d(UPSAMPLE_CHANNELS, rows, 3, padding=1))
             self.upsample.append(nn.PixelShuffle(factor))
         self.conv_last = nn.Conv2d(UPSAMPLE_CHANNELS, in_chans, 3, padding=1)
+        self._initialise()
+
+    def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -217,12 +223,34 @@ class AetherNet(nn.Module):
 
     @property
     def receptive_radius(self) -> int:
-        """LR pixels on each side that can influence an output pixel."""
+        """How many LR pixels on each side can influence an output pixel."""
         arguments, radius = self.hyperparameters, 1  # conv_last
         for factor in reversed(UPSAMPLE_FACTORS[arguments["scale"]]):
             radius = math.ceil(radius / factor) + 1  # PixelShuffle, then its 3x3
         radius += sum(arguments["depths"]) * (arguments["lk_kernel"] // 2)
         return radius + 3  # conv_before_upsample, conv_after_body, conv_first
+
+
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for arguments of `AetherNet` that describe no network."""
+    embed_dim, mlp_ratio = given["embed_dim"], given["mlp_ratio"]
+    hidden = int(embed_dim * mlp_ratio) if math.isfinite(mlp_ratio) else 0
+    large, small = given["lk_kernel"], given["sk_kernel"]
+    kernels = large % 2 == small % 2 == 1 <= small <= large
+    drops = all(0 <= given[key] < 1 for key in ("drop_rate", "drop_path_rate"))
+    rules = {
+        "in_chans and embed_dim start at 1": min(given["in_chans"], embed_dim) >= 1,
+        "embed_dim * mlp_ratio must be 1 or more, and finite": hidden >= 1,
+        "depths needs groups of at least one block": min(given["depths"], default=0)
+        > 0,
+        "kernels must be odd, sk_kernel no larger than lk_kernel": kernels,
+        f"scale is one of {[*UPSAMPLE_FACTORS]}": given["scale"] in UPSAMPLE_FACTORS,
+        "drop_rate and drop_path_rate must be in [0, 1)": drops,
+        "img_range must be positive and finite": 0 < given["img_range"] < math.inf,
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise ValueError(f"AetherNet: {rule}; given were {given}.")
 
 
 def aether_small(**overrides: Any) -> AetherNet:
@@ -238,28 +266,28 @@ def aether_large(**overrides: Any) -> AetherNet:
 
 
 def variant_name(hyperparameters: Mapping[str, Any]) -> str | None:
-    """Which of `VARIANTS` these arguments of `AetherNet` describe, if any."""
-    found = {key: hyperparameters[key] for key in _DIMENSIONS}
-    return next((name for name, v in VARIANTS.items() if v == found), None)
+    """Name the variant that these arguments of `AetherNet` describe, or None."""
+    given = hyperparameters.items()
+    return next((name for name, v in VARIANTS.items() if v.items() <= given), None)
 
 
 def hyperparameters_from_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments with which `AetherNet` takes this state dict, `strict=True`.
+    """Find arguments with which `AetherNet` loads this state dict, `strict=True`.
 
-    Derived from keys and shapes alone, which tell neither `img_range` and drop rates
-    (left out) nor, once fused, `sk_kernel` (a possible one). Raises ValueError naming
-    the first offending key of another network, a mix of both forms, or a gap.
+    They follow from keys and shapes, which do not tell `img_range` and the drop rates
+    (left out) and, once fused, `sk_kernel` (a possible one). Raises ValueError naming
+    the first wrong key of another network, of a mix of both forms, or of a gap.
     """
     found = {str(k): [*getattr(v, "shape", [0])] for k, v in state_dict.items()}
 
-    def size(key: str, dim: int) -> int:  # 1 where there is none: judged below
+    def size(key: str, dim: int) -> int:  # 1 if missing: the comparison below fails
         return max([*found.get(key, []), 1, 1, 1, 1][dim], 1)
 
     blocks = re.findall(r"(?m)^layers\.(\d{1,3})\.(\d{1,3})\.", "\n".join(found))
     numbers = {(int(group), int(block)) for group, block in blocks}
     groups = range(max(numbers, default=(0, 0))[0] + 1)
     depths = [max((b for g, b in numbers if g == i), default=0) + 1 for i in groups]
-    depths = depths if sum(depths) <= len(found) else [1]  # no huge net of an index
+    depths = depths if sum(depths) <= len(found) else [1]  # no huge net for one index
     kernel = re.compile(r"layers\.\d+\.\d+\.conv\.(lk|fused)_conv\.weight")
     large = next(filter(kernel.fullmatch, found), "")
     fused = "fused_conv" in large
@@ -268,10 +296,11 @@ def hyperparameters_from_state_dict(state_dict: Mapping[str, Any]) -> dict[str, 
     ratio = hidden / embed_dim
     if int(embed_dim * ratio) < hidden:  # the quotient was rounded down
         ratio = math.nextafter(ratio, math.inf)
-    lk_kernel = size(large, 3) | 1  # odd, as it has to be: judged below
+    lk_kernel = size(large, 3) | 1  # made odd: the comparison below finds an even one
     sk_kernel = 3 if fused else size(large.replace("lk_conv", "sk_conv"), 3) | 1
     rows = [size(f"upsample.{i}.weight", 0) for i in (0, 2, 4)]
     factors = tuple(math.isqrt(r // UPSAMPLE_CHANNELS) for r in rows if r > 1)
+    scales = {factors: scale for scale, factors in UPSAMPLE_FACTORS.items()}
     arguments: dict[str, Any] = {
         "in_chans": size("conv_first.weight", 1),
         "embed_dim": embed_dim,
@@ -279,17 +308,19 @@ def hyperparameters_from_state_dict(state_dict: Mapping[str, Any]) -> dict[str, 
         "mlp_ratio": ratio,
         "lk_kernel": lk_kernel,
         "sk_kernel": min(sk_kernel, lk_kernel),
-        "scale": {f: s for s, f in UPSAMPLE_FACTORS.items()}.get(factors, 1),
+        "scale": scales.get(factors, 1),
         "fused_init": fused,
     }
     with torch.device("meta"):  # shapes without memory
         net = AetherNet(**arguments)
     wanted = {key: [*value.shape] for key, value in net.state_dict().items()}
     for key in [*found, *wanted]:
-        need, have = (d.get(key, "nothing") for d in (wanted, found))
+        need, have = (shapes.get(key, "nothing") for shapes in (wanted, found))
         if need != have:
-            said = f"key {key!r} should be {need}, is {have}."
-            raise ValueError(f"Not an AetherNet, or with a gap or both forms: {said}")
+            problem = f"key {key!r} should be {need}, is {have}."
+            raise ValueError(
+                f"Not an AetherNet, or with a gap or both forms: {problem}"
+            )
     return arguments
 
 
