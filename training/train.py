@@ -18,281 +18,34 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout  # which torch needs, too
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
+from trainer import Recipe, Trainer, diverged, write_checkpoint
 
 from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS, AetherNet
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.commands.run import exit_code
 from aethernet.devices import choose_device, has_bfloat16_units
 from aethernet.errors import AetherError, ContradictionError, import_optional
-from aethernet.files import files_in, replacing, sha256_of
-from aethernet.metrics import Figures, mean, measure
+from aethernet.files import files_in, sha256_of, unwritable
 from aethernet.pictures.files import READABLE
-from aethernet.pictures.training_crops import Crops, training_pair
+from aethernet.pictures.training_crops import TrainingCrops, training_pair
 from aethernet.quality.measure import find_samples
 
-BETAS = (0.9, 0.99)  # as in the option files for the frameworks
-LARGEST_NORM = 5.0  # of a gradient, as there: against a broken batch
 LEAST_DETAIL = 1.5  # 8-bit steps between neighbours: drops skies, keeps soft faces
 LOG_EVERY = 50  # iterations
-DECAY_PART = 0.1  # of the iterations; the learning rate falls to 0 in them
-# Muon's learning rate, as a multiple of AdamW's beside it. Of 3e-3 and 1e-2 beside
-# 1.2e-3 the lower was better by 1.6 dB (400 iterations, docs/training.md).
-MUON_RATE = 2.5
-MUON_WEIGHTS = re.compile(r"\.ffn\.fc(1_gate|1_main|2)\.weight$")
 SCALES = [scale for scale in UPSAMPLE_FACTORS if scale > 1]  # 1x needs LR of its own
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What decides every weight of a run; a run goes on with the same one only."""
-
-    variant: str
-    scale: int
-    iterations: int
-    batch: int
-    crop: int
-    optimizer: str
-    rate: float
-    warm_up: int
-    ema: float
-    drop_path: float
-    seed: int
-    precision: str
-    start: str
-    """SHA-256 of the checkpoint's state dict to start from; empty: fresh weights."""
-    photographs: str
-    """SHA-256 of the files to train on."""
-    val: str
-    """SHA-256 of the files that say which weights are the best; empty: none do."""
-
-    def rate_at(self, iteration: int) -> float:
-        """Learning rate: a linear warm-up, constant, then in the last tenth to 0."""
-        warm = min(1.0, (iteration + 1) / max(self.warm_up, 1))
-        left = (self.iterations - iteration) / (self.iterations - self.decay_start)
-        return self.rate * min(warm, left)
-
-    @property
-    def decay_start(self) -> int:
-        """Iteration from which the learning rate falls.
-
-        Up to here a run is the same for every number of iterations.
-        """
-        return self.iterations - math.ceil(DECAY_PART * self.iterations)
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose step for a matrix is made nearly orthogonal.
-
-    K. Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; the step is
-    scaled to the size of AdamW's as in J. Liu et al., 2025, arXiv 2502.16982, section
-    2.2. The same step as `torch.optim.Muon(adjust_lr_fn="match_rms_adamw",
-    weight_decay=0)`, but in float32 and for all matrices of one shape at once: that
-    one's bfloat16 products take as long as the rest of a training step on a processor
-    without units for them.
-    """
-
-    MOMENTUM = 0.95
-    COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the quintic iteration
-    STEPS = 5
-
-    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
-        """Take matrices, `(rows, columns)`, and a learning rate for AdamW's steps."""
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step by the gradients of all matrices."""
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
-            for matrix in group["params"]:
-                by_shape.setdefault(matrix.shape, []).append(matrix)
-            for (rows, columns), matrices in by_shape.items():
-                updates = self._orthogonal(torch.stack([*map(self._update, matrices)]))
-                size = 0.2 * math.sqrt(max(rows, columns)) * group["lr"]
-                for matrix, update in zip(matrices, updates, strict=True):
-                    matrix.sub_(update, alpha=size)
-
-    def _update(self, matrix: Tensor) -> Tensor:
-        """Nesterov's momentum of the matrix's gradient."""
-        assert matrix.grad is not None
-        gradient, state = matrix.grad.float(), self.state[matrix]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        state["momentum_buffer"].lerp_(gradient, 1 - self.MOMENTUM)
-        return gradient.lerp(state["momentum_buffer"], self.MOMENTUM)
-
-    def _orthogonal(self, x: Tensor) -> Tensor:
-        """`(N, rows, columns)` with all singular values brought near to 1."""
-        if x.shape[1] > x.shape[2]:
-            return self._orthogonal(x.mT).mT
-        a, b, c = self.COEFFICIENTS
-        x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
-        for _ in range(self.STEPS):
-            gram = x @ x.mT
-            x = a * x + (b * gram + c * gram @ gram) @ x
-        return x
-
-
-class Trainer:
-    """A network, its average and its optimizer, and how many steps they have taken."""
-
-    def __init__(
-        self, recipe: Recipe, start: dict[str, Tensor], device: torch.device
-    ) -> None:
-        """Start from fresh weights but where `start` has tensors of their names."""
-        self.recipe, self.device = recipe, device
-        self.iteration = 0
-        self.best: dict[str, float] = {}
-        torch.manual_seed(recipe.seed)
-        network = AetherNet(
-            **VARIANTS[f"aether_{recipe.variant}"],
-            scale=recipe.scale,
-            drop_path_rate=recipe.drop_path,
-        )
-        network.load_state_dict({**network.state_dict(), **start})
-        network = network.to(memory_format=torch.channels_last)
-        self.network = network.to(device).train()
-        self.forward: Callable[[Tensor], Tensor] = self.network
-        self.average = AveragedModel(self.network).eval()
-        self.optimizers = _optimizers(self.network, recipe)
-
-    def step(self, lr: Tensor, hr: Tensor) -> Tensor:
-        """One iteration on LR and HR crops; its loss, on the device."""
-        rate = self.recipe.rate_at(self.iteration)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * _rate_factor(optimizer)
-        torch.manual_seed(_seed(self.recipe.seed, self.iteration))  # stochastic depth
-        lr, hr = (crops.to(self.device, non_blocking=True) for crops in (lr, hr))
-        lr = lr.contiguous(memory_format=torch.channels_last)
-        half = self.recipe.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            output = self.forward(lr)
-        loss = nn.functional.l1_loss(output.float(), hr)
-        self.network.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_NORM)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        # A young average is a short one, so that it forgets where it began.
-        decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
-        self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
-        self.average.update_parameters(self.network)
-        self.iteration += 1
-        return loss.detach()
-
-    def save(self, folder: Path) -> None:
-        """Write `state.pt` and `net_g_latest.pth`, the latter read back and compared.
-
-        Raises:
-            AetherError: when weights are not finite, and nothing is written; or when
-                writing fails.
-        """
-        checkpoint = self.checkpoint()
-        if not all(value.isfinite().all() for value in checkpoint["params"].values()):
-            raise _diverged(self.iteration)
-        write_checkpoint(checkpoint, folder / "net_g_latest.pth")
-        state = {
-            "recipe": dataclasses.asdict(self.recipe),
-            "iteration": self.iteration,
-            "best": self.best,
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-        with replacing(folder / "state.pt") as temporary:
-            torch.save(state, temporary)
-
-    def restore(self, path: Path) -> None:
-        """Go on where `save` was called.
-
-        Raises:
-            ContradictionError: when that run had another recipe.
-            AetherError: when the file is not what `save` wrote.
-        """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            before = Recipe(**state["recipe"])
-        except Exception as error:  # damage surfaces as many errors
-            raise self._no_state(path) from error
-        now = self.recipe
-        both_constant = state["iteration"] <= min(before.decay_start, now.decay_start)
-        if both_constant:  # nothing before depends on when the learning rate falls
-            before = dataclasses.replace(before, iterations=now.iterations)
-        if before != now:
-            changed = ", ".join(
-                f"{name} {was!r}, now {wanted!r}"
-                for (name, was), wanted in zip(
-                    dataclasses.asdict(before).items(),
-                    dataclasses.asdict(now).values(),
-                    strict=True,
-                )
-                if was != wanted
-            )
-            raise ContradictionError(
-                f"The training in {path.parent} is another ({changed}); repeat its "
-                "flags to go on, or name another folder (-o)."
-            )
-        try:
-            self.network.load_state_dict(state["network"])
-            self.average.load_state_dict(state["average"])
-            for optimizer, saved in zip(
-                self.optimizers, state["optimizers"], strict=True
-            ):
-                optimizer.load_state_dict(saved)
-                for parameter, moments in optimizer.state.items():
-                    for name in ("exp_avg", "momentum_buffer"):
-                        if moments.get(name, parameter).shape != parameter.shape:
-                            raise ValueError
-            self.iteration, self.best = int(state["iteration"]), {**state["best"]}
-            if not 0 <= self.iteration <= self.recipe.iterations:
-                raise ValueError
-        except Exception as error:
-            raise self._no_state(path) from error
-
-    @staticmethod
-    def _no_state(path: Path) -> AetherError:
-        return AetherError(
-            f"{path} is no state of a training, or damaged, and was not used; remove "
-            "it to begin again, with --start and one of the checkpoints beside it."
-        )
-
-    def checkpoint(self) -> dict[str, Any]:
-        """What frameworks write: weights, their average, and the iteration."""
-        average = self.average.module
-        assert isinstance(average, AetherNet)
-        return {
-            "params": _on_cpu(self.network),
-            "params_ema": _on_cpu(average),
-            "iter": self.iteration,
-        }
-
-    @torch.inference_mode()
-    def validate(self, pairs: list[tuple[Tensor, Tensor]]) -> Figures:
-        """Mean PSNR and SSIM of the average on whole pictures, `(3, H, W)` uint8."""
-        figures = []
-        for lr, hr in pairs:
-            output = self.average(lr[None].to(self.device).float() / 255)[0]
-            pixels = output.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
-            first, second = (image.permute(1, 2, 0).numpy() for image in (pixels, hr))
-            figures.append(measure(first, second, self.recipe.scale))
-        return mean(figures)
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -322,11 +75,13 @@ def train(arguments: argparse.Namespace) -> int:
         trainer.restore(state)
     if arguments.compile:
         trainer.forward = torch.compile(trainer.network)
-    crops = Crops(paths, recipe.scale, least_detail=LEAST_DETAIL)
+    crops = TrainingCrops(paths, recipe.scale, least_detail=LEAST_DETAIL)
     if crops.largest_size < recipe.crop:
         raise AetherError(
-            f"The smallest of the pictures has {crops.largest_size} LR pixels along a "
-            f"side, a crop {recipe.crop}; leave it out, or take a smaller --crop."
+            f"The smallest picture has a side of {crops.largest_size} LR pixels, "
+            f"shorter than a crop ({recipe.crop}).",
+            arguments.photographs,
+            "Leave it out, or use a smaller --crop.",
         )
     pairs = [training_pair(sample.hr, recipe.scale) for sample in samples]
     with _alone_in(folder):
@@ -340,7 +95,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def _run(
     trainer: Trainer,
-    crops: Crops,
+    crops: TrainingCrops,
     pairs: list[tuple[Tensor, Tensor]],
     log: Any,
     arguments: argparse.Namespace,
@@ -384,7 +139,7 @@ def _run(
     return 0
 
 
-def _iterations(trainer: Trainer, crops: Crops, log: Any) -> Iterator[None]:
+def _iterations(trainer: Trainer, crops: TrainingCrops, log: Any) -> Iterator[None]:
     """Take step after step; the next crops are cut meanwhile."""
     recipe = trainer.recipe
 
@@ -403,7 +158,7 @@ def _iterations(trainer: Trainer, crops: Crops, log: Any) -> Iterator[None]:
             if trainer.iteration % LOG_EVERY == 0:
                 loss = torch.stack(losses).mean().item()
                 if not math.isfinite(loss):
-                    raise _diverged(trainer.iteration)
+                    raise diverged(trainer.iteration)
                 seconds = (time.monotonic() - since) / len(losses)
                 log.add_scalar("train/l1", loss, trainer.iteration)
                 rate = recipe.rate_at(trainer.iteration - 1)
@@ -416,22 +171,6 @@ def _iterations(trainer: Trainer, crops: Crops, log: Any) -> Iterator[None]:
                 )
                 losses, since = [], time.monotonic()
             yield
-
-
-def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a framework's checkpoint, and move it into place once it reads back equal.
-
-    Raises:
-        AetherError: when it does not, or writing fails.
-    """
-    with replacing(path) as temporary:
-        torch.save(checkpoint, temporary)
-        written = load_checkpoint(temporary).state_dict
-        wanted = checkpoint["params_ema"]
-        if written.keys() != wanted.keys() or not all(
-            torch.equal(written[key], value) for key, value in wanted.items()
-        ):
-            raise AetherError(f"{path} does not read back as it was written.")
 
 
 def _start(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], str, str]:
@@ -457,8 +196,10 @@ def _start(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], str, str]:
     others = [name for name in fresh if not name.startswith("upsample.")]
     if others:
         raise ContradictionError(
-            f"{arguments.start} is no aether_{arguments.variant} in training form: it "
-            f"has no {others[0]} of this shape (see `aethernet info`)."
+            f"This is not an aether_{arguments.variant} in training form: it has no "
+            f"{others[0]} of the right shape.",
+            arguments.start,
+            "`aethernet info` shows what it is.",
         )
     digest = hashlib.sha256()
     for name, value in sorted(found.items()):
@@ -490,30 +231,6 @@ def _stopping() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _optimizers(network: AetherNet, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW for all weights, or for all but those of the linear layers, and Muon."""
-    linear: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        by_muon = recipe.optimizer == "muon" and MUON_WEIGHTS.search(name)
-        (linear if by_muon else others).append(parameter)
-    adamw = torch.optim.AdamW(others, lr=recipe.rate, betas=BETAS, weight_decay=0)
-    if not linear:
-        return [adamw]
-    return [Muon(linear, lr=recipe.rate), adamw]
-
-
-def _rate_factor(optimizer: torch.optim.Optimizer) -> float:
-    return MUON_RATE if isinstance(optimizer, Muon) else 1.0
-
-
-def _diverged(iteration: int) -> AetherError:
-    return AetherError(
-        f"The training diverged before iteration {iteration}. What was saved before is "
-        "kept; start again from that (--start) with a lower --rate."
-    )
-
-
 def _tensorboard() -> Callable[..., Any]:
     import_optional("tensorboard", "train")
     from torch.utils.tensorboard import SummaryWriter
@@ -540,21 +257,12 @@ def _alone_in(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise AetherError(
-            f"Another training runs in {folder}; stop it, or name another folder (-o)."
+            "Another training runs in this folder.",
+            folder,
+            "Stop it, or name another folder (-o).",
         ) from error
     except OSError as error:
-        raise AetherError(f"Cannot write {folder}: {error.strerror}.") from error
-
-
-def _on_cpu(network: AetherNet) -> dict[str, Tensor]:
-    return {
-        name: value.detach().cpu().contiguous().clone()
-        for name, value in network.state_dict().items()
-    }
-
-
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+        raise unwritable(error, folder) from error
 
 
 def _digest(paths: Sequence[Path]) -> str:
@@ -565,7 +273,8 @@ def _digest(paths: Sequence[Path]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The flags of the script."""
     parser = argparse.ArgumentParser(
         description="Train AetherNet with L1 on a folder of photographs. The same "
         "command goes on where a run was stopped or killed.",
@@ -652,7 +361,7 @@ def _number(
 
 def main() -> int:
     """The command line; returns the exit code."""
-    return exit_code(train, _parser().parse_args())
+    return exit_code(train, command_parser().parse_args())
 
 
 if __name__ == "__main__":
