@@ -19,7 +19,7 @@ from torch import nn
 from aethernet.aether_core import AetherNet, ReparamLargeKernelConv
 from aethernet.files import files_in
 from aethernet.pictures.files import SUFFIXES
-from aethernet.pictures.training_crops import Crops
+from aethernet.pictures.training_crops import TrainingCrops
 
 SCALE = 2
 BATCH, SIZE = 8, 16  # crops, LR pixels
@@ -47,7 +47,9 @@ def variance_preserving(network: AetherNet) -> None:
     network.conv_last.weight.mul_(0.1)  # pictures begin near their mean, as published
 
 
-def train(start: str, seed: int, steps: int, crops: Crops) -> tuple[list[float], float]:
+def train(
+    start: str, seed: int, steps: int, crops: TrainingCrops
+) -> tuple[list[float], float]:
     """Loss of every step, and the final PSNR in dB."""
     torch.manual_seed(seed)
     network = AetherNet(embed_dim=48, depths=(3, 3), scale=SCALE)
@@ -89,7 +91,7 @@ def main() -> int:
     paths = files_in(arguments.folder, SUFFIXES, "pictures")
     if len(paths) <= HELD_OUT:
         parser.error(f"{arguments.folder} holds {len(paths)} pictures, more are needed")
-    crops = Crops(paths, SCALE, held_out=HELD_OUT)
+    crops = TrainingCrops(paths, SCALE, held_out=HELD_OUT)
     marks = [m for m in (100, 400, 1000, 2000) if m < arguments.steps]
     marks.append(arguments.steps)
     print("start", "seed", *(f"L1@{mark}" for mark in marks), "PSNR", sep="\t")

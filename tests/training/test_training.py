@@ -20,7 +20,7 @@ from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.files import files_in
 from aethernet.pictures.files import SUFFIXES, read_picture
 from aethernet.pictures.resampling import lr_pixels
-from aethernet.pictures.training_crops import Crops
+from aethernet.pictures.training_crops import TrainingCrops
 from aethernet.runtimes.registry import open_model
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64: what another order of sums leaves
@@ -150,8 +150,8 @@ class TestMixedPrecision:
     def crops(cls):
         photographs = SHARED / "data/train"
         if photographs.is_dir():
-            return Crops(files_in(photographs, SUFFIXES, "pictures")[::12], 2)
-        return Crops([SAMPLE], 2)
+            return TrainingCrops(files_in(photographs, SUFFIXES, "pictures")[::12], 2)
+        return TrainingCrops([SAMPLE], 2)
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -1,9 +1,10 @@
-"""Bicubic resizing as MATLAB's `imresize` does it, which the published tables rest on.
+"""Bicubic resizing like MATLAB's `imresize`, on which published tables are based.
 
-Keys, "Cubic convolution interpolation for digital image processing", 1981, with
-a = -0.5; pixel centres aligned; the picture continued by its mirror image, edge pixels
-doubled. Reducing widens the kernel by the scale (antialiasing). PyTorch has the kernel
-but cuts it off at the edges, so pictures are continued before, and cut after.
+Formula: Keys, "Cubic convolution interpolation for digital image processing", 1981,
+with a = -0.5. Pixel centres are aligned, and the picture is continued beyond its edges
+by its mirror image with doubled edge pixels. For reduction the kernel is widened by the
+scale (antialiasing). PyTorch has this kernel but cuts it off at the edges, so pictures
+are continued before resizing and cut afterwards.
 """
 
 import numpy as np
@@ -15,37 +16,37 @@ _MARGIN = 4
 
 
 def enlarge(planes: Tensor, scale: int) -> Tensor:
-    """`imresize(picture, scale)` of `(B, C, H, W)`, float; values are not clamped."""
+    """Enlarge `(B, C, H, W)`, float, like `imresize(picture, scale)`; not clamped."""
     continued = _continued(planes, _MARGIN)
     resized = _bicubic(continued, [side * scale for side in continued.shape[2:]])
     return _without_margin(resized, _MARGIN * scale)
 
 
 def reduce(planes: Tensor, scale: int) -> Tensor:
-    """`imresize(picture, 1 / scale)` of `(B, C, H, W)`, float; not clamped.
+    """Reduce `(B, C, H, W)`, float, like `imresize(picture, 1 / scale)`; not clamped.
 
     Raises:
-        ValueError: when H or W is no multiple of the scale.
+        ValueError: when H or W is not a multiple of the scale.
     """
     if any(side % scale for side in planes.shape[2:]):
         height, width = planes.shape[2:]
-        raise ValueError(f"{width}x{height} pixels are no multiple of {scale}.")
+        raise ValueError(f"{width}x{height} pixels are not a multiple of {scale}.")
     continued = _continued(planes, _MARGIN * scale)
     resized = _bicubic(continued, [side // scale for side in continued.shape[2:]])
     return _without_margin(resized, _MARGIN)
 
 
 def lr_pixels(pixels: np.ndarray, scale: int) -> np.ndarray:
-    """The LR picture that the published protocol makes of an HR picture.
+    """Make the LR picture of an HR picture by the published protocol.
 
     Args:
-        pixels: `(H, W, bands)`, uint8, of at least one pixel at LR; what `whole_pixels`
-            leaves of it counts.
+        pixels: `(H, W, bands)`, uint8, large enough for one LR pixel. They are first
+            cropped by `whole_pixels`.
 
     Returns:
         `(H // scale, W // scale, bands)`, uint8, computed in float64 and rounded once.
     """
-    bands = []  # one at a time: float64 takes eight times the memory
+    bands = []  # one at a time, since float64 takes eight times the memory
     for band in np.moveaxis(whole_pixels(pixels, scale), 2, 0):
         plane = torch.from_numpy(band.astype(np.float64))
         reduced = reduce(plane[None, None], scale)[0, 0].clamp(0, 255)
@@ -55,14 +56,14 @@ def lr_pixels(pixels: np.ndarray, scale: int) -> np.ndarray:
 
 
 def whole_pixels(pixels: np.ndarray, scale: int) -> np.ndarray:
-    """`(H, W, bands)` but for what is no whole LR pixel at the right and the bottom."""
+    """Crop `(H, W, bands)` at the right and the bottom to multiples of the scale."""
     height, width = (side - side % scale for side in pixels.shape[:2])
     return pixels[:height, :width]
 
 
 def _bicubic(planes: Tensor, size: list[int]) -> Tensor:
-    # Without antialias PyTorch's kernel has a = -0.75; when enlarging that is all the
-    # flag changes.
+    # Without antialias PyTorch's kernel has a = -0.75. For enlarging, that is the only
+    # difference the flag makes.
     return torch.nn.functional.interpolate(
         planes, size=size, mode="bicubic", antialias=True
     )

@@ -1,4 +1,4 @@
-"""Pairs to train on: aligned crops of HR pictures and of their LR pictures."""
+"""Training pairs: aligned crops of HR pictures and of their LR pictures."""
 
 import os
 from collections.abc import Sequence
@@ -13,34 +13,33 @@ from aethernet.errors import AetherError, ImageError
 from aethernet.pictures.files import read_picture, rgb_8_bits
 from aethernet.pictures.resampling import lr_pixels, whole_pixels
 
-Pair = tuple[Tensor, Tensor]
+TrainingPair = tuple[Tensor, Tensor]
 """LR and HR, `(3, H, W)`, uint8."""
 
-_TRIES = 20
+_TRIES = 20  # to draw a crop with detail
+_AT_ONCE = 4  # pictures; each takes 40 bytes a pixel while it is reduced
 
-_AT_ONCE = 4  # pictures, each 40 bytes a pixel while it is reduced
 
-
-def training_pair(path: Path, scale: int) -> Pair:
-    """The LR picture of the published protocol, and HR cropped to fit it.
+def training_pair(path: Path, scale: int) -> TrainingPair:
+    """Read an HR picture; return the published protocol's LR picture and the HR crop.
 
     Gray becomes RGB, 16 bits become 8, alpha is left out.
 
     Raises:
-        ImageError: when the picture cannot be read.
+        ImageError: when the picture cannot be read, or is smaller than one LR pixel.
     """
     hr = whole_pixels(rgb_8_bits(read_picture(path)), scale)
     if not hr.size:
-        raise ImageError(f"{path} is smaller than one LR pixel at {scale}x.")
+        raise ImageError(f"The picture is smaller than one LR pixel at {scale}x.", path)
     lr = lr_pixels(hr, scale)
     return _planes(lr), _planes(hr)
 
 
-class Crops:
-    """Random aligned crops, flipped and turned by quarters.
+class TrainingCrops:
+    """Random aligned crops, flipped and turned by multiples of 90 degrees.
 
-    All pictures lie decoded in memory, LR being the whole picture's: a crop's edge is
-    then no edge of a picture.
+    All pictures are kept decoded in memory. LR is made of whole pictures, so the edge
+    of a crop looks like the inside of a picture.
     """
 
     def __init__(
@@ -54,16 +53,18 @@ class Crops:
 
         Args:
             paths: of HR pictures; the last `held_out` of them are not trained on.
-            scale: of LR.
-            held_out: how many pictures `held_out` draws from.
-            least_detail: draw again where neighbouring HR pixels differ by less, as a
-                mean over the crop's green, in 8-bit steps: skies teach nothing.
+            scale: HR pixels per LR pixel along each side.
+            held_out: how many pictures the method `held_out` draws from.
+            least_detail: draw again when neighbouring HR pixels differ by less, as a
+                mean over the crop's green, in 8-bit steps. Skies teach nothing.
 
         Raises:
             AetherError: when a picture cannot be read, or none is left to train on.
         """
         if len(paths) <= held_out:
-            raise AetherError(f"{held_out + 1} pictures are needed, not {len(paths)}.")
+            raise AetherError(
+                f"Training needs at least {held_out + 1} pictures, not {len(paths)}."
+            )
         self._scale, self._least_detail = scale, least_detail
         with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
             pairs = [*pool.map(lambda path: training_pair(path, scale), paths)]
@@ -72,20 +73,20 @@ class Crops:
 
     @property
     def largest_size(self) -> int:
-        """The crop that fits into every picture, LR pixels."""
+        """Side of the largest square crop that fits every picture, in LR pixels."""
         return min(min(lr.shape[1:]) for lr, _ in [*self._train, *self._held_out])
 
-    def batch(self, count: int, size: int, random: np.random.Generator) -> Pair:
-        """LR `(count, 3, size, size)` and HR, float32, 0..1."""
+    def batch(self, count: int, size: int, random: np.random.Generator) -> TrainingPair:
+        """Random crops: LR `(count, 3, size, size)` and HR, float32, 0..1."""
         return _stack([self._detailed(size, random) for _ in range(count)])
 
-    def held_out(self, count: int, size: int) -> Pair:
-        """As `batch`, the same crops of held-out pictures every time."""
+    def held_out(self, count: int, size: int) -> TrainingPair:
+        """Like `batch`, but always the same crops, of held-out pictures."""
         random = np.random.default_rng(0)
         return _stack([self._crop(self._held_out, size, random) for _ in range(count)])
 
-    def _detailed(self, size: int, random: np.random.Generator) -> Pair:
-        """A crop with detail, or the last of some tries."""
+    def _detailed(self, size: int, random: np.random.Generator) -> TrainingPair:
+        """A crop with enough detail, or the last one tried."""
         for _ in range(_TRIES):
             crop = self._crop(self._train, size, random)
             if not self._least_detail or detail(crop[1]) >= self._least_detail:
@@ -93,8 +94,8 @@ class Crops:
         return crop
 
     def _crop(
-        self, pairs: Sequence[Pair], size: int, random: np.random.Generator
-    ) -> Pair:
+        self, pairs: Sequence[TrainingPair], size: int, random: np.random.Generator
+    ) -> TrainingPair:
         lr, hr = pairs[int(random.integers(len(pairs)))]
         top, left = (int(random.integers(side - size + 1)) for side in lr.shape[1:])
         turns, flip = int(random.integers(4)), bool(random.integers(2))
@@ -118,6 +119,6 @@ def _planes(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def _stack(crops: Sequence[Pair]) -> Pair:
+def _stack(crops: Sequence[TrainingPair]) -> TrainingPair:
     lr, hr = (torch.stack(side).float() / 255 for side in zip(*crops, strict=True))
     return lr, hr

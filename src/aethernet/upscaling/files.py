@@ -1,5 +1,6 @@
-"""Upscaling pictures: files in, files out, in strips; reading, the network and writing
-at the same time.
+"""Upscaling picture files in strips.
+
+Reading, the model and writing run at the same time.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ import numpy as np
 from aethernet.errors import AetherError
 from aethernet.files import check_target
 from aethernet.pictures.files import (
-    Encoding,
     Header,
+    PictureEncoding,
     PictureReader,
     check_writable_as,
     stored_depth,
@@ -33,33 +34,34 @@ from aethernet.upscaling.planes import pixels_of, planes_and_alpha
 
 _log = logging.getLogger(__name__)
 
-# What is read at a time, how many such pieces ahead, and what a strip of output may
-# take as float32. Pictures waiting to be encoded beside the one that is.
-_PIECE_BYTES, _PIECES_AHEAD = 2**24, 4
+PIECE_BYTES = 2**24
+"""Rows of about so many bytes are read at a time."""
+STRIP_BYTES = 2**28
+"""A strip of the result takes at most about so many bytes as float32."""
 
-_STRIP_BYTES = 2**28
-
-_WAITING = 2
+_PIECES_AHEAD = 4  # read before the model needs them
+_WAITING = 2  # pictures that may wait to be encoded, besides the one that is
 
 
 @dataclass(frozen=True)
 class Size:
-    """What the result's size should be; nothing set: the model's scale.
+    """The size of the result; with nothing set, the model's scale decides.
 
-    Several together: the smallest of what they say. The ratio of the sides is kept.
+    If several are set, the smallest result of them is made. The ratio of the sides is
+    kept.
     """
 
     scale: float | None = None
-    """Times the source's sides."""
+    """Times the sides of the source."""
     width: int | None = None
-    """Pixels, at most."""
+    """Largest width in pixels."""
     height: int | None = None
-    """Pixels, at most."""
+    """Largest height in pixels."""
     max_mp: float | None = None
-    """Megapixels, at most; never enlarges."""
+    """Largest size in megapixels; it only reduces."""
 
     def of(self, width: int, height: int, model_scale: int) -> tuple[int, int]:
-        """Width and height of the result for a source of that size."""
+        """Width and height of the result for a source of that width and height."""
         wanted = []
         if self.scale:
             wanted.append(self.scale)
@@ -84,14 +86,14 @@ class Options:
     size: Size = field(default_factory=Size)
     alpha: Literal["network", "bicubic"] = "network"
     """What upscales transparency."""
-    encoding: Encoding = field(default_factory=Encoding)
+    encoding: PictureEncoding = field(default_factory=PictureEncoding)
     limit_mp: float | None = 500.0
-    """Sources of more megapixels are refused."""
+    """Sources of more megapixels are refused; None: no limit."""
 
 
 @dataclass(frozen=True)
 class Upscaled:
-    """What `upscale_file` did; sizes are (width, height) in pixels."""
+    """The result of `upscale_file`; sizes are (width, height) in pixels."""
 
     target: Path
     size_before: tuple[int, int]
@@ -108,13 +110,14 @@ def upscale_file(
 
     Args:
         source: a picture that `PictureReader` reads.
-        target: its suffix chooses the format; an existing file is replaced.
-        model: for gray or RGB pictures. Wrapped in `Tiled` it bounds the memory.
+        target: its suffix chooses the format. An existing file is replaced.
+        model: for gray or RGB pictures. Wrapped in `Tiled`, memory is bounded.
 
     Raises:
-        ImageError: when the source cannot be read or the target's format not hold it.
-        AetherError: when model and memory do not allow it, the target cannot be
-            written, or is the source itself.
+        ImageError: when the source cannot be read, or the format of the target cannot
+            hold it.
+        AetherError: when the model fails, memory is too small, or the target cannot be
+            written or is the source itself.
     """
     job = Job(Path(source), Path(target))
     for outcome in _run([job], model, options or Options(), None):
@@ -131,13 +134,13 @@ def upscale_files(
     options: Options | None = None,
     advanced: Callable[[Job, int, int], None] | None = None,
 ) -> Iterator[Outcome]:
-    """Upscale picture files one after another; one that fails does not stop the rest.
+    """Upscale picture files in order; one that fails does not stop the rest.
 
-    While the network works on one, the next is read and the last is written.
+    While the model works on one picture, the next is read and the last is written.
 
     Args:
-        advanced: called with a job and its pixels of the source done, of how many; with
-            0 when it begins.
+        advanced: called with a job, the pixels of its source that are done, and how
+            many there are; the first time with 0 done.
     """
     for result in _run(jobs, model, options or Options(), advanced):
         job, done = result.job, result.upscaled
@@ -148,8 +151,19 @@ def upscale_files(
             yield Outcome(job, "failed", str(result.error))
 
 
-# What is read of a picture, in this order: how large it is, its rows, what went wrong.
-_Piece = PictureReader | np.ndarray | AetherError
+@dataclass
+class _Opened:
+    """The first thing read of a picture."""
+
+    header: Header
+    abandoned: bool = False
+    """Set when the picture failed, so that no more of it is read."""
+
+
+# Of each picture: how large it is, then its rows; or what went wrong, at any time.
+_Piece = _Opened | np.ndarray | AetherError
+
+_Report = Callable[[Job, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -161,35 +175,32 @@ class _Result:
 
 
 def _run(
-    jobs: Sequence[Job],
-    model: Model,
-    options: Options,
-    advanced: Callable[[Job, int, int], None] | None,
+    jobs: Sequence[Job], model: Model, options: Options, advanced: _Report | None
 ) -> Iterator[_Result]:
+    """Upscale the jobs; yields results in the order of the jobs."""
     tiled = model if isinstance(model, Tiled) else Tiled(model, tile=0)
-    waiting: deque[Future[_Result]] = deque()
+    report = advanced or (lambda *_: None)
+    waiting: deque[Future[_Result]] = deque()  # for the encoder
+    failed = None
     pieces = ahead(_read(jobs, options), _PIECES_AHEAD)
     with contextlib.closing(pieces), ThreadPoolExecutor(1) as encoder:
-        given_up = None
         for job, piece in pieces:
-            if job is given_up or isinstance(piece, np.ndarray):
-                continue
+            if job is failed or isinstance(piece, np.ndarray):
+                continue  # the rest of a picture that failed
             start = time.perf_counter()
             try:
                 if isinstance(piece, AetherError):
                     raise piece
-                report = advanced or (lambda *_: None)
-                header = piece.header
-                writer = _upscale(job, header, pieces, tiled, options, report)
+                writer = _upscale(job, piece.header, pieces, tiled, options, report)
             except AetherError as error:
-                given_up = job  # what else was read of it goes by
-                if isinstance(piece, PictureReader):
-                    piece.given_up = True
-                while waiting:  # in the order of the jobs
+                failed = job
+                if isinstance(piece, _Opened):
+                    piece.abandoned = True
+                while waiting:
                     yield waiting.popleft().result()
                 yield _Result(job, time.perf_counter() - start, error=error)
                 continue
-            done = Upscaled(job.target, header.size, writer.final_size)
+            done = Upscaled(job.target, piece.header.size, writer.final_size)
             waiting.append(encoder.submit(_finish, job, writer, done, start))
             while len(waiting) > _WAITING or (waiting and waiting[0].done()):
                 yield waiting.popleft().result()
@@ -198,15 +209,16 @@ def _run(
 
 
 def _read(jobs: Iterable[Job], options: Options) -> Iterator[tuple[Job, _Piece]]:
-    """Of each job its reader, then its rows in pieces; or what went wrong, instead."""
+    """Read each picture in pieces; an error takes the place of what cannot be read."""
     for job in jobs:
         try:
             reader = PictureReader(job.source, options.limit_mp, spread_colours=True)
             header = reader.header
-            yield job, reader
+            opened = _Opened(header)
+            yield job, opened
             row = header.width * header.bands * header.dtype.itemsize
-            for _ in range(0, header.height, step := max(_PIECE_BYTES // row, 1)):
-                if reader.given_up:
+            for _ in range(0, header.height, step := max(PIECE_BYTES // row, 1)):
+                if opened.abandoned:
                     break
                 yield job, reader.rows(step)
         except AetherError as error:
@@ -219,56 +231,70 @@ def _upscale(
     pieces: Iterator[tuple[Job, _Piece]],
     model: Tiled,
     options: Options,
-    report: Callable[[Job, int, int], None],
+    report: _Report,
 ) -> PictureWriter:
-    """Run one picture, whose rows come next; what remains is to finish the writer."""
+    """Run the model on one picture; its rows come next from `pieces`.
+
+    Returns:
+        A writer that has all rows and still has to be finished.
+    """
     _log.debug("upscaling %s", job.source)
-    target, scale = job.target, model.scale
-    final = options.size.of(header.width, header.height, scale)
-    passes = _passes(header.size, final, scale)
-    factor = scale**passes
-    size = (header.width * factor, header.height * factor)
-    check_writable_as(target, replace(header, width=final[0], height=final[1]))
-    check_target(target, job.source)
-    depth = stored_depth(target, header)
-    if size != final and max(final) > max(size):
-        _log.warning(
-            "%s: %dx%d after two passes, the rest is resampling", target, *size
-        )
-    rows = replace(
-        header,
-        width=size[0],
-        height=size[1],
-        depth=depth if size == final else 16,  # rounded once, after resampling
-    )
-    writer = PictureWriter(target, rows, options.encoding, final, depth)
-    report(job, 0, header.width * header.height)
-
-    def source() -> Iterator[np.ndarray]:
-        peak = np.float32(2**header.depth - 1)
-        for _, piece in pieces:
-            if isinstance(piece, AetherError):
-                raise piece
-            assert isinstance(piece, np.ndarray)
-            planes = piece.transpose(2, 0, 1).astype(np.float32, order="C")
-            planes /= peak
-            yield planes
-
-    strips: Iterator[np.ndarray] = source()
+    final = options.size.of(header.width, header.height, model.scale)
+    passes = _passes(header.size, final, model.scale)
+    factor = model.scale**passes
+    writer = _writer(job, header, factor, final, options)
+    pixels = header.width * header.height
+    report(job, 0, pixels)
+    strips = _planes(pieces, header.depth)
     sides = header.size
     for _ in range(passes):
         strips = _strips(strips, sides, header.has_alpha, model, options.alpha)
-        sides = sides[0] * scale, sides[1] * scale
+        sides = sides[0] * model.scale, sides[1] * model.scale
     try:
         done = 0
         for strip in strips:
-            writer.write(pixels_of(strip, rows.depth))
+            writer.write(pixels_of(strip, writer.header.depth))
             done += strip.shape[1] * strip.shape[2] // factor**2
-            report(job, done, header.width * header.height)
+            report(job, done, pixels)
     except BaseException:
         writer.discard()
         raise
     return writer
+
+
+def _writer(
+    job: Job, header: Header, factor: int, final: tuple[int, int], options: Options
+) -> PictureWriter:
+    """A writer of a picture that is `factor` times the source, resampled to `final`."""
+    target = job.target
+    check_writable_as(target, replace(header, width=final[0], height=final[1]))
+    check_target(target, job.source)
+    size = header.width * factor, header.height * factor
+    if size != final and max(final) > max(size):
+        _log.warning(
+            "%s: %dx%d after two passes, the rest is resampling", target, *size
+        )
+    depth = stored_depth(target, header)
+    rows = replace(
+        header,
+        width=size[0],
+        height=size[1],
+        # Resampling works on 16 bits, so that values are rounded to 8 only once.
+        depth=depth if size == final else 16,
+    )
+    return PictureWriter(target, rows, options.encoding, final, depth)
+
+
+def _planes(pieces: Iterator[tuple[Job, _Piece]], depth: int) -> Iterator[np.ndarray]:
+    """The rows of one picture as strips `(bands, h, W)`, float32, 0..1."""
+    peak = np.float32(2**depth - 1)
+    for _, piece in pieces:
+        if isinstance(piece, AetherError):
+            raise piece
+        assert isinstance(piece, np.ndarray)
+        planes = piece.transpose(2, 0, 1).astype(np.float32, order="C")
+        planes /= peak
+        yield planes
 
 
 def _finish(job: Job, writer: PictureWriter, done: Upscaled, start: float) -> _Result:
@@ -280,8 +306,8 @@ def _finish(job: Job, writer: PictureWriter, done: Upscaled, start: float) -> _R
 
 
 def _passes(before: tuple[int, int], final: tuple[int, int], scale: int) -> int:
-    """How often the model runs: twice where once is not enough."""
-    # A side of a few pixels says little of the factor, the longer one does.
+    """How often the model runs: twice if once is not enough."""
+    # The longer side decides: rounding hides the factor in a side of a few pixels.
     enough = max(final) <= max(before) * scale
     return 1 if enough or scale == 1 else 2
 
@@ -295,18 +321,18 @@ def _strips(
 ) -> Iterator[np.ndarray]:
     """Upscale a picture that comes in strips `(bands, h, W)`, float32, 0..1.
 
-    A strip of the result is as high as a tile, or as `_STRIP_BYTES` allow.
+    A strip of the result is as high as a tile, or less if `STRIP_BYTES` require it.
     """
     width, height = size
     most = model.most(0)
     if model.tile is None and most is None:
-        most = height  # the user wants it whole
+        most = height  # the user asked for the whole picture at once
     else:
         row = 4 * 4 * width * model.scale**2
-        rows = max(_STRIP_BYTES // row, 16) + 2 * model.context
-        most = max(min(rows, most or rows), model.limits.least[0])
+        rows = max(STRIP_BYTES // row, 16) + 2 * model.context
+        most = max(min(rows, most or rows), model.input_sizes.least[0])
     rows_of = _Rows(source)
-    least = min(model.limits.least[0], most)
+    least = min(model.input_sizes.least[0], most)
     for window in windows(height, most, model.context, least):
         planes = rows_of.between(window.start, window.stop)
         upscaled = planes_and_alpha(planes, has_alpha, model, alpha)
@@ -316,14 +342,14 @@ def _strips(
 
 
 class _Rows:
-    """Strips `(bands, h, W)` of any heights as one picture; what is past is dropped."""
+    """Strips `(bands, h, W)` of any heights as one picture; rows used are dropped."""
 
     def __init__(self, strips: Iterator[np.ndarray]) -> None:
         self._strips, self._first = strips, 0
         self._held: list[np.ndarray] = []
 
     def between(self, start: int, stop: int) -> np.ndarray:
-        """Rows from `start` up to `stop`; neither may go back."""
+        """Rows from `start` up to `stop`; neither may become smaller between calls."""
         while self._held and self._first + self._held[0].shape[1] <= start:
             self._first += self._held.pop(0).shape[1]
         have = self._first + sum(strip.shape[1] for strip in self._held)

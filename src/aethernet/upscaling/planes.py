@@ -1,9 +1,8 @@
-"""Upscale pixels in memory: gray, colour and alpha."""
+"""Upscaling pixels in memory: gray, colour and alpha."""
 
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from aethernet.errors import AetherError, ImageError
 from aethernet.pictures.files import Picture, with_colours_spread
@@ -13,7 +12,19 @@ from aethernet.runtimes.base import Model
 def planes_and_alpha(
     planes: np.ndarray, has_alpha: bool, model: Model, alpha: str
 ) -> np.ndarray:
-    """As `upscale_planes`, of colours and, as the last plane, alpha; 0..1."""
+    """Upscale planes, the last of which may be alpha.
+
+    Args:
+        planes: `(bands, H, W)`, float32, 0..1; bands: gray or RGB, and alpha.
+        has_alpha: whether the last plane is alpha.
+        alpha: "network" or "bicubic", which upscales alpha.
+
+    Returns:
+        `(bands, scale * H, scale * W)`, float32, clamped to 0..1.
+
+    Raises:
+        AetherError: as `upscale_planes`.
+    """
     if not has_alpha:
         upscaled = upscale_planes(planes, model)
         return np.clip(upscaled, 0, 1, out=upscaled)
@@ -24,17 +35,26 @@ def planes_and_alpha(
     elif alpha == "network":
         opacity = upscale_planes(opacity, model)
     else:
-        opacity = torch.nn.functional.interpolate(
-            torch.from_numpy(np.ascontiguousarray(opacity[np.newaxis])),
-            scale_factor=model.scale,
-            mode="bicubic",
-        )[0].numpy()
+        opacity = _bicubic(opacity, model.scale)
     together = np.concatenate((colours, opacity))
     return np.clip(together, 0, 1, out=together)
 
 
+def _bicubic(planes: np.ndarray, scale: int) -> np.ndarray:
+    import torch  # seconds to load, and few pictures need it
+
+    batch = torch.from_numpy(np.ascontiguousarray(planes[np.newaxis]))
+    enlarged = torch.nn.functional.interpolate(
+        batch, scale_factor=scale, mode="bicubic"
+    )
+    return np.asarray(enlarged[0].numpy())
+
+
 def pixels_of(planes: np.ndarray, depth: int) -> np.ndarray:
-    """`(bands, h, W)` in 0..1, which is overwritten, as `(h, W, bands)` integers."""
+    """Convert `(bands, h, W)`, 0..1, to integers `(h, W, bands)` of 8 or 16 bits.
+
+    The planes are overwritten.
+    """
     planes *= np.float32(2**depth - 1)
     np.rint(planes, out=planes)
     dtype = np.uint16 if depth > 8 else np.uint8
@@ -44,7 +64,11 @@ def pixels_of(planes: np.ndarray, depth: int) -> np.ndarray:
 def upscale_picture(
     picture: Picture, model: Model, depth: int, alpha: str = "network"
 ) -> Picture:
-    """Upscale colours and alpha; gray stays gray. `depth` is 8 or 16 bits per value.
+    """Upscale colours and alpha; gray stays gray.
+
+    Args:
+        depth: of the result, 8 or 16 bits per value.
+        alpha: "network" or "bicubic", which upscales alpha.
 
     Raises:
         AetherError: as `upscale_planes`.
@@ -59,8 +83,8 @@ def upscale_picture(
 def upscale_planes(planes: np.ndarray, model: Model) -> np.ndarray:
     """Run the model on one gray or three colour planes.
 
-    An RGB model sees a gray plane as three equal ones, whose outputs are averaged; a
-    gray model sees three planes one by one.
+    An RGB model gets a gray plane as three equal ones, and its outputs are averaged. A
+    gray model gets the three planes one by one.
 
     Args:
         planes: `(1 or 3, H, W)`, float32, 0..1.
@@ -69,8 +93,8 @@ def upscale_planes(planes: np.ndarray, model: Model) -> np.ndarray:
         As many planes, `scale` times as large, float32, not clamped.
 
     Raises:
-        AetherError: when the model is for other channels, returns NaN or infinity, or
-            the runtime raises it.
+        ImageError: when the model takes neither 1 nor 3 channels.
+        AetherError: when the model fails, or returns NaN or infinite values.
     """
     count = len(planes)
     if model.channels not in (1, 3):
@@ -86,8 +110,8 @@ def upscale_planes(planes: np.ndarray, model: Model) -> np.ndarray:
     output = np.concatenate([model.run(np.ascontiguousarray(b)) for b in batches])
     if not np.isfinite(output).all():
         raise AetherError(
-            f"The model returned NaN or infinite values ({model.describe()}); "
-            "float16 can overflow, try --precision float32 or the float32 model."
+            f"The model returned NaN or infinite values ({model.describe()}).",
+            hint="float16 can overflow; try --precision float32 or the float32 model.",
         )
     if model.channels == 3 and count == 1:
         return output[0].mean(axis=0, keepdims=True)

@@ -1,16 +1,16 @@
 """A page on this computer for upscaling pictures one by one, made with Gradio.
 
-It listens on 127.0.0.1 only. Neither the server nor the page asks anything of another
-machine: no telemetry, no fonts, no shared link. What is uploaded and made lies in one
+It listens on 127.0.0.1 only. Neither the server nor the page connects to another
+machine: no telemetry, no fonts, no shared link. Uploads and results are kept in one
 temporary folder, which is removed when the server ends.
 """
 
 import contextlib
 import html
 import os
-import re
 import tempfile
 import time
+import webbrowser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,17 +21,17 @@ from aethernet.files import check_source, files_in
 from aethernet.pictures.files import FORMATS, PictureReader, read_picture
 from aethernet.pictures.write import for_browsers
 from aethernet.runtimes.base import Model
-from aethernet.runtimes.registry import RUNTIMES
+from aethernet.runtimes.registry import model_suffixes
 from aethernet.upscaling.files import upscale_file
 
 ADDRESS = "127.0.0.1"
 
 MOST_MEGAPIXELS = 100
-"""Of a result; more takes long, for which a page is not made."""
+"""Largest result. More takes minutes, without progress on the page."""
 
 _LARGEST_UPLOAD = "200mb"
 
-# Of each side of the slider; larger results are reduced for it, not for the download.
+# Largest pictures in the slider. Larger results are reduced for it only.
 _PREVIEW_PIXELS, _PREVIEW_SIDE = 4_000_000, 8192
 
 _AS_SOURCE = ""
@@ -47,17 +47,20 @@ footer { display: none !important; }
 .gradio-container {
   width: 100%; max-width: 1280px !important; margin: 0 auto !important;
 }
-#said p { font-variant-numeric: tabular-nums; }
+#result p { font-variant-numeric: tabular-nums; }
 """
 
 
 def find_models(paths: Sequence[Path]) -> dict[str, Path]:
-    """Model files by the names to choose them by; folders stand for those in them.
+    """Find model files, by the names that the page shows.
+
+    Args:
+        paths: of files, and of folders that stand for the model files in them.
 
     Raises:
         AetherError: when a folder has none, or a file cannot be read.
     """
-    suffixes = [*dict.fromkeys(s for *_, each in RUNTIMES.values() for s in each)]
+    suffixes = model_suffixes()
     found: list[Path] = []
     for path in paths:
         found += files_in(path, suffixes, "models") if path.is_dir() else [path]
@@ -79,59 +82,27 @@ def serve(
     """Show the page until interrupted (Ctrl+C).
 
     Args:
-        models: at least one, by the names shown; the first is chosen at first.
-        load: opens a model file, when it is first asked for.
+        models: at least one, by the names to show; the first is preselected.
+        load: opens a model file; called when the model is first used.
         port: None for the first free one from 7860 on.
+        open_browser: whether to open the page in the browser.
 
     Raises:
         MissingExtraError: when Gradio is not installed.
         AetherError: when the port is taken.
     """
-    # Read when Gradio is imported; the page says the same again where it can.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    # A proxy for the world outside must not be asked for this computer.
-    around = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
-    os.environ["no_proxy"] = f"{around},{ADDRESS}".lstrip(",")
     with tempfile.TemporaryDirectory(
         prefix="aethernet-ui-", ignore_cleanup_errors=True
-    ) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
+    ) as temporary:
+        folder = Path(os.path.realpath(temporary))
+        _keep_gradio_local(folder)
         gradio = import_optional("gradio", "ui")
-        page = _page(gradio, models, load, Path(folder))
-        try:
-            _, url, _ = page.launch(
-                server_name=ADDRESS,
-                server_port=port,
-                inbrowser=False,
-                share=False,
-                # Not for a page elsewhere whose name was made to lead here.
-                app_kwargs={"middleware": [_only_this_computer()]},
-                quiet=True,
-                prevent_thread_lock=True,
-                max_file_size=_LARGEST_UPLOAD,
-                enable_monitoring=False,
-                run_history=False,
-                mcp_server=False,
-                ssr_mode=False,
-                pwa=False,
-                footer_links=[],
-                css=_STYLE,
-                theme=gradio.themes.Default(
-                    font=("system-ui", "sans-serif"),
-                    font_mono=("ui-monospace", "monospace"),
-                ),
-            )
-        except OSError as error:
-            taken = f"the port {port} is" if port else "all its ports are"
-            raise AetherError(
-                f"The page cannot be served: {taken} taken; name another (--port)."
-            ) from error
+        upscaler = _Upscaler(gradio, models, load, folder)
+        page = _page(gradio, [*models], upscaler.upscale)
+        url = _launch(gradio, page, port)
         try:
             print(f"The page is at {url} on this computer; Ctrl+C ends it.", flush=True)
             if open_browser:
-                import webbrowser
-
                 webbrowser.open(url)
             while True:
                 time.sleep(1)
@@ -139,6 +110,49 @@ def serve(
             pass
         finally:
             page.close(verbose=False)
+
+
+def _keep_gradio_local(folder: Path) -> None:
+    """Set what Gradio reads from the environment when it is imported."""
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    # Requests to this computer must not go through a proxy.
+    around = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    os.environ["no_proxy"] = f"{around},{ADDRESS}".lstrip(",")
+
+
+def _launch(gradio: Any, page: Any, port: int | None) -> str:
+    """Start the server; return the address of the page."""
+    try:
+        _, url, _ = page.launch(
+            server_name=ADDRESS,
+            server_port=port,
+            inbrowser=False,
+            share=False,
+            # Refuse pages elsewhere whose host name was made to resolve to 127.0.0.1.
+            app_kwargs={"middleware": [_only_this_computer()]},
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=_LARGEST_UPLOAD,
+            enable_monitoring=False,
+            run_history=False,
+            mcp_server=False,
+            ssr_mode=False,
+            pwa=False,
+            footer_links=[],
+            css=_STYLE,
+            theme=gradio.themes.Default(
+                font=("system-ui", "sans-serif"),
+                font_mono=("ui-monospace", "monospace"),
+            ),
+        )
+    except OSError as error:
+        taken = f"the port {port} is" if port else "all its ports are"
+        raise AetherError(
+            f"The page cannot be served: {taken} taken.", hint="Name another (--port)."
+        ) from error
+    return str(url)
 
 
 def _only_this_computer() -> Any:
@@ -149,71 +163,74 @@ def _only_this_computer() -> Any:
     )
 
 
-def _page(
-    gradio: Any,
-    models: Mapping[str, Path],
-    load: Callable[[Path], Model],
-    folder: Path,
-) -> Any:
-    loaded: dict[str, Model] = {}
+class _Upscaler:
+    """Upscales what was dropped on the page; models stay loaded."""
 
-    def upscale(upload: dict[str, Any] | None, name: str, suffix: str) -> Any:
-        with _errors_as_toasts(gradio, folder):
-            # All of these words may be anything that a client sends.
-            if not isinstance(upload, dict) or not upload.get("path"):
-                raise ImageError("Drop a picture first.")
-            source = Path(os.path.realpath(str(upload["path"])))
-            if not source.is_relative_to(os.path.realpath(folder)):
-                raise ImageError("That is no picture that was dropped here.")
-            if name not in models or suffix not in _FORMATS:
+    def __init__(
+        self,
+        gradio: Any,
+        models: Mapping[str, Path],
+        load: Callable[[Path], Model],
+        folder: Path,
+    ) -> None:
+        self._gradio, self._models, self._load = gradio, models, load
+        self._folder = folder
+        self._loaded: dict[str, Model] = {}
+
+    def upscale(self, upload: Any, name: Any, suffix: Any) -> tuple[Any, Any, str]:
+        """Values of the slider, the download button and the text below it.
+
+        Args:
+            upload, name, suffix: values of the page's inputs. Another client could send
+                anything.
+        """
+        with _errors_as_toasts(self._gradio, self._folder):
+            source = self._uploaded(upload)
+            if name not in self._models or suffix not in _FORMATS:
                 raise AetherError("Choose a model and a format of those on the page.")
             size = PictureReader(source).header.size
-            if name not in loaded:
-                loaded[name] = load(models[name])
-            model = loaded[name]
-            check_size(source.name, size, model.scale)
-            work = Path(tempfile.mkdtemp(dir=folder))
+            model = self._model(name)
+            check_size(source, size, model.scale)
+            work = Path(tempfile.mkdtemp(dir=self._folder))
             target = work / target_name(source, model.scale, suffix)
             start = time.perf_counter()
             done = upscale_file(source, target, model)
             seconds = time.perf_counter() - start
-            sizes = (
-                "x".join(map(str, size)) for size in (done.size_before, done.size_after)
-            )
-            how = replace(model.describe(), why="")
-            said = f"{' → '.join(sizes)} in {seconds:.1f} s, {html.escape(str(how))}"
-            slider = _previews(source, target, work)
-            return slider, gradio.DownloadButton(value=target, interactive=True), said
+            before, after = (f"{w}x{h}" for w, h in (done.size_before, done.size_after))
+            how = html.escape(str(replace(model.describe(), why="")))
+            download = self._gradio.DownloadButton(value=target, interactive=True)
+            text = f"{before} → {after} in {seconds:.1f} s, {how}"
+            return _previews(source, target, work), download, text
 
+    def _uploaded(self, upload: Any) -> Path:
+        """The picture that was dropped; never a file outside the page's own folder."""
+        if not isinstance(upload, dict) or not upload.get("path"):
+            raise ImageError("Drop a picture first.")
+        source = Path(os.path.realpath(str(upload["path"])))
+        if not source.is_relative_to(self._folder):
+            raise ImageError("This is not a picture that was dropped here.")
+        return source
+
+    def _model(self, name: str) -> Model:
+        if name not in self._loaded:
+            self._loaded[name] = self._load(self._models[name])
+        return self._loaded[name]
+
+
+def _page(gradio: Any, names: Sequence[str], upscale: Callable[..., Any]) -> Any:
+    """The layout: inputs at the left, the slider at the right."""
     with gradio.Blocks(
         title="AetherNet", analytics_enabled=False, fill_width=True
     ) as page:
         gradio.Markdown("## AetherNet")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=300):
-                dropped = gradio.Image(
-                    label="Picture",
-                    sources=["upload", "clipboard"],
-                    type="filepath",
-                    image_mode=None,
-                    height=220,
-                    buttons=[],
-                    elem_id="picture",
-                )
-                chosen = gradio.Dropdown(
-                    [*models], value=next(iter(models)), label="Model", elem_id="model"
-                )
-                written_as = gradio.Dropdown(
-                    [(shown, suffix) for suffix, shown in _FORMATS.items()],
-                    value=_AS_SOURCE,
-                    label="Format",
-                    elem_id="format",
-                )
+                inputs = _inputs(gradio, names)
                 button = gradio.Button("Upscale", variant="primary", elem_id="upscale")
                 download = gradio.DownloadButton(
                     "Download", interactive=False, elem_id="download"
                 )
-                said = gradio.Markdown(elem_id="said")
+                result = gradio.Markdown(elem_id="result")
             with gradio.Column(scale=3, min_width=320):
                 slider = gradio.ImageSlider(
                     label="Bicubic and the model",
@@ -226,17 +243,38 @@ def _page(
                 )
         button.click(
             upscale,
-            [dropped, chosen, written_as],
-            [slider, download, said],
-            # Gradio would open the picture itself, with other limits and sentences.
+            inputs,
+            [slider, download, result],
+            # Otherwise Gradio opens the picture itself, with its own limits and errors.
             preprocess=False,
             api_visibility="private",
         )
     return page
 
 
-def check_size(name: str, size: tuple[int, int], scale: int) -> None:
-    """Refuse a picture that would take the page too long.
+def _inputs(gradio: Any, names: Sequence[str]) -> list[Any]:
+    """The picture, the model and the format to choose."""
+    picture = gradio.Image(
+        label="Picture",
+        sources=["upload", "clipboard"],
+        type="filepath",
+        image_mode=None,
+        height=220,
+        buttons=[],
+        elem_id="picture",
+    )
+    model = gradio.Dropdown([*names], value=names[0], label="Model", elem_id="model")
+    written_as = gradio.Dropdown(
+        [(shown, suffix) for suffix, shown in _FORMATS.items()],
+        value=_AS_SOURCE,
+        label="Format",
+        elem_id="format",
+    )
+    return [picture, model, written_as]
+
+
+def check_size(path: Path, size: tuple[int, int], scale: int) -> None:
+    """Check that a picture of this width and height is not too large for the page.
 
     Raises:
         ImageError: when the result has more than `MOST_MEGAPIXELS`.
@@ -244,14 +282,16 @@ def check_size(name: str, size: tuple[int, int], scale: int) -> None:
     megapixels = size[0] * size[1] * scale**2 / 1e6
     if megapixels > MOST_MEGAPIXELS:
         raise ImageError(
-            f"{name} has {size[0]}x{size[1]} pixels and would become "
+            f"The picture has {size[0]}x{size[1]} pixels and would become "
             f"{megapixels:.0f} megapixels at {scale}x; this page makes "
-            f"{MOST_MEGAPIXELS} at most, the command `aethernet upscale` more."
+            f"{MOST_MEGAPIXELS} at most.",
+            path,
+            "The command `aethernet upscale` makes more.",
         )
 
 
 def target_name(source: Path, scale: int, suffix: str) -> str:
-    """What the download is called: photo.jpg becomes photo_2x.jpg."""
+    """The name of the download: photo.jpg becomes photo_2x.jpg."""
     if suffix == _AS_SOURCE:
         known = source.suffix.lower() in FORMATS
         suffix = source.suffix if known else ".png"
@@ -260,20 +300,22 @@ def target_name(source: Path, scale: int, suffix: str) -> str:
 
 @contextlib.contextmanager
 def _errors_as_toasts(gradio: Any, folder: Path) -> Iterator[None]:
+    """Show our errors on the page, in a message that fades."""
     try:
         yield
     except MemoryError as error:
         raise gradio.Error("Out of memory.", print_exception=False) from error
     except AetherError as error:
-        # Of a file in our folder of folders only its own name says something.
-        inside = re.escape(str(folder)) + r"[/\\][^/\\]+[/\\]"
-        # The page shows HTML, and a name may look like it.
-        said = html.escape(re.sub(inside, "", str(error)))
-        raise gradio.Error(said, print_exception=False) from error
+        shown = error
+        if error.path is not None and error.path.is_relative_to(folder):
+            shown = error.about(error.path.name)  # the user does not know the folder
+        # The page shows HTML, and the name of a file may look like HTML.
+        text = html.escape(str(shown))
+        raise gradio.Error(text, print_exception=False) from error
 
 
 def _previews(source: Path, target: Path, folder: Path) -> tuple[Path, Path]:
-    """Pictures of one size for the slider: the source, bicubic, and the result."""
+    """Pictures of one size for the slider: the source by bicubic, and the result."""
     before, after = (for_browsers(read_picture(path)) for path in (source, target))
     pixels = after.width * after.height
     longest = max(after.width, after.height)
