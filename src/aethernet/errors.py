@@ -25,15 +25,17 @@ class AetherError(Exception):
 
         Args:
             reason: what was found and, where it helps, what was expected; a sentence.
-            path: of the file or folder concerned.
+            path: of the file or folder concerned; a `str` may also be its URI. The text
+                shows it as it is given.
             hint: what to do about it; a sentence.
         """
         super().__init__(reason, path, hint)  # all of them, so that pickle brings them
         self.reason, self.hint = reason, hint
         self.path = None if path is None else Path(path)
+        self._shown = "" if path is None else os.fspath(path)
 
     def __str__(self) -> str:
-        text = self.reason if self.path is None else f"{self.path}: {self.reason}"
+        text = self.reason if self.path is None else f"{self._shown}: {self.reason}"
         return f"{text} {self.hint}" if self.hint else text
 
     def about(self, path: "str | os.PathLike[str]") -> Self:

@@ -1,1 +1,1 @@
-"""Upscale videos: decode, encode, join, continue after a kill."""
+"""Upscale videos: decode, upscale, encode, join, and resume after an interruption."""

@@ -1,24 +1,34 @@
-"""Video files through PyAV (FFmpeg's libraries): probing, decoding, encoding, joining.
+"""Read video files: look at the first frame, then decode all of them.
 
-Between decoder and encoder a frame is planes of float32, `(1 or 3, H, W)`, gray or RGB,
-0..1, encoded values (no transfer function is applied or removed), by the clip's matrix
-and range. Timestamps are whole ticks of the clip's time base, never rounded here.
+A decoded frame becomes planes `(1 or 3, H, W)`, float32, gray or RGB, 0..1. The values
+are encoded ones: no transfer function is applied or removed. Timestamps are whole ticks
+of the clip's time base and are never rounded here.
 """
 
 import logging
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from aethernet.errors import AetherError, import_optional
+from aethernet.errors import AetherError
 from aethernet.files import check_source
+from aethernet.video.libav import (
+    as_fraction,
+    av_errors,
+    av_reason,
+    bit_depth,
+    has_alpha,
+    import_av,
+    is_cover,
+    open_container,
+    planar_name,
+    planes_of,
+)
 from aethernet.video.yuv import (
     FULL,
     LIMITED,
@@ -32,30 +42,16 @@ from aethernet.video.yuv import (
 
 _log = logging.getLogger(__name__)
 
-# Suffix -> libav's name for the container. What can be written.
-CONTAINERS = {
-    ".mkv": "matroska",
-    ".mp4": "mp4",
-    ".m4v": "mp4",
-    ".mov": "mov",
-    ".webm": "webm",
-}
-
-# Luma samples per chroma sample, across and down, by libav's names.
-_CHROMA = {
-    (1, 1): "444",
-    (2, 1): "422",
-    (2, 2): "420",
-    (1, 2): "440",
-    (4, 1): "411",
-    (4, 4): "410",
-}
-
-# A seek lands on a key frame this long before what is wanted: a picture that is coded
-# without a clean start (intra refresh, open groups) has settled by then.
+# A seek aims this many seconds before the wanted frame: a picture that is coded without
+# a clean start (intra refresh, open groups) has settled by then.
 _RUN_UP = Fraction(2)
 
-# Side data that encoders here do not take over, and what people call it.
+# A timestamp may lie before the last one by this many frames; more is a jump back.
+_JUMP = 10
+
+_USUAL_RATE = Fraction(25)  # frames per second, where a file does not name its rate
+
+# libav's name of side data that is not carried over -> what people call it.
 _NOT_CARRIED = {
     "MASTERING_DISPLAY_METADATA": "mastering display metadata",
     "CONTENT_LIGHT_LEVEL": "content light level",
@@ -68,11 +64,11 @@ _NOT_CARRIED = {
 
 @dataclass(frozen=True)
 class Clip:
-    """A video file's video stream, as its header and its first frame describe it."""
+    """A video file and its video stream, as far as upscaling needs to know them."""
 
     path: Path
     index: int
-    """Of the stream in the file."""
+    """Number of the stream in the file."""
     time_base: Fraction
     """Seconds per tick."""
     rate: Fraction
@@ -80,98 +76,65 @@ class Clip:
     width: int
     height: int
     pixel_format: str
-    """libav's name of the planar layout that holds the decoded frames."""
+    """libav's name of the planar format that holds the decoded frames."""
     siting: str
-    """Of the chroma samples, a key of `yuv.SITINGS`."""
+    """Place of the chroma samples, a key of `yuv.SITINGS`."""
     colour: Colour
     aspect: Fraction | None
-    """Of a pixel, width over height; None where it is not said."""
+    """Width of a pixel over its height; None where the file does not say."""
     display_matrix: tuple[int, ...] | None
     """How a player turns the picture; the stored frames are not turned."""
     origin: int
-    """Ticks at which the file begins; 0 unless it begins late, as broadcasts do."""
+    """Tick at which the file begins; above 0 if it begins late, as broadcasts do."""
     begin: Fraction
-    """Seconds from there to the first frame; sound may come before."""
+    """Seconds from the origin to the first frame; sound may come before."""
     duration: Fraction | None
-    """Seconds of the picture, None where the file does not say."""
+    """Seconds of the picture; None where the file does not say."""
     frames: int | None
-    """As announced or estimated; None where nothing is known."""
+    """Number of frames, as announced or estimated; None where nothing is known."""
     remarks: tuple[str, ...]
-    """What a user should know before the work begins."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A file of encoded frames that begins with a key frame, and their true timing."""
-
-    path: Path
-    pts: tuple[int, ...]
-    """Timestamps in the order in which the frames are stored."""
-    end: int
-    """When the last frame has been shown; ticks."""
+    """What a user should know before the work begins; each completes "The clip ..."."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Which part of a clip: `first <= pts < end`, in ticks of the clip's clock."""
+    """A part of a clip: the frames with `first <= pts < end`, in the clip's ticks."""
 
     first: int | None = None
     end: int | None = None
 
 
-def libav() -> ModuleType:
-    """PyAV, quiet.
-
-    Raises:
-        MissingExtraError: when it is not installed.
-    """
-    os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 speaks past libav's log
-    return import_optional("av", "video")
-
-
 def read_clip(path: Path) -> Clip:
-    """Look at a video file: its header, and its first frame, which is decoded.
+    """Read the header of a video file and decode its first frame.
 
     Raises:
-        AetherError: when it holds no video that can be decoded, or is cut short, or
-            cannot be read.
+        AetherError: when the file cannot be read, holds no video that can be decoded or
+            is cut short, or its kind of picture is not supported.
+        MissingExtraError: when PyAV is not installed.
     """
-    av = libav()
+    av = import_av()
     check_source(path, "a video")
     if not path.stat().st_size:
-        raise AetherError(f"{path} is empty; expected a video.")
+        raise AetherError("The file is empty; expected a video.", path)
     try:
         with open_container(path) as container:
             stream = _video_stream(container, path)
-            _check_whole(container, stream, path)
-            first = next(_decoded(container, stream), None)
+            _check_whole(stream, path)
+            first = next(_decoded(container, stream, path), None)
             if first is None:
-                raise AetherError(f"{path} holds no frame that can be decoded.")
+                raise AetherError("The file holds no frame that can be decoded.", path)
+            _check_supported(first, path)
             return _describe(container, stream, first, path)
     except av.FFmpegError as error:
-        raise _unreadable(path, reason_of(error)) from error
+        raise _not_a_video(path, av_reason(error)) from error
 
 
-def _unreadable(path: Path, reason: str) -> AetherError:
+def _not_a_video(path: Path, reason: str) -> AetherError:
     return AetherError(
-        f"{path} is no video that can be read ({reason}); it is of another kind, or "
-        "cut short."
+        f"The file cannot be read as a video ({reason}).",
+        path,
+        "It may be another kind of file, or cut short.",
     )
-
-
-def open_container(path: Path) -> Any:
-    av = libav()
-    words: dict[str, Any] = {}
-    if int(av.__version__.partition(".")[0]) < 19:
-        # Later ones take titles that are no UTF-8 by themselves, and know no such word.
-        words["metadata_errors"] = "replace"
-    # As a file whatever its name looks like, and nothing else it may refer to.
-    options = {"protocol_whitelist": "file"}
-    return av.open(f"file:{path}", container_options=options, **words)
-
-
-def reason_of(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
 
 
 def _video_stream(container: Any, path: Path) -> Any:
@@ -182,57 +145,50 @@ def _video_stream(container: Any, path: Path) -> Any:
     if stream is None:
         kinds = dict.fromkeys(f"{stream.type}" for stream in container.streams)
         if not kinds:
-            raise _unreadable(path, "no streams")
+            raise _not_a_video(path, "no streams")
         found = " and ".join(kinds)
-        raise AetherError(f"{path} has no video stream; it holds {found}.")
+        raise AetherError(f"The file has no video stream, only {found}.", path)
     if stream.codec_context is None:
-        raise AetherError(f"{path} is coded in a way that PyAV cannot decode.")
+        raise AetherError("PyAV has no decoder for the video stream.", path)
     return stream
 
 
-def is_cover(stream: Any) -> bool:
-    from av.stream import Disposition
-
-    return bool(stream.disposition & Disposition.attached_pic)
-
-
-def _check_whole(container: Any, stream: Any, path: Path) -> None:
-    """Refuse a file whose index speaks of bytes that are not there."""
+def _check_whole(stream: Any, path: Path) -> None:
+    """Refuse a file whose index names bytes beyond its end."""
     size = path.stat().st_size
     entries = stream.index_entries
     whole = sum(entry.pos + entry.size <= size for entry in entries)
     if whole < len(entries):
         raise AetherError(
-            f"{path} is cut short: of the {len(entries)} frames in its index it holds "
-            f"{whole}. Copy it again, or have it repaired."
+            f"The file is cut short: it holds {whole} of the {len(entries)} frames in "
+            "its index.",
+            path,
+            "Copy it again, or repair it.",
+        )
+
+
+def _check_supported(first: Any, path: Path) -> None:
+    if has_alpha(first.format):
+        raise AetherError(
+            f"The video has transparency ({first.format.name}), which is not "
+            "supported.",
+            path,
+            "Remove it first, e.g. with ffmpeg's -pix_fmt.",
+        )
+    if first.colorspace not in (*MATRICES, UNSPECIFIED):
+        raise AetherError(
+            f"The video uses the colour matrix {first.colorspace} of ITU-T H.273, "
+            "which is not supported.",
+            path,
+            "Convert it first, e.g. to BT.709.",
         )
 
 
 def _describe(container: Any, stream: Any, first: Any, path: Path) -> Clip:
-    time_base = fraction(stream.time_base)
+    time_base = as_fraction(stream.time_base)
     assert time_base
-    rate = fraction(stream.guessed_rate) or fraction(stream.average_rate)
-    kind = first.format
-    if has_alpha(kind):
-        raise AetherError(
-            f"{path} has transparency ({kind.name}), which is not carried; take it off "
-            "first, e.g. with ffmpeg's -pix_fmt."
-        )
-    if first.colorspace not in (*MATRICES, UNSPECIFIED):
-        raise AetherError(
-            f"{path} uses the colour matrix {first.colorspace} of ITU-T H.273, which "
-            "is not supported; convert it to BT.709, say."
-        )
+    rate = as_fraction(stream.guessed_rate) or as_fraction(stream.average_rate)
     side_data = _side_data(first)
-    remarks = []
-    if first.interlaced_frame:
-        remarks.append(
-            "is interlaced; its frames are upscaled as they are, combs and all, so "
-            "deinterlace it first if it moves"
-        )
-    lost = dict.fromkeys(_NOT_CARRIED[n] for n in side_data if n in _NOT_CARRIED)
-    if lost:
-        remarks.append(f"has {', '.join(lost)}, which is not carried")
     matrix = side_data.get("DISPLAYMATRIX")
     start = container.start_time or 0  # microseconds
     origin = max(round(Fraction(start, 10**6) / time_base), 0)
@@ -240,23 +196,38 @@ def _describe(container: Any, stream: Any, first: Any, path: Path) -> Clip:
     duration = _duration(container, stream, time_base, begin)
     frames = stream.frames or (round(duration * rate) if duration and rate else None)
     return Clip(
-        path,
-        stream.index,
-        time_base,
-        rate or Fraction(25),
-        first.width,
-        first.height,
-        is_planar(kind),
-        _siting(stream.codec_context.name),
-        _colour(first),
-        fraction(stream.sample_aspect_ratio),
-        tuple(np.frombuffer(matrix, np.int32).tolist()) if matrix else None,
-        origin,
-        begin,
-        duration,
-        frames,
-        tuple(remarks),
+        path=path,
+        index=stream.index,
+        time_base=time_base,
+        rate=rate or _USUAL_RATE,
+        width=first.width,
+        height=first.height,
+        pixel_format=planar_name(first.format),
+        siting=_siting(stream.codec_context.name),
+        colour=_colour(first),
+        aspect=as_fraction(stream.sample_aspect_ratio),
+        display_matrix=(
+            tuple(np.frombuffer(matrix, np.int32).tolist()) if matrix else None
+        ),
+        origin=origin,
+        begin=begin,
+        duration=duration,
+        frames=frames,
+        remarks=_remarks(first, side_data),
     )
+
+
+def _remarks(first: Any, side_data: dict[str, Any]) -> tuple[str, ...]:
+    remarks = []
+    if first.interlaced_frame:
+        remarks.append(
+            "is interlaced. Its frames are upscaled as they are, with both fields in "
+            "one picture; deinterlace it first if it has motion"
+        )
+    lost = dict.fromkeys(_NOT_CARRIED[n] for n in side_data if n in _NOT_CARRIED)
+    if lost:
+        remarks.append(f"has {', '.join(lost)}, which is not copied")
+    return tuple(remarks)
 
 
 def _duration(
@@ -265,15 +236,15 @@ def _duration(
     """Seconds of the stream, else of the file, whose other streams may be longer."""
     if stream.duration:
         return stream.duration * time_base
-    # Matroska says when it is over in a tag, e.g. 00:01:30.500000000.
-    said = stream.metadata.get("DURATION", "")
-    if match := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", said):
+    # Matroska stores the end of a stream in a tag, e.g. 00:01:30.500000000.
+    tag = stream.metadata.get("DURATION", "")
+    if match := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", tag):
         hours, minutes, rest = match.groups()
-        total = int(hours) * 3600 + int(minutes) * 60 + Fraction(rest)
-        if total > begin:
-            return total - begin
-    over = Fraction(container.duration or 0, 10**6)
-    return over - begin if over > begin else None
+        end = int(hours) * 3600 + int(minutes) * 60 + Fraction(rest)
+        if end > begin:
+            return end - begin
+    end = Fraction(container.duration or 0, 10**6)
+    return end - begin if end > begin else None
 
 
 def _side_data(frame: Any) -> dict[str, Any]:
@@ -284,25 +255,18 @@ def _side_data(frame: Any) -> dict[str, Any]:
         return {}
 
 
-def fraction(ratio: Any) -> Fraction | None:
-    """libav's ratios may be absent, 0/1 or n/0."""
-    return Fraction(ratio.numerator, ratio.denominator) if ratio else None
-
-
 def _colour(frame: Any) -> Colour:
-    """What a frame says of its values, and the usual rule where it says nothing.
+    """What a frame says about its values, and the usual colours where it says nothing.
 
-    A clip without any description is taken for BT.709 from 720 lines on and for BT.601
-    below, limited range (gray: full); the output then says so, since its size would
-    mislead.
+    A clip without a description counts as BT.709 from 720 lines on and as BT.601 below,
+    with limited range (gray: full). The output then names these, since players would
+    assume others by its size.
     """
     primaries, transfer = frame.color_primaries, frame.color_trc
     if frame.format.is_rgb:
         return Colour(RGB, FULL, primaries, transfer)
     full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
-    if (
-        len(frame.format.components) == 1
-    ):  # for gray libav takes full, unless it is told
+    if len(frame.format.components) == 1:  # libav assumes full range for gray
         full = frame.color_range != LIMITED
     value_range = FULL if full else LIMITED
     if frame.colorspace not in (UNSPECIFIED, RGB):
@@ -313,54 +277,25 @@ def _colour(frame: Any) -> Colour:
     return replace(usual, primaries=primaries, transfer=transfer)
 
 
-def video_format(name: str) -> Any:
-    av = libav()
-    try:
-        return av.VideoFormat(name)
-    except ValueError as error:
-        raise AetherError(
-            f"There is no pixel format {name!r}; e.g. yuv420p, yuv420p10le, yuv444p."
-        ) from error
-
-
-def is_planar(kind: Any) -> str:
-    """libav's name of the layout that holds the same values, each plane for itself."""
-    bits = depth_of(kind)
-    ending = "" if bits <= 8 else f"{min(bits, 16)}le"
-    if len(kind.components) == 1 and not kind.has_palette:
-        return f"gray{ending}"
-    if kind.is_rgb or kind.has_palette:
-        return f"gbrp{ending}"
-    return f"yuv{_CHROMA[subsampling(kind)]}p{ending}"
-
-
-def depth_of(kind: Any) -> int:
-    return max(component.bits for component in kind.components)
-
-
 def _siting(codec: str) -> str:
-    """Where chroma samples lie; PyAV does not say, and all but the oldest agree."""
+    """Place of the chroma samples, by the codec, since PyAV does not tell it.
+
+    All codecs but the oldest place them left.
+    """
     return "center" if codec in ("mjpeg", "mpeg1video") else "left"
 
 
-def subsampling(kind: Any) -> tuple[int, int]:
-    """Luma samples per chroma sample, across and down."""
-    return 16 // kind.chroma_width(16), 16 // kind.chroma_height(16)
-
-
-def has_alpha(kind: Any) -> bool:
-    return any(component.is_alpha for component in kind.components)
-
-
 def frames_from(clip: Clip, first: int | None = None) -> Iterator[Any]:
-    """Decoded frames in order of time, each with a timestamp of its own.
+    """Yield decoded frames in order of time; no two have the same timestamp.
 
     Args:
-        first: leave out what is shown before this tick; reached by seeking where that
-            is exact, else by decoding everything.
+        clip: the file to decode.
+        first: leave out frames shown before this tick. They are skipped by seeking
+            where that is exact, else by decoding them.
 
     Raises:
-        AetherError: when frames change their size, or the file cannot be read.
+        AetherError: when frames change their size or timestamps jump back, or the file
+            cannot be read.
     """
     if first is not None:
         found = _sought(clip, first)
@@ -392,34 +327,35 @@ def _sought(clip: Clip, first: int) -> Iterator[Any] | None:
 
 
 def _all_frames(clip: Clip, seek: int | None) -> Any:
-    av = libav()
-    try:
-        with open_container(clip.path) as container:
-            stream = container.streams[clip.index]
-            stream.thread_type = "AUTO"
-            if seek is not None:
-                container.seek(seek, stream=stream)
-            for frame in _decoded(container, stream, sought=seek is not None):
-                if (frame.width, frame.height) != (clip.width, clip.height):
-                    raise AetherError(
-                        f"{clip.path} changes its size from {clip.width}x{clip.height} "
-                        f"to {frame.width}x{frame.height} at "
-                        f"{float(frame.pts * clip.time_base):.3f} s; cut it there."
-                    )
-                yield frame
-    except av.FFmpegError as error:
-        raise AetherError(f"Cannot decode {clip.path}: {reason_of(error)}.") from error
+    """Decode from the tick `seek`, or from the beginning."""
+    with (
+        av_errors("The video cannot be decoded", clip.path),
+        open_container(clip.path) as container,
+    ):
+        stream = container.streams[clip.index]
+        stream.thread_type = "AUTO"
+        if seek is not None:
+            container.seek(seek, stream=stream)
+        for frame in _decoded(container, stream, clip.path, sought=seek is not None):
+            if (frame.width, frame.height) != (clip.width, clip.height):
+                raise AetherError(
+                    f"The frames change their size from {clip.width}x{clip.height} to "
+                    f"{frame.width}x{frame.height} at "
+                    f"{float(frame.pts * clip.time_base):.3f} s.",
+                    clip.path,
+                    "Cut it there.",
+                )
+            yield frame
 
 
-# Frames by which a timestamp may lie before the last one, as slips do.
-_JUMP = 10
-
-
-def _decoded(container: Any, stream: Any, *, sought: bool = False) -> Iterator[Any]:
-    av = libav()
-    time_base, rate = fraction(stream.time_base), fraction(stream.guessed_rate)
+def _decoded(
+    container: Any, stream: Any, path: Path, *, sought: bool = False
+) -> Iterator[Any]:
+    """Decode a stream and give every frame a timestamp and a duration."""
+    av = import_av()
+    time_base, rate = as_fraction(stream.time_base), as_fraction(stream.guessed_rate)
     assert time_base
-    step = max(round(1 / (rate or 25) / time_base), 1)
+    step = max(round(1 / (rate or _USUAL_RATE) / time_base), 1)
     previous: int | None = None
     damaged = 0
     for packet in container.demux(stream):
@@ -432,47 +368,33 @@ def _decoded(container: Any, stream: Any, *, sought: bool = False) -> Iterator[A
             pts = frame.dts if frame.pts is None else frame.pts
             if pts is None:
                 if sought:
-                    raise AetherError("Frames without timestamps cannot be sought.")
+                    raise AetherError("The frames have no timestamps to seek by.", path)
                 pts = 0 if previous is None else previous + step
             if previous is not None:
                 if pts < previous - _JUMP * step:
-                    raise AetherError(
-                        "The video's timestamps jump back at "
-                        f"{float(previous * time_base):.2f} s, as in recordings put "
-                        "together; remux it first (ffmpeg -i IN -c copy OUT.mkv), or "
-                        "cut it there."
-                    )
-                pts = max(pts, previous + 1)  # no encoder takes one twice
+                    raise _jump_back(path, previous * time_base)
+                pts = max(pts, previous + 1)  # no encoder takes a timestamp twice
             frame.pts = previous = pts
             frame.duration = frame.duration or step
             yield frame
     if damaged:
-        _log.warning("%d damaged packets of the video were left out", damaged)
+        _log.warning("%s: skipped %d damaged packets of the video", path, damaged)
 
 
-def planes_of(frame: Any) -> list[np.ndarray]:
-    """A planar frame's planes as writable arrays `(H, W)`, RGB in that order."""
-    dtype = np.dtype(np.uint8 if depth_of(frame.format) <= 8 else "<u2")
-    planes = [
-        np.ndarray(
-            (plane.height, plane.width),
-            dtype,
-            buffer=plane,
-            strides=(plane.line_size, dtype.itemsize),
-        )
-        for plane in frame.planes
-    ]
-    if frame.format.is_rgb:
-        green, blue, red = planes
-        return [red, green, blue]
-    return planes
+def _jump_back(path: Path, at: Fraction) -> AetherError:
+    return AetherError(
+        f"The video's timestamps jump back at {float(at):.2f} s, as they do in "
+        "recordings that were appended to each other.",
+        path,
+        "Remux it first (ffmpeg -i IN -c copy OUT.mkv), or cut it there.",
+    )
 
 
 def frame_to_rgb(frame: Any, clip: Clip) -> np.ndarray:
-    """A decoded frame as planes `(1 or 3, H, W)`, float32, 0..1.
+    """Convert a decoded frame to planes `(1 or 3, H, W)`, float32, 0..1.
 
-    Layouts that are not planar become so first, which changes no value.
+    A format that is not planar is repacked first, which changes no value.
     """
     if frame.format.name.replace("yuvj", "yuv") != clip.pixel_format:
         frame = frame.reformat(format=clip.pixel_format)
-    return to_rgb(planes_of(frame), depth_of(frame.format), clip.colour, clip.siting)
+    return to_rgb(planes_of(frame), bit_depth(frame.format), clip.colour, clip.siting)

@@ -1,95 +1,111 @@
-"""Join encoded segments and copy the other streams of the source."""
+"""Join encoded segments to one stream, and copy the other streams of the source."""
 
 import heapq
 import io
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from aethernet.errors import AetherError
-from aethernet.video.clip import (
-    CONTAINERS,
-    Clip,
-    Cut,
-    Segment,
-    fraction,
+from aethernet.video.clip import Clip, Cut
+from aethernet.video.encode import Segment, VideoEncoding, add_video_stream
+from aethernet.video.libav import (
+    as_fraction,
+    av_reason,
+    import_av,
     is_cover,
-    libav,
     open_container,
-    reason_of,
 )
-from aethernet.video.encode import Encoding, add_encoder
 
 _log = logging.getLogger(__name__)
 
-# Encoders whose stream says by itself how wide a pixel is.
-_SAY_ASPECT = ("libx264", "libx265")
+# Suffixes of containers that can be written -> libav's names for them.
+CONTAINERS = {
+    ".mkv": "matroska",
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".webm": "webm",
+}
 
-# Packets of other streams this far beyond the end of a cut may still be interleaved.
+_MATROSKA = (".mkv", ".webm")
+
+# Encoders whose stream itself stores the shape of a pixel.
+_STORE_ASPECT = ("libx264", "libx265")
+
+# Seconds beyond the end of a cut in which packets from before it may still come.
 _INTERLEAVING = Fraction(10)
 
-# What a cover picture is called as an attachment, by its codec.
+# Codec of a cover picture -> its name and type as an attachment.
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 
-# Says of the old file what would be wrong of the new one.
+# Metadata that must not be copied to the output: it describes the old file.
 _STALE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")
-
 _STALE_PREFIXES = ("_statistics", "bps", "number_of_")
 
 
-def check_muxable(clip: Clip, encoding: Encoding, suffix: str) -> None:
-    """Find out before any work whether the container takes encoder and streams.
+def check_muxable(clip: Clip, encoding: VideoEncoding, suffix: str) -> None:
+    """Check before any work that a container takes the video.
 
-    What it does not take of all else is named in warnings.
+    Warnings name what else of the clip it does not take.
+
+    Args:
+        clip: the source.
+        encoding: of the upscaled video.
+        suffix: of the target, a key of `CONTAINERS`.
 
     Raises:
         AetherError: when it does not take the video.
     """
-    av = libav()
-    said = encoding.codec in _SAY_ASPECT or suffix not in (".mkv", ".webm")
-    if clip.aspect not in (None, 1) and not said:  # PyAV cannot set Matroska's
+    av = import_av()
+    stored = encoding.codec in _STORE_ASPECT or suffix not in _MATROSKA
+    if clip.aspect not in (None, 1) and not stored:  # PyAV cannot set Matroska's
         _log.warning(
             "%s: the pixel aspect of %s is lost with %s in %s",
-            clip.path,
-            clip.aspect,
-            encoding.codec,
-            suffix,
+            *(clip.path, clip.aspect, encoding.codec, suffix),
         )
     try:
         with (
             open_container(clip.path) as source,
             av.open(io.BytesIO(), "w", format=CONTAINERS[suffix]) as trial,
         ):
-            add_encoder(trial, encoding)
+            add_video_stream(trial, encoding)
             _add_copies(trial, source, clip, suffix)
-            trial.set_chapters(_chapters(source, 0, None))
+            trial.set_chapters(_chapters(source, Fraction(0), None))
             trial.start_encoding()
     except (av.FFmpegError, ValueError) as error:
         raise AetherError(
             f"{suffix} does not hold this video as {encoding.codec} "
-            f"({reason_of(error)}); .mkv holds most."
+            f"({av_reason(error)}).",
+            clip.path,
+            "Name the output .mkv, which holds most videos.",
         ) from error
 
 
 def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> None:
     """Write segments as one stream, without re-encoding, and all else of the clip.
 
-    Every packet keeps its data. All streams move together: so that the clip begins at
-    zero where it began later, or where it was cut. Decoding times are made anew, since
-    every segment had its own.
+    Every packet keeps its data and its presentation time. All streams move together, so
+    that the output begins at zero where the clip begins late or was cut. Decoding times
+    are computed anew: each segment had its own.
 
     Args:
-        target: a file that may be written over; its suffix chooses the container.
+        segments: in order of time.
+        clip: the source.
+        cut: the part of it that the segments hold.
+        target: a file that may be overwritten; its suffix chooses the container.
 
     Raises:
-        AetherError: when a segment does not hold what was noted of it.
+        AetherError: when a segment does not hold the frames that were noted for it.
+        av.FFmpegError: when a file cannot be read or written.
     """
-    av = libav()
+    av = import_av()
     begin = min(segments[0].pts) if cut.first is not None else clip.origin
-    shift = begin * clip.time_base
     end = segments[-1].end * clip.time_base if cut.end is not None else None
+    span = _Span(begin * clip.time_base, end, seek=cut.first is not None)
     suffix = target.suffix.lower()
     with (
         open_container(clip.path) as source,
@@ -101,12 +117,12 @@ def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> Non
         for key, value in source.metadata.items():
             if not _is_stale(key):
                 output.metadata[key] = value
-        output.set_chapters(_chapters(source, shift, end))
+        output.set_chapters(_chapters(source, span.begin, span.end))
         packets = heapq.merge(
             _joined_packets(segments, clip, begin, stream),
             _in_order(
-                _copied_packets(source, copies, shift, end, seek=cut.first is not None),
-                0 if suffix in (".mkv", ".webm") else 1,
+                _copied_packets(source, copies, span),
+                0 if suffix in _MATROSKA else 1,
             ),
             key=_decoding_time,
         )
@@ -114,8 +130,27 @@ def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> Non
             output.mux(packet)
 
 
+@dataclass(frozen=True)
+class _Span:
+    """The part of the source to copy, in seconds; it begins at zero in the output."""
+
+    begin: Fraction
+    end: Fraction | None
+    seek: bool
+    """Whether to seek to the beginning and leave out what comes before."""
+
+    def __contains__(self, at: Fraction) -> bool:
+        if self.seek and at < self.begin:
+            return False
+        return self.end is None or at < self.end
+
+    def is_over(self, at: Fraction) -> bool:
+        """Whether no packet from within comes any more after one from this time."""
+        return self.end is not None and at >= self.end + _INTERLEAVING
+
+
 def _in_order(packets: Iterator[Any], step: int) -> Iterator[Any]:
-    """The packets, none of a stream decoded before `step` ticks after the one before.
+    """The packets, with decoding times of a stream at least `step` ticks apart.
 
     Broadcasts repeat times or jump back, which no container takes.
     """
@@ -132,6 +167,7 @@ def _in_order(packets: Iterator[Any], step: int) -> Iterator[Any]:
 
 
 def _decoding_time(packet: Any) -> Fraction:
+    """Seconds, of the presentation where there is no decoding time."""
     ticks = packet.pts if packet.dts is None else packet.dts
     return (ticks or 0) * Fraction(
         packet.time_base.numerator, packet.time_base.denominator
@@ -141,6 +177,7 @@ def _decoding_time(packet: Any) -> Fraction:
 def _add_joined(
     output: Any, template: Any, source: Any, clip: Clip, suffix: str
 ) -> Any:
+    """Add the stream of the joined segments, described as that of the source."""
     stream = output.add_stream_from_template(
         template, opaque=True, time_base=clip.time_base
     )
@@ -150,7 +187,7 @@ def _add_joined(
     if clip.display_matrix:
         stream.set_display_matrix(clip.display_matrix)
     if template.codec_context.name == "hevc" and suffix != ".mkv":
-        stream.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
+        stream.codec_context.codec_tag = "hvc1"  # Apple's players need it
     _describe_copy(stream, source.streams[clip.index])
     return stream
 
@@ -170,14 +207,18 @@ def _is_stale(key: str) -> bool:
 def _add_copies(
     output: Any, source: Any, clip: Clip, suffix: str, *, quiet: bool = False
 ) -> dict[int, Any]:
-    """Add the streams that are copied; returns them by their index in the source."""
+    """Add the streams that are copied; return them by their index in the source.
+
+    Args:
+        quiet: do not warn about streams that the container does not hold.
+    """
     copies = {}
     for original in source.streams:
         if original.index == clip.index:
             continue
         codec = original.codec_context.name if original.codec_context else None
         if is_cover(original) and suffix == ".mkv" and codec in _COVERS:
-            # As a stream it would be a video of one frame: Matroska attaches covers.
+            # Matroska attaches covers; as a stream it would be a video of one frame.
             name, kind = _COVERS[codec]
             name = original.metadata.get("filename", name)
             output.add_attachment(name, kind, _cover(clip, original.index))
@@ -194,26 +235,23 @@ def _add_copies(
         elif not quiet:
             _log.warning(
                 "%s: stream %d (%s) is left out, %s does not hold it",
-                clip.path,
-                original.index,
-                _kind(original),
-                suffix,
+                *(clip.path, original.index, _kind(original), suffix),
             )
     return copies
 
 
 def _cover(clip: Clip, index: int) -> bytes:
-    """The picture file in a stream that is a cover."""
+    """The picture file that a cover stream holds."""
     with open_container(clip.path) as container:
         packets = container.demux(container.streams[index])
         return next((bytes(packet) for packet in packets if packet.size), b"")
 
 
 def _is_held(stream: Any, suffix: str) -> bool:
-    """Whether a container of that suffix takes the stream, found out by trying."""
+    """Whether a container takes a stream, found out by trying."""
     if stream.codec_context is None or (suffix == ".mkv" and is_cover(stream)):
         return False
-    av = libav()
+    av = import_av()
     try:
         with av.open(io.BytesIO(), "w", format=CONTAINERS[suffix]) as trial:
             trial.add_stream_from_template(stream, opaque=True)
@@ -224,18 +262,19 @@ def _is_held(stream: Any, suffix: str) -> bool:
 
 
 def _kind(stream: Any) -> str:
+    """Type, codec and language, e.g. "subtitle, srt, eng"."""
     name = stream.codec_context.name if stream.codec_context else None
     words = [stream.type, name, stream.language]
     return ", ".join(word for word in words if word)
 
 
-def _chapters(source: Any, shift: Fraction | int, end: Fraction | None) -> list[Any]:
-    """The source's chapters, `shift` seconds earlier, as far as they are in the cut."""
+def _chapters(source: Any, begin: Fraction, end: Fraction | None) -> list[Any]:
+    """The source's chapters between two times in seconds; `begin` becomes zero."""
     chapters = []
     for chapter in source.chapters():
-        base = fraction(chapter["time_base"])
+        base = as_fraction(chapter["time_base"])
         assert base
-        moved = round(shift / base)
+        moved = round(begin / base)
         stop = chapter["end"] if end is None else min(chapter["end"], round(end / base))
         start = max(chapter["start"], moved)
         if start < stop:
@@ -247,10 +286,14 @@ def _chapters(source: Any, shift: Fraction | int, end: Fraction | None) -> list[
 def _joined_packets(
     segments: Sequence[Segment], clip: Clip, begin: int, stream: Any
 ) -> Iterator[Any]:
+    """The packets of all segments, with the times they have in the output.
+
+    Packet n is decoded when frame n - delay is shown; the delay is the deepest
+    reordering of the frames.
+    """
     stored = [pts for segment in segments for pts in segment.pts]
     shown = sorted(stored)
     rank = {pts: n for n, pts in enumerate(shown)}
-    # A frame is decoded when as many as may come before their turn have been shown.
     delay = max(n - rank[pts] for n, pts in enumerate(stored))
     following = [*shown[1:], segments[-1].end]
     step = max((following[-1] - shown[0]) // len(shown), 1)
@@ -279,41 +322,35 @@ def _joined_packets(
 
 def _not_as_noted(segment: Segment) -> AetherError:
     return AetherError(
-        f"{segment.path} does not hold the {len(segment.pts)} frames that were written "
-        "to it; remove its folder and start anew."
+        f"The file does not hold the {len(segment.pts)} frames that were written to "
+        "it.",
+        segment.path,
+        "Remove its folder and start again.",
     )
 
 
-def _copied_packets(
-    source: Any,
-    copies: dict[int, Any],
-    shift: Fraction,
-    end: Fraction | None,
-    *,
-    seek: bool,
-) -> Iterator[Any]:
+def _copied_packets(source: Any, copies: dict[int, Any], span: _Span) -> Iterator[Any]:
+    """Packets of the other streams that begin within the span, moved to the output."""
     if not copies:
         return
-    if seek:
-        source.seek(int(shift * 10**6))
+    if span.seek:
+        source.seek(int(span.begin * 10**6))
     for packet in source.demux([source.streams[index] for index in copies]):
         if not packet.size:
             continue
         original = packet.stream
-        base = fraction(original.time_base)
-        ticks = packet.dts if packet.pts is None else packet.pts
+        base = as_fraction(original.time_base)
         assert base
-        if ticks is not None and not is_cover(original):
-            if end is not None and ticks * base >= end + _INTERLEAVING:
+        ticks = packet.dts if packet.pts is None else packet.pts
+        if not is_cover(original):  # a cover belongs to every part of the clip
+            if ticks is not None and span.is_over(ticks * base):
                 return
-            if (seek and ticks * base < shift) or (
-                end is not None and ticks * base >= end
-            ):
+            if ticks is not None and ticks * base not in span:
                 continue
-        moved = 0 if is_cover(original) else round(shift / base)
-        if packet.pts is not None:
-            packet.pts -= moved
-        if packet.dts is not None:
-            packet.dts -= moved
+            moved = round(span.begin / base)
+            if packet.pts is not None:
+                packet.pts -= moved
+            if packet.dts is not None:
+                packet.dts -= moved
         packet.stream = copies[original.index]
         yield packet

@@ -1,81 +1,120 @@
-"""The parts of a video that are finished, so that a killed run goes on."""
+"""Keep the finished parts of a video beside its target, so that a killed run resumes.
+
+A part is a segment: a file of encoded frames (see `encode.SegmentEncoder`) and a note
+about them. They lie in a hidden folder until they are joined.
+"""
 
 import base64
 import contextlib
 import glob
+import itertools
 import json
 import logging
 import shutil
-import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from aethernet.errors import AetherError
-from aethernet.files import replacing
+from aethernet.errors import AetherError, first_line
+from aethernet.files import replacing, unreadable
 from aethernet.runtimes.base import Model
+from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.planes import upscale_planes
 from aethernet.version import __version__
-from aethernet.video.clip import Clip, Cut, Segment, libav
-from aethernet.video.encode import Encoding, SegmentEncoder
+from aethernet.video.clip import Clip, Cut
+from aethernet.video.encode import Segment, SegmentEncoder, VideoEncoding
+from aethernet.video.libav import av_errors, import_av
 
 _log = logging.getLogger(__name__)
 
-# Frames in a segment: what a kill may cost, and how often a key frame comes; two
-# seconds are a usual distance for streaming. Where the network is slow a segment ends
-# after so many seconds of work, but not before a dozen frames: key frames take space.
+# Frames in a segment: what a kill may cost, and how often a key frame comes. At 24
+# frames a second these are two seconds, a usual distance of key frames for streaming.
 SEGMENT_FRAMES = 48
 
-# A model is known again by what it makes of a small picture, to this difference: other
-# weights are further away, another number of threads or another library is not.
-_SAME_MODEL = 2e-3
+# Where the network is slow, a segment ends after so many seconds of work, but not
+# before a dozen frames: key frames take space.
+SEGMENT_SECONDS = 60.0
+_FEWEST_FRAMES = 12
 
+# A model is the same if it makes the same of a small picture, up to this difference.
+# Another number of threads or another library stays below it; other weights do not.
+_SAME_MODEL = 2e-3
 _FINGERPRINT_SIDE = 16
 
-# Of a source, what is hashed at its beginning and at its end.
+# Bytes of a source that are hashed at its beginning and at its end.
 _HASHED_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class Frame:
+    """A frame between decoder and encoder."""
+
     planes: np.ndarray
+    """`(1 or 3, H, W)`, float32, 0..1."""
     pts: int
+    """When it is shown, in ticks of the clip's clock."""
     duration: int
+    """In ticks."""
 
 
-def job_of(clip: Clip, encoding: Encoding, cut: Cut, model: Model) -> dict[str, Any]:
-    """All that decides what the segments hold; what json makes of it comes back."""
-    stat = clip.path.stat()
-    picture = np.random.default_rng(0).random((3, *[_FINGERPRINT_SIDE] * 2), np.float32)
-    answer = upscale_planes(picture, model)
-    job = {
-        "source": [stat.st_size, stat.st_mtime_ns, _digest(clip.path)],
-        "model": base64.b64encode(answer.astype("<f4").tobytes()).decode("ascii"),
-        "encoding": asdict(encoding),
-        "cut": asdict(cut),
-        "segment_frames": SEGMENT_FRAMES,
-        # Of a `Tiled`; the tile that was asked for, not what memory allowed.
-        "tiles": [getattr(model, name, None) for name in ("asked_tile", "context")],
-        "made with": [__version__, libav().__version__],
-    }
-    return json.loads(json.dumps(job, default=str))
+@dataclass(frozen=True)
+class VideoJob:
+    """All that decides what the segments hold."""
+
+    clip: Clip
+    cut: Cut
+    """The part of the clip to upscale."""
+    encoding: VideoEncoding
+    model: Model
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The job in values that JSON returns unchanged.
+
+        Raises:
+            AetherError: when the source cannot be read or the model fails.
+        """
+        shape = (3, _FINGERPRINT_SIDE, _FINGERPRINT_SIDE)
+        picture = np.random.default_rng(0).random(shape, np.float32)
+        answer = upscale_planes(picture, self.model)
+        tiled = self.model if isinstance(self.model, Tiled) else None
+        job = {
+            "source": _source_facts(self.clip.path),
+            "model": base64.b64encode(answer.astype("<f4").tobytes()).decode("ascii"),
+            "encoding": asdict(self.encoding),
+            "cut": asdict(self.cut),
+            "segment_frames": SEGMENT_FRAMES,
+            # The tile that was asked for, not the one that memory allowed.
+            "tiles": [tiled.asked_tile, tiled.context] if tiled else [None, None],
+            "made with": [__version__, import_av().__version__],
+        }
+        return json.loads(json.dumps(job, default=str))
 
 
-def _digest(path: Path) -> str:
-    """Of a file's beginning and end: reading all of a film would take minutes."""
-    digest = sha256()
-    with path.open("rb") as file:
-        digest.update(file.read(_HASHED_BYTES))
-        file.seek(max(path.stat().st_size - _HASHED_BYTES, 0))
-        digest.update(file.read(_HASHED_BYTES))
-    return digest.hexdigest()
+def _source_facts(path: Path) -> list[Any]:
+    """Size, time of change, and a digest of the beginning and the end.
+
+    Reading all of a film would take minutes.
+    """
+    try:
+        stat = path.stat()
+        digest = sha256()
+        with path.open("rb") as file:
+            digest.update(file.read(_HASHED_BYTES))
+            file.seek(max(stat.st_size - _HASHED_BYTES, 0))
+            digest.update(file.read(_HASHED_BYTES))
+    except OSError as error:
+        raise unreadable(error, path) from error
+    return [stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
 
 
-def _same_job(job: dict[str, Any], other: dict[str, Any]) -> bool:
+def _is_same_job(job: dict[str, Any], other: dict[str, Any]) -> bool:
     if {**job, "model": ""} != {**other, "model": ""}:
         return False
     answers = [
@@ -87,52 +126,118 @@ def _same_job(job: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 class Parts:
-    """The folder of segments beside a target, and which of them are whole.
+    """The folder of segments beside a target; a context manager that locks the target.
 
-    `job.json` says what they belong to. Of each segment the frames are in `000000.mkv`
-    and what was noted of them in `000000.json`, written last: a segment without its
-    note does not count.
+    `job.json` is the fingerprint of the job that the segments belong to. The frames of
+    the first segment are in `000000.mkv`, and their times in `000000.json`. That note
+    is written last: a segment without it does not count.
     """
 
-    def __init__(self, target: Path, job: dict[str, Any]) -> None:
-        """Looks for what an earlier run left; nothing is written yet."""
+    def __init__(self, target: Path, job: VideoJob) -> None:
+        """Write nothing yet.
+
+        Args:
+            target: the video to be made.
+            job: what it is made of.
+        """
+        self._target, self._encoding = target, job.encoding
+        self._fingerprint = job.fingerprint()
         self._folder = target.with_name(f".{target.name}.parts")
-        self._job = job
-        self._lock = _Lock(target)
+        self._lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
         self.segments: list[Segment] = []
-        stem = glob.escape(target.stem)
-        for unfinished in target.parent.glob(f".{stem}.????????.part{target.suffix}"):
-            unfinished.unlink(missing_ok=True)  # of a run killed while it joined
+
+    def __enter__(self) -> Self:
+        """Lock the target and find the segments of an earlier run.
+
+        Raises:
+            AetherError: when another run has locked the target.
+        """
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise AetherError(
+                "Another run is making this file.",
+                self._target,
+                "Wait until it ends, or name another output.",
+            ) from error
+        except OSError as error:
+            raise AetherError(
+                f"It cannot be locked: {error.strerror or first_line(error)}.",
+                self._target,
+            ) from error
+        try:
+            self._remove_unfinished_target()
+            self._find_segments()
+        except BaseException:
+            self._unlock()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Keep the folder if it holds a segment, and unlock the target."""
+        if not self.segments:
+            self._remove_folder()
+        self._unlock()
+
+    @property
+    def frames(self) -> int:
+        """How many frames the segments hold."""
+        return sum(len(segment.pts) for segment in self.segments)
+
+    def write(self, frames: Iterator[Frame]) -> None:
+        """Encode upscaled frames as further segments, until there are no more.
+
+        Raises:
+            AetherError: when a segment cannot be encoded or written.
+        """
+        while (first := next(frames, None)) is not None:
+            self._write_segment(_first_frames(first, frames))
+
+    def remove(self) -> None:
+        """Remove all segments, when they have been joined."""
+        self.segments.clear()
+        self._remove_folder()
+
+    def _remove_unfinished_target(self) -> None:
+        """Remove what a run that was killed while it joined left."""
+        stem = glob.escape(self._target.stem)
+        pattern = f".{stem}.????????.part{self._target.suffix}"
+        for unfinished in self._target.parent.glob(pattern):
+            unfinished.unlink(missing_ok=True)
+
+    def _find_segments(self) -> None:
         if not self._folder.exists():
             return
         try:
             before = json.loads((self._folder / "job.json").read_text("utf-8"))
-            same = _same_job(job, before)
+            same = _is_same_job(self._fingerprint, before)
         except (OSError, ValueError, KeyError, TypeError):
             same = False
         if not same:
             _log.warning(
-                "%s holds part of another job (source, model or options); it is begun "
-                "anew",
+                "%s holds part of another job (source, model or options differ); "
+                "starting again",
                 self._folder,
             )
-            self.remove()
+            self._remove_folder()
             return
         for unfinished in self._folder.glob(".*.part.*"):
             unfinished.unlink(missing_ok=True)
         while (segment := self._noted(len(self.segments))) is not None:
             self.segments.append(segment)
-        # Beyond a damaged one nothing counts, now or later.
+        # Segments after a damaged one must not count later, when it has been replaced.
         for note in sorted(self._folder.glob("*.json")):
             if note.stem.isdecimal() and int(note.stem) >= len(self.segments):
                 note.unlink()
                 note.with_suffix(".mkv").unlink(missing_ok=True)
 
-    def _paths(self, number: int) -> tuple[Path, Path]:
-        stem = self._folder / f"{number:06}"
-        return stem.with_suffix(".mkv"), stem.with_suffix(".json")
-
     def _noted(self, number: int) -> Segment | None:
+        """The segment of that number; None where it is missing or damaged."""
         frames, note = self._paths(number)
         try:
             content = json.loads(note.read_text("utf-8"))
@@ -142,57 +247,52 @@ class Parts:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, frames: Iterable[Frame], encoding: Encoding) -> None:
-        """Encode frames as the next segment."""
+    def _paths(self, number: int) -> tuple[Path, Path]:
+        """Of the frames and of the note."""
+        stem = self._folder / f"{number:06}"
+        return stem.with_suffix(".mkv"), stem.with_suffix(".json")
+
+    def _write_segment(self, frames: Iterator[Frame]) -> None:
         if not self.segments:
             self._folder.mkdir(exist_ok=True)
             with replacing(self._folder / "job.json") as temporary:
-                temporary.write_text(json.dumps(self._job), "utf-8")
+                temporary.write_text(json.dumps(self._fingerprint), "utf-8")
         path, note = self._paths(len(self.segments))
-        with replacing(path) as temporary:
-            encoder = SegmentEncoder(temporary, encoding)
+        with (
+            replacing(path) as temporary,
+            av_errors("The segment cannot be written", temporary),
+        ):
+            encoder = SegmentEncoder(temporary, self._encoding)
             for frame in frames:
                 encoder.write(frame.planes, frame.pts, frame.duration)
-            pts, end = encoder.close()
+            segment = replace(encoder.close(), path=path)
         with replacing(note) as temporary:
-            facts = {"bytes": path.stat().st_size, "pts": pts, "end": end}
+            facts = {
+                "bytes": path.stat().st_size,
+                "pts": segment.pts,
+                "end": segment.end,
+            }
             temporary.write_text(json.dumps(facts), "utf-8")
-        self.segments.append(Segment(path, pts, end))
+        self.segments.append(segment)
 
-    def tidy(self) -> None:
-        """Remove the folder unless it holds something worth keeping."""
-        if not self.segments:
-            self.remove()
-        self._lock.release()
-
-    def remove(self) -> None:
+    def _remove_folder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
-
-class _Lock:
-    """Held by one run for a target; the system frees it when that run is killed."""
-
-    def __init__(self, target: Path) -> None:
-        self._path = target.with_name(f".{target.name}.lock")
-        try:
-            self._file = self._path.open("ab")
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AetherError(
-                f"Another run is making {target}, or its folder cannot be locked "
-                f"({error.strerror})."
-            ) from error
-
-    def release(self) -> None:
-        with contextlib.suppress(OSError):  # Windows removes nothing that is open
-            self._path.unlink()
-        self._file.close()
+    def _unlock(self) -> None:
+        path = Path(self._lock.lock_file)
+        with contextlib.suppress(OSError):  # Windows removes no file that is open
+            path.unlink()
+        self._lock.release()
         with contextlib.suppress(OSError):
-            self._path.unlink()
+            path.unlink()
+
+
+def _first_frames(first: Frame, frames: Iterator[Frame]) -> Iterator[Frame]:
+    """As many frames as make a segment."""
+    begun = time.monotonic()
+    yield first
+    for count, frame in enumerate(itertools.islice(frames, SEGMENT_FRAMES - 1), 2):
+        yield frame
+        late = time.monotonic() - begun > SEGMENT_SECONDS
+        if late and count >= _FEWEST_FRAMES:
+            return

@@ -1,14 +1,13 @@
-"""Upscaling videos: file to file, and through pipes.
+"""Upscale videos: file to file, and from pipe to pipe.
 
-Decoding, the network and encoding overlap. A file is encoded in segments, kept in a
-hidden folder beside the target until they are joined: a run that was killed is taken up
-at the frame where the last whole segment ends.
+Decoding, the network and encoding run at the same time. A file is encoded in segments
+(see `parts`), which are joined at the end: a run that was killed resumes after the last
+whole segment.
 """
 
 import itertools
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,19 +21,11 @@ from aethernet.files import check_target, replacing
 from aethernet.pipeline import overlapped
 from aethernet.runtimes.base import Model
 from aethernet.upscaling.planes import upscale_planes
-from aethernet.video.clip import (
-    CONTAINERS,
-    Clip,
-    Cut,
-    Segment,
-    frame_to_rgb,
-    frames_from,
-    libav,
-    read_clip,
-)
-from aethernet.video.encode import Encoding, encoding_for
-from aethernet.video.mux import check_muxable, join
-from aethernet.video.parts import SEGMENT_FRAMES, Frame, Parts, job_of
+from aethernet.video.clip import Clip, Cut, frame_to_rgb, frames_from, read_clip
+from aethernet.video.encode import Segment, VideoEncoding, encoding_for
+from aethernet.video.libav import av_errors
+from aethernet.video.mux import CONTAINERS, check_muxable, join
+from aethernet.video.parts import Frame, Parts, VideoJob
 from aethernet.video.y4m import (
     RawFormat,
     raw_writer,
@@ -46,53 +37,53 @@ from aethernet.video.y4m import (
 
 _log = logging.getLogger(__name__)
 
-# What is taken for a video by its name; libav looks at the content.
+# Suffixes that mark an input as a video; libav then looks at the content.
 VIDEO_SUFFIXES = (
     *CONTAINERS,
     *(".3gp", ".avi", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts"),
     *(".vob", ".wmv"),
 )
 
-SEGMENT_SECONDS = 60.0
-
-_FEWEST_FRAMES = 12
-
-# Seconds by which a clip may end before it says so without a word.
+# A clip may be shorter than its header says by so many seconds without a warning.
 _EARLY = 1
+
+FrameReport = Callable[[int, int | None], None]
+"""Takes the number of frames done, and of how many; None where that is not known."""
 
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """How a video is upscaled; what is None is left to the source and the codec."""
+    """How to upscale a video; None leaves the choice to the source and the codec."""
 
     codec: str | None = None
-    """A key of `video_io.CODECS`."""
+    """A key of `encode.CODECS`."""
     crf: float | None = None
+    """Constant rate factor: lower is better and larger."""
     pixel_format: str | None = None
     """libav's name."""
     start: float | None = None
     """Seconds from the beginning of the clip."""
     end: float | None = None
-    """Likewise; frames from then on are left out."""
+    """Seconds from the beginning of the clip; frames from then on are left out."""
     preview: float | None = None
-    """Seconds: only so much, from `start` or, without one, out of the middle."""
+    """Seconds: take only so much, from `start` or else out of the middle."""
     overwrite: bool = False
     """Replace a target that exists."""
 
 
 @dataclass(frozen=True)
 class UpscaledVideo:
-    """What `upscale_video` did; sizes are (width, height) in pixels."""
+    """The result of `upscale_video`; sizes are (width, height) in pixels."""
 
     source: Path
     target: Path
     size_before: tuple[int, int]
     size_after: tuple[int, int]
     frames: int
-    """In the target."""
+    """Frames in the target."""
     resumed: int
-    """Of these, how many an earlier run had made."""
-    encoding: Encoding
+    """How many of these an earlier run made."""
+    encoding: VideoEncoding
 
 
 def upscale_video(
@@ -100,109 +91,128 @@ def upscale_video(
     target: Path,
     model: Model,
     options: VideoOptions | None = None,
-    report: Callable[[int, int | None], None] | None = None,
+    report: FrameReport | None = None,
 ) -> UpscaledVideo:
     """Upscale the picture of a video file and copy everything else in it.
 
     Args:
-        target: its suffix chooses the container, one of `video_io.CONTAINERS`.
+        source: the video to upscale.
+        target: the video to write; its suffix chooses the container, a key of
+            `mux.CONTAINERS`.
         model: for gray or RGB pictures of any size.
-        report: called with the frames done, of how many (None where nobody knows); the
-            first time with those of an earlier run.
+        options: encoding, and the part of the clip to take.
+        report: called as frames are done; the first time with those of an earlier run.
 
     Raises:
-        AetherError: when the source is no whole video, the target cannot hold it or
+        AetherError: when the source is not a whole video, the target cannot hold it or
             exists, the model fails, or a file cannot be written.
+        MissingExtraError: when PyAV is not installed.
     """
     source, target, options = Path(source), Path(target), options or VideoOptions()
-    report = report or (lambda done, of: None)
-    suffix = target.suffix.lower()
-    if suffix not in CONTAINERS:
-        raise AetherError(f"Cannot write {target}: name it {', '.join(CONTAINERS)}.")
-    clip = read_clip(source)
-    check_target(target, source)
-    if target.exists() and not options.overwrite:
-        raise AetherError(f"{target} exists; --overwrite replaces it.")
-    words = (options.codec, options.crf, options.pixel_format)
-    encoding = encoding_for(clip, model.scale, suffix, *words)
-    cut = _cut(clip, options)
-    for remark in clip.remarks:
-        _log.warning("%s %s.", source, remark)
-    check_muxable(clip, encoding, suffix)
-    parts = Parts(target, job_of(clip, encoding, cut, model))
-    av = libav()
-    try:
-        resumed = sum(len(segment.pts) for segment in parts.segments)
-        expected = _expected_frames(clip, cut)
-        done = resumed
-        report(done, expected)
-
-        def upscaled(frame: Frame) -> Frame:
-            nonlocal done
-            planes = upscale_planes(frame.planes, model)
-            done += 1
-            report(done, max(done, expected) if expected else None)
-            return replace(frame, planes=planes)
-
-        def write(frames: Iterator[Frame]) -> None:
-            while (first := next(frames, None)) is not None:
-                parts.write(_segment(first, frames), encoding)
-
-        overlapped(_planes(clip, cut, parts.segments), upscaled, write)
+    report = report or (lambda done, total: None)
+    job = _job(source, target, model, options)
+    clip, encoding = job.clip, job.encoding
+    with (
+        av_errors(f"The video cannot be made of {source}", target),
+        Parts(target, job) as parts,
+    ):
+        resumed = parts.frames
+        done = _upscale_frames(job, parts, report)
         if not parts.segments:
-            raise AetherError(f"{source} has no frame in the part that was asked for.")
-        _warn_of_an_early_end(clip, cut, parts.segments[-1].end)
-        if done != expected:  # an estimate
-            report(done, done)
-        with replacing(target) as temporary:
-            join(parts.segments, clip, cut, temporary)
-    except av.FFmpegError as error:
-        raise AetherError(
-            f"Cannot make {target} of {source}: {error.strerror}."
-        ) from error
-    finally:
-        parts.tidy()
-    parts.remove()
+            raise AetherError("The chosen part of the video has no frame.", source)
+        _warn_of_early_end(clip, job.cut, parts.segments[-1].end)
+        with (
+            replacing(target) as temporary,
+            av_errors(f"The video cannot be made of {source}", temporary),
+        ):
+            join(parts.segments, clip, job.cut, temporary)
+        parts.remove()
     sizes = (clip.width, clip.height), (encoding.width, encoding.height)
     return UpscaledVideo(source, target, *sizes, done, resumed, encoding)
 
 
-def _warn_of_an_early_end(clip: Clip, cut: Cut, end: int) -> None:
-    """Say so when there was less of a clip than it says, as of one cut short."""
+def _job(source: Path, target: Path, model: Model, options: VideoOptions) -> VideoJob:
+    """Check before any work that the video can be made, and decide how."""
+    suffix = target.suffix.lower()
+    if suffix not in CONTAINERS:
+        raise AetherError(
+            "The suffix is not that of a video that can be written.",
+            target,
+            f"Use one of {', '.join(CONTAINERS)}.",
+        )
+    clip = read_clip(source)
+    check_target(target, source)
+    if target.exists() and not options.overwrite:
+        raise AetherError("The file exists.", target, "--overwrite replaces it.")
+    encoding = encoding_for(
+        clip,
+        model.scale,
+        suffix,
+        codec=options.codec,
+        crf=options.crf,
+        pixel_format_name=options.pixel_format,
+    )
+    cut = _cut(clip, options)
+    for remark in clip.remarks:
+        _log.warning("%s: the clip %s.", source, remark)
+    check_muxable(clip, encoding, suffix)
+    return VideoJob(clip, cut, encoding, model)
+
+
+def _upscale_frames(job: VideoJob, parts: Parts, report: FrameReport) -> int:
+    """Upscale and encode the frames that the parts do not hold yet.
+
+    Returns:
+        The number of frames in all parts.
+    """
+    done = parts.frames
+    expected = _expected_frames(job.clip, job.cut)
+    report(done, expected)
+
+    def upscaled(frame: Frame) -> Frame:
+        nonlocal done
+        planes = upscale_planes(frame.planes, job.model)
+        done += 1
+        report(done, max(done, expected) if expected else None)
+        return replace(frame, planes=planes)
+
+    overlapped(_frames(job.clip, job.cut, parts.segments), upscaled, parts.write)
+    if done and done != expected:  # it was an estimate
+        report(done, done)
+    return done
+
+
+def _warn_of_early_end(clip: Clip, cut: Cut, end: int) -> None:
+    """Warn of a clip that is shorter than its header says, as one cut short is."""
     if cut.end is not None or clip.duration is None:
         return
     lasted = (end - clip.origin) * clip.time_base - clip.begin
     if clip.duration - lasted > _EARLY:
         _log.warning(
-            "%s says that it lasts %.1f s, and its picture ends at %.1f s: it may be "
-            "cut short",
+            "%s: the header says %.1f s, but the picture ends after %.1f s; the file "
+            "may be cut short",
             *(clip.path, float(clip.duration), float(lasted)),
         )
-
-
-def _segment(first: Frame, frames: Iterator[Frame]) -> Iterator[Frame]:
-    """As many frames as make a segment."""
-    begun = time.monotonic()
-    yield first
-    for count, frame in enumerate(itertools.islice(frames, SEGMENT_FRAMES - 1), 2):
-        yield frame
-        late = time.monotonic() - begun > SEGMENT_SECONDS
-        if late and count >= _FEWEST_FRAMES:
-            return
 
 
 def upscale_stream(
     source: BinaryIO, target: BinaryIO, model: Model, raw: RawFormat | None = None
 ) -> int:
-    """Upscale frames from one pipe into another: y4m, or raw RGB where `raw` is given.
+    """Upscale frames from one pipe into another.
+
+    Args:
+        source: a y4m stream, or raw RGB.
+        target: gets frames of the same kind, `model.scale` times as large.
+        model: for gray or RGB pictures of any size.
+        raw: the format of raw RGB; None for y4m.
 
     Returns:
-        How many frames.
+        The number of frames.
 
     Raises:
-        AetherError: when the source is something else or breaks off inside a frame; the
-            frames before are written.
-        BrokenPipeError: when whoever reads the target goes away.
+        AetherError: when the source is of another kind or ends inside a frame; the
+            whole frames before are written.
+        BrokenPipeError: when the program that reads the target has ended.
     """
     if raw is not None:
         frames, write = read_raw(source, raw), raw_writer(target, raw)
@@ -223,26 +233,22 @@ def upscale_stream(
 
 
 def _cut(clip: Clip, options: VideoOptions) -> Cut:
-    """The part asked for, in ticks of the clip's clock."""
+    """The part that the options ask for, in ticks of the clip's clock."""
     start, end, preview = map(_exact, (options.start, options.end, options.preview))
     if preview is not None:
         if end is not None:
-            raise AetherError("A preview has a length; --end goes without --preview.")
+            raise AetherError("--preview and --end do not go together.")
         if start is None:
-            if clip.duration is None:
-                raise AetherError(
-                    f"{clip.path} does not say how long it is, so its middle is not "
-                    "known; say where a preview begins with --start."
-                )
-            start = clip.begin + max(clip.duration - preview, Fraction(0)) / 2
+            start = _middle(clip, preview)
         end = start + preview
     if end is not None and end <= (start or 0):
-        raise AetherError(f"The part of {clip.path} that was asked for is empty.")
+        raise AetherError("The chosen part of the video is empty.", clip.path)
     over = None if clip.duration is None else clip.begin + clip.duration
     if start is not None and over is not None and start >= over:
         raise AetherError(
-            f"The picture of {clip.path} ends at {float(over):.2f} s; nothing is left "
-            f"of it from {float(start):g} s on."
+            f"The video ends at {float(over):.2f} s, before the start of the chosen "
+            f"part at {float(start):g} s.",
+            clip.path,
         )
     first, last = (
         None if at is None else clip.origin + math.ceil(at / clip.time_base)
@@ -251,12 +257,24 @@ def _cut(clip: Clip, options: VideoOptions) -> Cut:
     return Cut(first, last)
 
 
+def _middle(clip: Clip, length: Fraction) -> Fraction:
+    """Where a preview of that length begins, in seconds."""
+    if clip.duration is None:
+        raise AetherError(
+            "The file does not say how long it is, so its middle is not known.",
+            clip.path,
+            "Say with --start where the preview begins.",
+        )
+    return clip.begin + max(clip.duration - length, Fraction(0)) / 2
+
+
 def _exact(at: float | None) -> Fraction | None:
-    """What the digits say: 0.1 is a tenth, not the nearest binary fraction."""
+    """The number as written: 0.1 is a tenth, not the nearest binary fraction."""
     return None if at is None else Fraction(repr(float(at)))
 
 
 def _expected_frames(clip: Clip, cut: Cut) -> int | None:
+    """The number of frames in the cut, estimated; None where nothing is known."""
     if cut == Cut() or clip.frames is None or clip.duration is None:
         return clip.frames if cut == Cut() else None
     begin = clip.origin + round(clip.begin / clip.time_base)
@@ -267,21 +285,21 @@ def _expected_frames(clip: Clip, cut: Cut) -> int | None:
     return max(round(clip.frames * part), 1)
 
 
-def _planes(clip: Clip, cut: Cut, done: list[Segment]) -> Iterator[Frame]:
+def _frames(clip: Clip, cut: Cut, done: list[Segment]) -> Iterator[Frame]:
     """The frames of the cut that come after those of the segments."""
-    for frame in _frames_after(clip, cut, done):
+    for frame in _decoded_after(clip, cut, done):
         if cut.end is not None and frame.pts >= cut.end:
             return
         yield Frame(frame_to_rgb(frame, clip), frame.pts, frame.duration)
 
 
-def _frames_after(clip: Clip, cut: Cut, done: list[Segment]) -> Iterator[Any]:
+def _decoded_after(clip: Clip, cut: Cut, done: list[Segment]) -> Iterator[Any]:
     if not done:
         return frames_from(clip, cut.first)
     last = max(done[-1].pts)
     frames = frames_from(clip, last)
     if (frame := next(frames, None)) is not None and frame.pts == last:
         return frames
-    # Seeking changed the clock, as it does in files that have none of their own.
+    # Seeking changed the timestamps, as it does in files that store none.
     count = sum(len(segment.pts) for segment in done)
     return itertools.islice(frames_from(clip, cut.first), count, None)

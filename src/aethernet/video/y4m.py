@@ -1,7 +1,7 @@
-"""Frames through pipes: y4m (YUV4MPEG2) and raw RGB, from and to any program.
+"""Read and write frames in pipes: y4m (YUV4MPEG2) and raw RGB.
 
-Parsed here rather than by libav, which reads ahead until it knows what a file would
-tell it at once, and does not say when a pipe breaks off inside a frame.
+This does not use libav, which reads far ahead in a pipe and does not report a stream
+that ends inside a frame.
 """
 
 import re
@@ -18,19 +18,18 @@ MAGIC = b"YUV4MPEG2"
 
 # No header or frame line is longer; a stream without line breaks must not fill memory.
 _LONGEST_LINE = 1024
+_LARGEST_SIDE = 2**16  # pixels
 
-_LARGEST_SIDE = 2**16
-
-# Luma samples per chroma sample, across and down.
+# Layout -> luma samples per chroma sample, across and down.
 _SUBSAMPLING = {"420": (2, 2), "422": (2, 1), "444": (1, 1), "mono": None}
 
-# Where the chroma samples of 8-bit 4:2:0 lie; the plain name means the first.
+# Layouts of 8-bit 4:2:0 -> where their chroma samples lie, a key of `yuv.SITINGS`.
 _SITINGS = {"420jpeg": "center", "420mpeg2": "left", "420paldv": "topleft"}
 
 
 @dataclass(frozen=True)
 class RawFormat:
-    """RGB frames without any header: R, G, B, R, G, B, .. from the top left."""
+    """RGB frames without a header: R, G, B, R, G, B, ... from the top left."""
 
     width: int
     height: int
@@ -45,36 +44,37 @@ class Y4mHeader:
     width: int
     height: int
     layout: str
-    """As the C parameter names it, e.g. 420mpeg2 or 422p10."""
+    """Value of the C parameter, e.g. 420mpeg2 or 422p10."""
     bits: int
-    """Of a value; more than 8 are stored in 16, little-endian."""
+    """Per value; values of more than 8 bits are stored in 16, little-endian."""
     subsampling: tuple[int, int] | None
-    """Luma samples per chroma sample, across and down; None: no chroma."""
+    """Luma samples per chroma sample, across and down; None without chroma."""
     other: tuple[str, ...]
-    """All further parameters (rate, aspect, field order, remarks) as they came."""
+    """All other parameters (rate, aspect, field order, remarks), unchanged."""
 
     @property
     def siting(self) -> str:
-        """Of the chroma samples, a key of `yuv.SITINGS`."""
-        if self.layout == "420":
+        """Place of the chroma samples, a key of `yuv.SITINGS`."""
+        if self.layout == "420":  # the same as 420jpeg
             return "center"
         return _SITINGS.get(self.layout, "left")
 
     @property
     def colour(self) -> Colour:
-        """The matrix goes by the size, y4m has no word for it."""
+        """What the values mean; the matrix follows from the height, y4m has none."""
         full = "XCOLORRANGE=FULL" in self.other
-        if not self.subsampling:  # gray is taken for full, unless it is told
+        if not self.subsampling:  # gray is full range unless the header says limited
             full = "XCOLORRANGE=LIMITED" not in self.other
         return usual_colour(self.height, FULL if full else LIMITED)
 
     @property
     def dtype(self) -> np.dtype:
+        """Type of a stored value."""
         return np.dtype(np.uint8 if self.bits == 8 else "<u2")
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Of the planes: rows, columns."""
+        """Rows and columns of each plane."""
         shapes = [(self.height, self.width)]
         if self.subsampling:
             across, down = self.subsampling
@@ -82,28 +82,29 @@ class Y4mHeader:
         return shapes
 
     def line(self) -> bytes:
+        """The header as bytes, with its line break."""
         words = [f"W{self.width}", f"H{self.height}", *self.other, f"C{self.layout}"]
         return MAGIC + " ".join(["", *words]).encode("latin-1") + b"\n"
 
 
 def read_header(stream: BinaryIO) -> Y4mHeader:
-    """Read the first line.
+    """Read the first line of a y4m stream.
 
     Raises:
-        AetherError: when it is not that of a y4m stream, or of an unknown kind.
+        AetherError: when this is not a y4m stream, or its layout is not supported.
     """
     line = stream.readline(_LONGEST_LINE)
-    words = line.decode("latin-1").split()
     if not line.startswith(MAGIC) or not line.endswith(b"\n"):
         found = "something else" if line else "nothing"
         raise AetherError(
             f"Expected a y4m stream, which begins with {MAGIC.decode()}, and found "
-            f"{found}; raw RGB needs its size: --raw WxH."
+            f"{found}.",
+            hint="Raw RGB needs its size: --raw WxH.",
         )
     sides = {"W": 0, "H": 0}
     layout = "420jpeg"
     other = []
-    for word in words[1:]:
+    for word in line.decode("latin-1").split()[1:]:
         key, value = word[0], word[1:]
         if key in sides:
             sides[key] = int(value) if re.fullmatch("[0-9]{1,6}", value) else 0
@@ -112,26 +113,24 @@ def read_header(stream: BinaryIO) -> Y4mHeader:
         else:
             other.append(word)
     if not all(0 < side < _LARGEST_SIDE for side in sides.values()):
-        raise AetherError("The y4m stream says no size that frames can have.")
+        raise AetherError("The header of the y4m stream gives no valid frame size.")
+    bits, subsampling = _bits_and_subsampling(layout)
+    return Y4mHeader(sides["W"], sides["H"], layout, bits, subsampling, tuple(other))
+
+
+def _bits_and_subsampling(layout: str) -> tuple[int, tuple[int, int] | None]:
     kind = re.fullmatch("(420|422|444|mono)(?:p?(9|10|12|14|16))?", layout)
     if layout not in _SITINGS and kind is None:
         raise AetherError(
-            f"The y4m stream is of the kind C{layout}, which is not supported; "
-            "expected 420, 422, 444 or mono, of 8 to 16 bits."
+            f"The y4m stream has the layout C{layout}, which is not supported; "
+            "expected 420, 422, 444 or mono, with 8 to 16 bits."
         )
     name, bits = kind.groups() if kind else ("420", None)
-    return Y4mHeader(
-        sides["W"],
-        sides["H"],
-        layout,
-        int(bits or 8),
-        _SUBSAMPLING[name],
-        tuple(other),
-    )
+    return int(bits or 8), _SUBSAMPLING[name]
 
 
 def read_y4m(stream: BinaryIO, header: Y4mHeader) -> Iterator[np.ndarray]:
-    """Planes `(1 or 3, H, W)`, float32, 0..1, of one frame after another.
+    """Yield the frames as planes `(1 or 3, H, W)`, float32, 0..1.
 
     Raises:
         AetherError: after the last whole frame, when the stream ends inside one.
@@ -154,10 +153,13 @@ def read_y4m(stream: BinaryIO, header: Y4mHeader) -> Iterator[np.ndarray]:
 def y4m_writer(
     stream: BinaryIO, header: Y4mHeader, scale: int
 ) -> Callable[[np.ndarray], None]:
-    """Write the header of a stream `scale` times as large; returns what writes a frame.
+    """Write the header of a stream `scale` times as large.
 
-    The values mean what those of the source mean, also its matrix, which goes by the
-    size of the source: tell the program that reads the pipe.
+    The values mean the same as in the source. This includes the matrix, which follows
+    from the height of the source: the program that reads the pipe has to be told it.
+
+    Returns:
+        A function that writes one frame: planes `(1 or 3, H, W)`, float32, 0..1.
     """
     larger = replace(header, width=header.width * scale, height=header.height * scale)
     stream.write(larger.line())
@@ -179,7 +181,11 @@ def y4m_writer(
 
 
 def read_raw(stream: BinaryIO, form: RawFormat) -> Iterator[np.ndarray]:
-    """As `read_y4m`, of raw RGB."""
+    """Yield the frames of raw RGB as planes `(3, H, W)`, float32, 0..1.
+
+    Raises:
+        AetherError: after the last whole frame, when the stream ends inside one.
+    """
     dtype = _raw_dtype(form)
     size = form.height * form.width * 3 * dtype.itemsize
     count = 0
@@ -194,7 +200,10 @@ def read_raw(stream: BinaryIO, form: RawFormat) -> Iterator[np.ndarray]:
 
 
 def raw_writer(stream: BinaryIO, form: RawFormat) -> Callable[[np.ndarray], None]:
-    """What writes a frame of that kind, of any size."""
+    """Return a function that writes one frame with the bits of `form`, of any size.
+
+    It takes planes `(3, H, W)`, float32; values beyond 0..1 are clipped.
+    """
     dtype = _raw_dtype(form)
     peak = np.float32(np.iinfo(dtype).max)
 
@@ -211,7 +220,7 @@ def _raw_dtype(form: RawFormat) -> np.dtype:
 
 
 def _read(stream: BinaryIO, size: int) -> bytes:
-    """So many bytes, which a pipe may hand out in pieces; fewer where it ends."""
+    """Read `size` bytes, which may come in pieces; fewer at the end of the stream."""
     pieces = []
     while size and (piece := stream.read(size)):
         pieces.append(piece)
@@ -221,5 +230,6 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 
 def _broken_off(count: int) -> AetherError:
     return AetherError(
-        f"The stream breaks off inside a frame; the {count} whole ones before are done."
+        "The stream ends inside a frame; the whole frames before it are done "
+        f"({count})."
     )

@@ -1,7 +1,7 @@
-"""Y'CbCr to R'G'B' and back, by the formulas of ITU-T H.273, in float32.
+"""Convert Y'CbCr to R'G'B' and back, in float32, by the formulas of ITU-T H.273.
 
-Written out here because libswscale, asked for 16-bit or float RGB, makes white of 0.996
-of most layouts and mixes up the ranges of gray; measured with libswscale 9.5.
+This is written out here because libswscale 9.5, asked for 16-bit or float RGB, turns
+0.996 into white for most layouts and mixes up the ranges of gray.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Numbers of H.273, which libav uses too. As primaries 1, 5, 6 mean the same standards.
+# Matrices by their numbers in H.273, which libav uses too. As primaries, 1, 5 and 6
+# mean the same standards.
 RGB, BT709, UNSPECIFIED, BT470BG, SMPTE170M = 0, 1, 2, 5, 6
-
-
-LIMITED, FULL = 1, 2  # libav's numbers of the ranges
+LIMITED, FULL = 1, 2  # value ranges, by libav's numbers
 
 # Matrix -> the shares of red and blue in luma.
 _LUMA = {
@@ -28,23 +27,22 @@ _LUMA = {
 
 MATRICES = (RGB, *_LUMA)
 
-# Where chroma samples lie, by libav's names, across and down: 0 on the first of the
-# luma samples that share one, 1 in the middle of them.
+# libav's name for the place of the chroma samples -> that place, across and down: 0 is
+# on the first of the luma samples that share one, 1 is in the middle of them.
 SITINGS = {"left": (0, 1), "center": (1, 1), "topleft": (0, 0)}
 
-_BAND_ROWS = 64  # a multiple of all subsamplings
-
-_POOL = ThreadPoolExecutor(thread_name_prefix="aethernet-yuv")
-
-# Below this height a clip that says nothing is taken for BT.601, as players do.
+# From this height on, players assume BT.709 where a clip does not name its matrix;
+# below it they assume BT.601.
 _HD_LINES = 720
-
 _625_LINES = 576
+
+_BAND_ROWS = 64  # a multiple of all subsamplings
+_POOL = ThreadPoolExecutor(thread_name_prefix="aethernet-yuv")
 
 
 @dataclass(frozen=True)
 class Colour:
-    """What the values of a stream mean."""
+    """What the stored values of a stream mean, by the numbers of ITU-T H.273."""
 
     matrix: int
     """One of `MATRICES`."""
@@ -55,7 +53,12 @@ class Colour:
 
 
 def usual_colour(lines: int, value_range: int) -> Colour:
-    """What players assume of a clip of that height that says nothing."""
+    """The colours that players assume for a clip of this height without a description.
+
+    Args:
+        lines: height of the clip in pixels.
+        value_range: `LIMITED` or `FULL`.
+    """
     if lines >= _HD_LINES:
         return Colour(BT709, value_range, BT709, BT709)
     matrix = BT470BG if lines == _625_LINES else SMPTE170M
@@ -68,11 +71,17 @@ def to_rgb(
     colour: Colour,
     siting: str = "left",
 ) -> np.ndarray:
-    """Planes `(1 or 3, H, W)`, float32, gray or R'G'B', clipped to 0..1.
+    """Decode stored values.
 
     Args:
-        planes: Y', or Y', Cb, Cr (chroma may be smaller), or R', G', B'; integers.
-        bits: of a value.
+        planes: integers `(H, W)`: Y', or Y', Cb, Cr (chroma may be smaller), or R', G',
+            B'.
+        bits: per value.
+        colour: what the values mean.
+        siting: place of the chroma samples, a key of `SITINGS`.
+
+    Returns:
+        Planes `(1 or 3, H, W)`, float32, gray or R'G'B', clipped to 0..1.
     """
     height, width = planes[0].shape
     result = np.empty((len(planes), height, width), np.float32)
@@ -99,13 +108,20 @@ def from_rgb(
     subsampling: tuple[int, int] = (1, 1),
     siting: str = "left",
 ) -> list[np.ndarray]:
-    """The opposite of `to_rgb`: integers, rounded; what is beyond 0..1 is clipped.
+    """Encode gray or R'G'B' values: the opposite of `to_rgb`.
 
     Args:
+        planes: `(1 or 3, H, W)`, float32; values beyond 0..1 are clipped.
+        bits: per value.
+        colour: what the stored values mean.
         subsampling: luma samples per chroma sample, across and down.
+        siting: place of the chroma samples, a key of `SITINGS`.
+
+    Returns:
+        Integer planes `(H, W)`, rounded: uint8 up to 8 bits, else uint16.
     """
-    # In bands of rows, which stay in a core's cache, and one on each core; not where
-    # chroma reaches beyond its own rows.
+    # In bands of rows, which fit into a core's cache, one on each core. A chroma sample
+    # that reaches beyond its own rows needs the whole frame at once.
     height = planes.shape[1]
     rows = _BAND_ROWS if SITINGS[siting][1] or subsampling[1] == 1 else height
 
@@ -138,14 +154,14 @@ def _band_from_rgb(
             kept = _gather(kept, subsampling[0], 1, across)
             kept = _gather(kept, subsampling[1], 0, down)
         coded = kept * np.float32(scales[n])
-        coded += np.float32(offsets[n] + 0.5)  # rounded by what the conversion cuts off
+        coded += np.float32(offsets[n] + 0.5)  # astype cuts off: this rounds
         np.clip(coded, 0, 2**bits - 1, out=coded)
         results.append(coded.astype(dtype))
     return results
 
 
 def _matrix(number: int) -> np.ndarray:
-    """`(3, 3)`: from R', G', B' to Y' in 0..1 and Cb, Cr in -0.5..0.5."""
+    """The matrix `(3, 3)` from R', G', B' to Y' in 0..1 and Cb, Cr in -0.5..0.5."""
     red, blue = _LUMA[number]
     luma = np.array([red, 1 - red - blue, blue])
     return np.stack(
@@ -158,7 +174,7 @@ def _matrix(number: int) -> np.ndarray:
 
 
 def _coding(count: int, bits: int, colour: Colour) -> tuple[list[float], list[float]]:
-    """What each plane's values are multiplied by, and what is added, to be stored."""
+    """Factor and offset of each plane: stored value = factor * value + offset."""
     peak, step, middle = 2**bits - 1, 2.0 ** (bits - 8), 2 ** (bits - 1)
     if colour.matrix == RGB:
         return [peak] * 3, [0] * 3
@@ -188,12 +204,12 @@ def _spread(values: np.ndarray, length: int, axis: int, middle: int) -> np.ndarr
 
 
 def _gather(values: np.ndarray, factor: int, axis: int, middle: int) -> np.ndarray:
-    """Average along an axis what lies around each of the samples that remain."""
+    """Average along an axis the samples around each one that remains."""
     if factor == 1:
         return values
     missing = -values.shape[axis] % factor
     pad = [(0, 0), (0, 0)]
-    # One more before the first sample where it is the middle of its surroundings.
+    # A sample that is the centre of its average needs one more before the first.
     before = 0 if middle else factor // 2
     pad[axis] = (before, missing + factor // 2)
     values = np.pad(values, pad, mode="edge")
@@ -214,7 +230,7 @@ def _every(factor: int, phase: int, axis: int) -> tuple[slice, ...]:
 
 
 def _moved(values: np.ndarray, by: int, axis: int) -> np.ndarray:
-    """What lies `by` samples further on; the edge is repeated."""
+    """The samples that lie `by` further along the axis; the edge is repeated."""
     if not by:
         return values
     count = values.shape[axis]

@@ -1,1 +1,1 @@
-"""Upscale a folder on a Ray cluster."""
+"""Upscale the pictures of a folder on the machines of a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Start Ray or connect to it, and make a pool of workers."""
+"""Start Ray or connect to a cluster, and decide how many workers there are."""
 
 import contextlib
 import logging
@@ -15,54 +15,61 @@ from typing import Any, NamedTuple
 
 from aethernet.devices import device_kind
 from aethernet.errors import AetherError, import_optional
-from aethernet.upscaling.cluster.storage import first_line
+from aethernet.upscaling.cluster.storage import reason_without_keys
 from aethernet.version import PACKAGE
 
-# What a worker without a GPU takes, or less where no machine has so much: more threads
-# help a network little, and a tile is sized for a share of the memory that is free.
+# Processors and bytes of memory for a worker without a GPU, or less where the smallest
+# machine has less. More threads help a network little. The size of a tile follows from
+# the free memory.
 _CPUS, _MEMORY = 4, 8 * 2**30
 
-# Nothing but names and outcomes goes through the object store.
+# Bytes for Ray's object store, which only names and outcomes go through.
 _OBJECT_STORE = 256 * 2**20
 
 _SECONDS_TO_CONNECT = 10
 
 
 class Pool(NamedTuple):
-    """How many workers there are, and what each of them takes."""
+    """How many workers there are, and what each of them gets."""
 
     workers: int
     cpus: float
     gpus: float
     memory: float
+    """Bytes; 0 for no limit."""
 
 
 def configure(data: ModuleType, workers: int) -> None:
-    """What Ray Data should do otherwise than it does of itself."""
+    """Change what Ray Data does by default.
+
+    Args:
+        data: the module `ray.data`.
+        workers: of the pool.
+    """
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # a dead worker's jobs are for the next round
+    context.max_errored_blocks = -1  # the next round has a dead worker's jobs
     context.max_consecutive_actor_init_deaths = 2 * workers
     context.execution_no_progress_timeout_s = -1  # a picture may take hours
-    context.target_max_block_size = 1  # each outcome comes when it is there
+    context.target_max_block_size = 1  # so that outcomes do not wait for each other
     logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
 
 
 def worker_pool(nodes: Sequence[Mapping[str, Any]], device: str) -> Pool:
-    """As many workers as the cluster has GPUs, or fours of processors.
+    """Plan one worker for each GPU, or for every four processors and 8 GiB of memory.
 
     Args:
-        nodes: as `ray.nodes` describes them.
+        nodes: the machines of the cluster, as `ray.nodes()` describes them.
         device: as for `open_model`.
 
     Raises:
-        AetherError: when no machine has a processor to give.
+        AetherError: when no machine offers a processor.
     """
     machines = [node["Resources"] for node in nodes if node["Alive"]]
     machines = [machine for machine in machines if machine.get("CPU", 0) >= 1]
     if not machines:
-        raise AetherError("The cluster has no machine with a processor to give.")
+        raise AetherError("No machine of the cluster offers a processor.")
     with_gpus = [machine for machine in machines if machine.get("GPU", 0) >= 1]
     if with_gpus and device_kind(device) in ("auto", "cuda", "tensorrt", "xpu"):
         share = min(machine["CPU"] // machine["GPU"] for machine in with_gpus)
@@ -79,22 +86,32 @@ def worker_pool(nodes: Sequence[Mapping[str, Any]], device: str) -> Pool:
 
 @contextlib.contextmanager
 def ray_session(address: str | None) -> Iterator[ModuleType]:
-    """Ray, connected to that cluster or to one of this machine that ends with us."""
+    """Connect to a cluster, or start Ray on this machine until the block ends.
+
+    Yields the module `ray`. A program that has called `ray.init` keeps its connection.
+
+    Args:
+        address: as `ray.init` takes it ("host:6379", "auto"); None for this machine.
+
+    Raises:
+        AetherError: when the cluster cannot be reached, or Ray does not start.
+        MissingExtraError: when Ray is not installed.
+    """
     ray = import_optional("ray", "cluster")
     import_optional("ray.data", "cluster")
-    if ray.is_initialized():  # by whoever calls us
+    if ray.is_initialized():
         yield ray
         return
     if address:
-        _check_reachable(address)
+        check_reachable(address)
     settings: dict[str, Any] = {"address": address or "local"}
     if address:
-        # So that every machine runs the same code; what it needs has to be there.
+        # Every machine runs this code; the libraries it needs have to be there.
         settings["runtime_env"] = {
             "py_modules": [str(PACKAGE)],
             "excludes": ["__pycache__"],
         }
-    # Names of sockets, which are in that folder, may have 107 characters.
+    # Paths of sockets in this folder may have at most 107 characters.
     folder = tempfile.mkdtemp(
         prefix="aethernet_", dir="/tmp" if os.name == "posix" else None
     )
@@ -116,32 +133,32 @@ def ray_session(address: str | None) -> Iterator[ModuleType]:
 def _start(ray: ModuleType, settings: Mapping[str, Any], folder: str) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        # Workers import from the folder in which Ray was started: not from one with
-        # pictures of anybody.
+        # Workers import modules from the folder in which Ray was started, so that must
+        # not be a folder with other people's files.
         with _silent(), contextlib.chdir(folder):
             ray.init(**settings, logging_level=logging.CRITICAL, log_to_driver=False)
     except Exception as error:
         raise AetherError(
-            f"Cannot reach Ray at {settings['address']}: {first_line(error)}"
+            f"Cannot reach Ray at {settings['address']}: {reason_without_keys(error)}"
         ) from error
     finally:
-        # Ray has put its own there, with another exit code.
+        # Ray has replaced it by its own, which ends with another exit code.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
 def _environment(code: Path) -> Iterator[None]:
-    """What Ray and its processes are told: where our code is, to be quiet."""
+    """Variables for Ray and its processes: where our code is, and to print nothing."""
     path = os.environ.get("PYTHONPATH")
-    words = {
+    variables = {
         "PYTHONPATH": os.pathsep.join(filter(None, (str(code), path))),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": "fatal",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
-    before = {name: os.environ.get(name) for name in words}
-    os.environ.update(words)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -154,7 +171,7 @@ def _environment(code: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep from the terminal what Ray's C++ says of how much it will say."""
+    """Keep what Ray's C++ code writes to stderr from the terminal."""
     with open(os.devnull, "wb") as nothing:
         stderr = os.dup(2)
         os.dup2(nothing.fileno(), 2)
@@ -165,8 +182,15 @@ def _silent() -> Iterator[None]:
             os.close(stderr)
 
 
-def _check_reachable(address: str) -> None:
-    """Say so when nothing listens at host:port, for which Ray waits a minute."""
+def check_reachable(address: str) -> None:
+    """Check that something listens at host:port; Ray itself would wait for a minute.
+
+    Args:
+        address: others than host:port are not checked.
+
+    Raises:
+        AetherError: when nothing listens there.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         return
@@ -175,5 +199,5 @@ def _check_reachable(address: str) -> None:
         socket.create_connection(where, _SECONDS_TO_CONNECT).close()
     except (OSError, OverflowError) as error:
         raise AetherError(
-            f"Cannot reach the cluster at {address}: {first_line(error)}"
+            f"Cannot reach the cluster at {address}: {reason_without_keys(error)}"
         ) from error

@@ -1,4 +1,4 @@
-"""What one worker process of the cluster does with one file."""
+"""A worker process of the cluster: it opens the model once and upscales pictures."""
 
 import contextlib
 import errno
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
 
 from aethernet.cache import cache_folder, make_folder
 from aethernet.errors import AetherError, OutOfMemoryError
@@ -25,14 +24,15 @@ from aethernet.runtimes.registry import open_model
 from aethernet.runtimes.tiling import DEFAULT_CONTEXT, Tiled
 from aethernet.upscaling.cluster.storage import (
     RemoteJob,
-    first_line,
-    reached,
+    file_system,
+    reason_without_keys,
+    temporary_name,
     upload,
 )
 from aethernet.upscaling.files import Options, Upscaled, upscale_file
 from aethernet.upscaling.folders import Job, Outcome
 
-# What is as wrong the next time.
+# Errors that come again when the job is tried again.
 _LASTING_ERRORS = (
     FileExistsError,
     FileNotFoundError,
@@ -40,91 +40,164 @@ _LASTING_ERRORS = (
     NotADirectoryError,
     PermissionError,
 )
-
 _LASTING_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
-class ModelWords:
-    """What `open_model` and `Tiled` are told, on every machine alike."""
+class WorkerModel:
+    """The model that every worker opens, and how it runs it."""
 
     path: Path
-    """Read here and sent to the workers."""
+    """On the machine that starts the run, which sends the file to the workers."""
     runtime: str = "auto"
+    """As for `open_model`, like `device` and `precision`."""
     device: str = "auto"
     precision: str = "auto"
     tile: int | None = None
+    """As for `Tiled`, like `context`."""
     context: int = DEFAULT_CONTEXT
 
 
+@dataclass(frozen=True)
+class WorkerSetup:
+    """All that a worker needs to know beside its jobs."""
+
+    model: WorkerModel
+    files: Mapping[str, bytes]
+    """Name -> content of the model's file and of those that belong to it."""
+    options: Options
+    run: str
+    """Marks the temporary files of this run."""
+    threads: int
+    """For computing on processors."""
+    overwrite: bool
+    """Upscale a picture also when its target exists."""
+
+
 class Answer(NamedTuple):
-    """What a worker says of a job."""
+    """The outcome of a job, as a worker sends it."""
 
     number: int
+    """Of the job."""
     outcome: Outcome
-    may_pass: bool
-    """Whether trying again can help."""
+    worth_retrying: bool
 
 
 class Worker:
-    """What Ray makes one of for each GPU or share of processors, in its own process."""
+    """Upscales pictures; Ray makes one in a process of its own for each `Pool` share.
 
-    def __init__(
-        self,
-        files: Mapping[str, bytes],
-        words: ModelWords,
-        options: Options,
-        run: str,
-        threads: int,
-        overwrite: bool,
-    ) -> None:
-        """Open the model; where that fails, each job is answered with the reason."""
-        self.options, self.run, self.overwrite = options, run, overwrite
-        self.broken = ""
+    It takes and returns rows of Ray Data: a job comes as pickled `(number, job)` under
+    "job", and goes as a pickled `Answer` under "answer". A worker that could not open
+    the model answers every job with the pickled `AetherError`.
+    """
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        """Open the model."""
+        import torch
+
+        self._setup = setup
         logging.getLogger("pyvips").setLevel(logging.ERROR)
-        torch.set_num_threads(threads)
-        with tempfile.TemporaryDirectory(prefix="aethernet_") as folder:
-            for name, content in files.items():
-                Path(folder, name).write_bytes(content)
-            try:
-                with _one_at_a_time():
-                    path = Path(folder, words.path.name)
-                    model = open_model(
-                        path, words.runtime, words.device, words.precision
-                    )
-                    self.model = _Shared(model, words.tile, words.context)
-            except Exception as error:
-                self.broken = _reason(error).replace(f"{folder}{os.sep}", "")
-
-    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
-        if self.broken:
-            return {"answer": pickle.dumps(self.broken)}
-        number, job = pickle.loads(row["job"])  # of our own driver
-        return {"answer": pickle.dumps(self._answer(number, job))}
-
-    def _answer(self, number: int, job: Job | RemoteJob) -> Answer:
-        told = cast("Job", job)
-        start = time.perf_counter()
-        name = f".{number}.{self.run}.part{job.target.suffix}"
+        torch.set_num_threads(setup.threads)  # the other runtimes follow it
+        self._model: Tiled | None = None
+        self._error: AetherError | None = None
         try:
-            how = (name, self.model, self.options, self.overwrite)
-            if isinstance(job, RemoteJob):
-                done = _upscale_remote(job, *how)
-            else:
-                done = _upscale_local(job, *how)
-        except Exception as error:  # of whatever library: the rest goes on
-            failed = Outcome(told, "failed", _reason(error))
-            return Answer(number, failed, _may_pass(error))
+            self._model = _opened(setup.model, setup.files)
+        except AetherError as error:
+            self._error = error
+        except Exception as error:  # of any library: the driver reports it
+            self._error = AetherError(_reason(error), setup.model.path)
+
+    def __call__(self, row: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Do the job in a row."""
+        if self._error:
+            return {"answer": pickle.dumps(self._error)}
+        number, job = pickle.loads(row["job"])  # from our own driver
+        return {"answer": pickle.dumps(self.answer(number, job))}
+
+    def answer(self, number: int, job: Job | RemoteJob) -> Answer:
+        """Do a job and say what came of it; a failure is an outcome, not an error."""
+        start = time.perf_counter()
+        shown = cast("Job", job)  # of a `RemoteJob` only the names are shown
+        try:
+            done = self._upscale(number, job)
+        except Exception as error:  # of any library: the other jobs go on
+            failed = Outcome(shown, "failed", _reason(error))
+            return Answer(number, failed, worth_retrying(error))
         if done is None:
-            skipped = Outcome(told, "skipped", "it was finished meanwhile")
+            skipped = Outcome(shown, "skipped", "another run finished it meanwhile")
             return Answer(number, skipped, False)
         sizes = (done.size_before, done.size_after)
         seconds = time.perf_counter() - start
-        return Answer(number, Outcome(told, "done", "", *sizes, seconds), False)
+        return Answer(number, Outcome(shown, "done", "", *sizes, seconds), False)
+
+    def _upscale(self, number: int, job: Job | RemoteJob) -> Upscaled | None:
+        """Do a job; None where its target exists already."""
+        name = temporary_name(number, self._setup.run, job.target.suffix)
+        if isinstance(job, RemoteJob):
+            return self._upscale_remote(job, name)
+        if not self._setup.overwrite and job.target.is_file():
+            return None
+        check_target(job.target, job.source)
+        temporary = job.target.with_name(name)
+        try:
+            done = self._upscale_file(job.source, temporary)
+            os.replace(temporary, job.target)
+        except AetherError as error:
+            if error.path != temporary:
+                raise
+            raise error.about(job.target) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return replace(done, target=job.target)
+
+    def _upscale_remote(self, job: RemoteJob, name: str) -> Upscaled | None:
+        """Do a job by way of a folder of this machine."""
+        target_files, target_path = file_system(job.target)
+        if (
+            not self._setup.overwrite
+            and target_files.get_file_info(target_path).is_file
+        ):
+            return None
+        with tempfile.TemporaryDirectory(prefix="aethernet_") as folder:
+            source = Path(folder, f"source{job.source.suffix}")
+            target = Path(folder, f"target{job.target.suffix}")
+            files, path = file_system(job.source)
+            with files.open_input_stream(path) as stream, source.open("wb") as file:
+                shutil.copyfileobj(stream, file, 2**20)
+            try:
+                done = self._upscale_file(source, target)
+            except AetherError as error:
+                locations = {source: job.source, target: job.target}
+                location = error.path and locations.get(error.path)
+                if not location:
+                    raise
+                raise error.about(str(location)) from error
+            upload(target, target_files, target_path, name)
+        return done
+
+    def _upscale_file(self, source: Path, target: Path) -> Upscaled:
+        assert self._model
+        return upscale_file(source, target, self._model, self._setup.options)
 
 
-class _Shared(Tiled):
-    """A model that several threads use in turns."""
+def _opened(model: WorkerModel, files: Mapping[str, bytes]) -> Tiled:
+    """Open the model from a copy of its files. Errors name the file that was sent."""
+    with tempfile.TemporaryDirectory(prefix="aethernet_") as folder:
+        for name, content in files.items():
+            Path(folder, name).write_bytes(content)
+        path = Path(folder, model.path.name)
+        try:
+            with _one_at_a_time():
+                opened = open_model(path, model.runtime, model.device, model.precision)
+                return _SharedModel(opened, model.tile, model.context)
+        except AetherError as error:
+            if error.path is None or error.path.parent != Path(folder):
+                raise
+            raise error.about(model.path.with_name(error.path.name)) from error
+
+
+class _SharedModel(Tiled):
+    """A model that several threads use in turn."""
 
     def __init__(self, model: Model, tile: int | None, context: int) -> None:
         super().__init__(model, tile, context)
@@ -135,57 +208,16 @@ class _Shared(Tiled):
             return super().run(batch)
 
 
-def _upscale_local(
-    job: Job, name: str, model: Tiled, options: Options, overwrite: bool
-) -> Upscaled | None:
-    """None where it is finished already. `name` is for what is not whole yet."""
-    if not overwrite and job.target.is_file():
-        return None
-    check_target(job.target, job.source)
-    begun = job.target.with_name(name)
-    try:
-        done = upscale_file(job.source, begun, model, options)
-        os.replace(begun, job.target)
-    except AetherError as error:
-        said = str(error).replace(str(begun), str(job.target))
-        raise AetherError(said) from error
-    finally:
-        begun.unlink(missing_ok=True)
-    return replace(done, target=job.target)
-
-
-def _upscale_remote(
-    job: RemoteJob, name: str, model: Tiled, options: Options, overwrite: bool
-) -> Upscaled | None:
-    """As `_upscale_local`, by way of a folder of this machine."""
-    files, path = reached(job.target)
-    if not overwrite and files.get_file_info(path).is_file:
-        return None
-    with tempfile.TemporaryDirectory(prefix="aethernet_") as folder:
-        source = Path(folder, f"source{job.source.suffix}")
-        target = Path(folder, f"target{job.target.suffix}")
-        theirs, its_path = reached(job.source)
-        with theirs.open_input_stream(its_path) as stream, source.open("wb") as file:
-            shutil.copyfileobj(stream, file, 2**20)
-        try:
-            done = upscale_file(source, target, model, options)
-        except AetherError as error:
-            said = str(error).replace(str(source), str(job.source))
-            raise AetherError(said.replace(str(target), str(job.target))) from error
-        upload(target, files, path, name)
-    return done
-
-
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """One worker of a machine tries runtimes; the others find out what it found."""
-    from filelock import FileLock  # Ray needs it too
+    """Let one worker of a machine try the runtimes; the others use its result."""
+    from filelock import FileLock
 
     try:
         folder = cache_folder()
         make_folder(folder)
         lock: contextlib.AbstractContextManager[Any] = FileLock(folder / "cluster.lock")
-    except AetherError:  # nothing is kept, so each has to find out
+    except AetherError:  # without a cache every worker has to try
         lock = contextlib.nullcontext()
     with lock:
         yield
@@ -197,12 +229,12 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "Out of memory."
     if isinstance(error, OSError):
-        return f"Cannot read or write: {first_line(error)}"
-    return f"{type(error).__name__}: {first_line(error)}"
+        return f"Cannot read or write: {reason_without_keys(error)}"
+    return f"{type(error).__name__}: {reason_without_keys(error)}"
 
 
-def _may_pass(error: BaseException | None) -> bool:
-    """Whether trying again can help: I/O errors, and memory that others had."""
+def worth_retrying(error: BaseException | None) -> bool:
+    """Whether trying again can help: after I/O errors, or when memory ran out."""
     while error is not None:
         if isinstance(error, MemoryError | OutOfMemoryError):
             return True
