@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from aethernet.aether_core import AetherNet
+from aethernet.errors import OutOfMemoryError
+from aethernet.runtimes.base import Description, InputSizes
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -67,8 +70,55 @@ def call_script(monkeypatch: Any, script: Path, *words: object) -> int:
     return 0
 
 
+class Repeat:
+    """Stands in for a model: each pixel becomes a square of scale x scale.
+
+    Args:
+        input_sizes: that it claims to accept.
+        capacity: pixels that its memory is enough for; None: any number.
+        bad: the value of the first pixel of every output, if given: NaN, for instance.
+    """
+
+    def __init__(
+        self,
+        scale: int = 2,
+        channels: int = 3,
+        *,
+        input_sizes: InputSizes | None = None,
+        capacity: int | None = None,
+        bad: float | None = None,
+    ) -> None:
+        self.scale, self.channels = scale, channels
+        self.input_sizes = input_sizes or InputSizes()
+        self.capacity, self.bad = capacity, bad
+        self.seen: list[np.ndarray] = []
+        """The batches it has been given, but those too large for its memory."""
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        height, width = batch.shape[2:]
+        assert batch.dtype == np.float32
+        assert batch.shape[1] == self.channels
+        if self.capacity is not None and height * width > self.capacity:
+            raise OutOfMemoryError(f"Out of memory for {width}x{height}.")
+        self.seen.append(batch)
+        output = batch.repeat(self.scale, 2).repeat(self.scale, 3)
+        if self.bad is not None:
+            output[0, 0, 0, 0] = self.bad
+        return output
+
+    def describe(self) -> Description:
+        return Description("a stand-in", "cpu", "float32")
+
+
 def without_hidden(folder: Path) -> list[str]:
     """Names in a folder; fails where a temporary file was left behind."""
     names = sorted(os.listdir(folder))
     assert not [name for name in names if ".part" in name], names
     return names
+
+
+def check_one_error(text: str) -> None:
+    """Check that a command printed one line, an error, and no traceback."""
+    assert text.startswith("error: "), text
+    assert text.count("\n") == 1, text
+    assert "Traceback" not in text
