@@ -1,4 +1,4 @@
-"""Paths, networks whose output says something, and commands, for all tests."""
+"""Paths, networks, stand-ins, pictures and commands that tests share."""
 
 import os
 import runpy
@@ -11,7 +11,10 @@ import numpy as np
 import torch
 
 from aethernet.aether_core import AetherNet
+from aethernet.checkpoints.verification import natural_image
 from aethernet.errors import OutOfMemoryError
+from aethernet.pictures.files import Picture, read_picture
+from aethernet.pictures.write import write_picture
 from aethernet.runtimes.base import Description, InputSizes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +50,31 @@ def lively_network(seed: int = 0, **arguments: Any) -> AetherNet:
 
 def random_image(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def photo(
+    height: int = 20, width: int = 31, bands: int = 3, dtype: Any = np.uint8
+) -> np.ndarray:
+    """A natural picture `(height, width, bands)`; alpha is a gradient, nowhere 0."""
+    colours = natural_image(height, width, 1 if bands < 3 else 3)[0]
+    planes = [*colours.numpy()]
+    if bands in (2, 4):
+        planes.append(np.linspace(0.01, 1, height * width).reshape(height, width))
+    return np.rint(np.stack(planes, -1) * np.iinfo(dtype).max).astype(dtype)
+
+
+def sample_part(height: int, width: int, top: int = 20) -> np.ndarray:
+    """A part of the sample, a photograph of 256x256: `(height, width, 3)`, uint8."""
+    pixels = read_picture(SAMPLE).pixels[top : top + height, 60 : 60 + width]
+    assert pixels.shape == (height, width, 3)
+    return pixels
+
+
+def write(pixels: np.ndarray, path: Path) -> Path:
+    """Write a picture, and its folder if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_picture(Picture(np.ascontiguousarray(pixels)), path)
+    return path
 
 
 def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
