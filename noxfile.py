@@ -1,10 +1,11 @@
 """The checks by name: `nox` runs all, `nox -s lint` one. `.ci/run` runs the same.
 
-They run in the environment that nox is installed in (the extra `dev` brings it), because
-installing PyTorch once for each session would take longer than the checks.
+They run in the environment that nox is installed in (the extra `dev` brings it): a new
+environment for each session would install PyTorch four times.
 """
 
 import sys
+from pathlib import Path
 
 import nox
 
@@ -20,7 +21,7 @@ def lint(session: nox.Session) -> None:
     """Style, format, import directions, and copies of the network."""
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
-    session.run("lint-imports", "--no-cache")
+    session.run(str(Path(sys.executable).with_name("lint-imports")), "--no-cache")
     session.run(sys.executable, "tools/sync_core.py", "--check")
 
 
