@@ -1,7 +1,7 @@
 """AetherNet: an efficient super-resolution network and the tools around it.
 
-Importing this package imports no other library: each name below is loaded when it is
-first used (PEP 562), and torch with it.
+Importing this package does not import torch. Each public name is loaded on first use
+(PEP 562).
 """
 
 import importlib
@@ -37,6 +37,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
+# Modules of the names that are not in `aether_core`.
 _MODULES = {
     "AetherError": "errors",
     "Checkpoint": "checkpoints.checkpoint",
@@ -54,4 +55,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""`python -m aethernet`: the command."""
+"""Run the command line with `python -m aethernet`."""
 
 import sys
 

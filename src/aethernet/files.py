@@ -18,7 +18,7 @@ from aethernet.errors import AetherError, first_line
 LONGEST_NAME = 255
 
 # System errors of writing that come without a file name: a full or damaged disk.
-_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def check_source(path: Path, what: str) -> None:
@@ -164,7 +164,7 @@ def _errors_about(path: Path, temporary: Path) -> Iterator[None]:
         raise error.about(path / error.path.relative_to(temporary)) from error
     except OSError as error:
         failed = None if error.filename is None else Path(os.fsdecode(error.filename))
-        if failed is None and error.errno not in _WRITE_ERRORS:
+        if failed is None and error.errno not in WRITE_ERRORS:
             raise
         if failed is None or failed == path or failed.is_relative_to(temporary):
             raise unwritable(error, path) from error

@@ -368,12 +368,12 @@ class TestLarge:
     CODE = """
 import sys, resource
 import numpy as np, torch, pyvips
-from aethernet.runtimes.base import Description, Limits
+from aethernet.runtimes.base import Description, InputSizes
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.files import upscale_file
 
 class OneLayer:
-    scale, channels, limits = 2, 3, Limits()
+    scale, channels, input_sizes = 2, 3, InputSizes()
     layer = torch.nn.Upsample(scale_factor=2, mode="bilinear")
     def run(self, batch):
         return self.layer(torch.from_numpy(batch)).numpy()

@@ -38,7 +38,7 @@ def fill(folder, *names):
 
 def planned(*inputs, to=None, **options):
     defaults = {"suffix": None, "format": None, "overwrite": False}
-    words = {**defaults, "scale_suffix": "_2x", **options}
+    words = {**defaults, "scale_suffix": lambda: "_2x", **options}
     return plan(inputs, to, **words)
 
 
@@ -341,7 +341,7 @@ class TestAgain:
         assert again.jobs == ()
         assert again.done == first.jobs
         # Nor in other formats, or of models of other scales.
-        other = planned(tmp_path, format=".tif", scale_suffix="_4x")
+        other = planned(tmp_path, format=".tif", scale_suffix=lambda: "_4x")
         assert {job.source for job in other.jobs} == {job.source for job in first.jobs}
 
     def test_nor_where_the_shell_named_them(self, tmp_path):

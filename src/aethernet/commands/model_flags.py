@@ -1,4 +1,4 @@
-"""Flags that choose a model and the runtime that executes it."""
+"""Flags that choose models and the runtime that executes them."""
 
 import argparse
 from collections.abc import Callable
@@ -13,38 +13,44 @@ if TYPE_CHECKING:
     from aethernet.runtimes.base import Model
 
 
-def models_of(arguments: argparse.Namespace) -> list[Path]:
-    return [*map(find_model, arguments.model or [])] or [shipped_model()]
-
-
-def model_loader(arguments: argparse.Namespace) -> "Callable[[Path], Model]":
-    """What opens a model file with `runtime`, `device`, `precision`, for any size."""
-    from aethernet.runtimes.tiling import Tiled
-
-    words = (arguments.runtime, arguments.device, arguments.precision)
-    return lambda path: Tiled(open_model(path, *words))
-
-
 def add_runtime(
     parser: "argparse.ArgumentParser | argparse._ArgumentGroup",
 ) -> None:
-    """Add the words for `open_model`."""
+    """Add --runtime, --device and --precision, the arguments of `open_model`."""
     parser.add_argument(
         "--runtime",
         choices=("auto", *RUNTIMES),
         default="auto",
-        help="what executes the model; default: the fastest, found out once by a short "
-        "trial",
+        help="library that executes the model; default: the fastest installed one, "
+        "found by a short trial whose result is kept",
     )
     parser.add_argument(
         "--device",
         default="auto",
-        help="cpu, cuda, cuda:1, mps, xpu; tensorrt, dml, coreml (ONNX Runtime); "
-        "default: a GPU where there is one",
+        help="cpu, cuda, cuda:1, mps or xpu; for ONNX Runtime also tensorrt, dml or "
+        "coreml; default: a GPU if there is one",
     )
     parser.add_argument(
         "--precision",
         choices=("auto", *PRECISIONS),
         default="auto",
-        help="default: the fastest that no picture shows",
+        help="default: the fastest whose difference to float32 is invisible",
     )
+
+
+def models_of(arguments: argparse.Namespace) -> list[Path]:
+    """Paths of the models that --model names; the shipped model if it names none.
+
+    Raises:
+        AetherError: when a name is neither a file nor a shipped model.
+    """
+    return [*map(find_model, arguments.model or [])] or [shipped_model()]
+
+
+def model_loader(arguments: argparse.Namespace) -> "Callable[[Path], Model]":
+    """A function that opens a model file as the flags say, for pictures of any size."""
+    # Imported here because it imports NumPy, which --help does not need.
+    from aethernet.runtimes.tiling import Tiled
+
+    words = (arguments.runtime, arguments.device, arguments.precision)
+    return lambda path: Tiled(open_model(path, *words))

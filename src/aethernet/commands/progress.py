@@ -1,13 +1,11 @@
-"""What a run says while it works: a bar, plain lines, JSON, or only its errors.
+"""Progress of a run: a bar, plain lines or JSON.
 
-Results go to stdout, a line for each picture; everything else to stderr: the bar where
-somebody watches it, errors as they come, a summary at the end. Names of files come from
-anywhere, so nothing of them reaches a terminal or a line of JSON that would not be text
-there.
+Results go to stdout, one line per picture. Everything else goes to stderr: the bar if
+stderr is a terminal, errors as they happen, and a summary at the end. File names can
+contain anything, so they are escaped before they reach a terminal or JSON.
 """
 
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +14,7 @@ from json import dumps
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from aethernet.text import escaped, printable
+from aethernet.text import printable, without_surrogates
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,13 +24,12 @@ if TYPE_CHECKING:
 
     from aethernet.upscaling.folders import Job, Outcome
 
-
-# How far back the estimate of the time left looks: over a few large pictures.
+# The time left is estimated from the last five minutes, over a few large pictures.
 _ESTIMATE_SECONDS = 300
 
 
 class Progress(Protocol):
-    """Told by whoever works; a context manager around the whole run."""
+    """What a run reports its progress to; a context manager around the whole run."""
 
     def __enter__(self) -> Self: ...
 
@@ -44,34 +41,30 @@ class Progress(Protocol):
     ) -> None: ...
 
     def total(self, pictures: int, skipped: int) -> None:
-        """Before the first: how many there are to do, and how many were done before."""
+        """Called first: how many pictures to upscale, and how many are done already."""
 
     def started(self, job: "Job") -> None:
-        """What `advanced` is about from now on; others may not be finished yet."""
+        """Called when a job starts; earlier jobs may still be running."""
 
     def advanced(self, pixels_done: int, pixels_total: int) -> None:
-        """How far the one that started last is, in pixels of its source."""
+        """Called for the job that started last, with pixels of its source."""
 
     def finished(self, outcome: "Outcome") -> None:
-        """One picture is over; in any order, those done before too."""
+        """Called once for every job, in any order, also for those skipped."""
 
 
 def progress(quiet: bool, json: bool) -> Progress:
-    """Choose what to say, and how, by the words given and by who listens.
+    """Choose how to show progress: a bar on a terminal, else lines.
 
     Args:
-        quiet: nothing but errors, on stderr; and JSON, where that is asked for too.
-        json: on stdout an object a line for each picture: source, target, status (done,
+        quiet: print only errors, on stderr; with `json`, print the JSON too.
+        json: print a JSON object per picture on stdout: source, target, status (done,
             skipped or failed), reason, size_before and size_after ([width, height] or
-            null), seconds. Bytes of a name that are no UTF-8 stand as \\xNN.
+            null), seconds. Bytes of a name that are not UTF-8 are written as \\xNN.
     """
-    # rich alone would draw into a pipe where FORCE_COLOR is set, as it is in many CIs.
-    if not quiet and sys.stderr and sys.stderr.isatty():
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        if console.is_interactive:
-            return _Bar(quiet, json, console)
+    console = None if quiet else _console()
+    if console and console.is_interactive:
+        return _Bar(quiet, json, console)
     return _Lines(quiet, json)
 
 
@@ -79,21 +72,20 @@ def progress(quiet: bool, json: bool) -> Progress:
 def frames_progress(
     quiet: bool, name: str
 ) -> Iterator[Callable[[int, int | None], None]]:
-    """Show how far a video is, where somebody watches.
+    """Show how far a video is, if stderr is a terminal.
 
-    Yields what is to be told of it: the frames done, of how many (None where nobody
-    knows); the first time those that were done before.
+    Yields a function to call with the number of frames done and in total (None if
+    unknown); the first call gives those done by an earlier run.
     """
-    if quiet or not sys.stderr or not sys.stderr.isatty():
+    console = None if quiet else _console()
+    if console is None:
         yield lambda done, total: None
         return
-    from rich.console import Console
-
-    bar = _bar(Console(stderr=True))
+    bar = _bar(console)
     task = bar.add_task(printable(name), total=None, rate="")
     begun: tuple[float, int] | None = None
 
-    def told(done: int, total: int | None) -> None:
+    def report(done: int, total: int | None) -> None:
         nonlocal begun
         since, first = begun = begun or (time.monotonic(), done)
         seconds = time.monotonic() - since
@@ -101,35 +93,44 @@ def frames_progress(
         bar.update(task, completed=done, total=total, rate=rate)
 
     with _shown(bar):
-        yield told
+        yield report
 
 
 @contextmanager
 def steps_progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Show which of so many steps is being done, where somebody watches.
+    """Show which of `total` steps is running, if stderr is a terminal.
 
-    Yields what is told a step's name when it begins, which ends the one before.
+    Yields a function to call with the name of each step when it starts.
     """
-    if not sys.stderr or not sys.stderr.isatty():
+    console = _console()
+    if console is None:
         yield lambda name: None
         return
-    from rich.console import Console
-
-    bar = _bar(Console(stderr=True))
+    bar = _bar(console)
     task = bar.add_task("", total=total, rate="")
     begun = 0
 
-    def told(name: str) -> None:
+    def report(name: str) -> None:
         nonlocal begun
         bar.update(task, description=printable(name), completed=begun)
         begun += 1
 
     with _shown(bar):
-        yield told
+        yield report
+
+
+def _console() -> "Console | None":
+    """A console on stderr, None if that is not a terminal."""
+    # rich alone would draw into a pipe if FORCE_COLOR is set, as it is in many CIs.
+    if not sys.stderr or not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 class _Lines:
-    """Results on stdout, errors and the summary on stderr."""
+    """Print results to stdout, errors and the summary to stderr."""
 
     def __init__(self, quiet: bool, json: bool) -> None:
         self.quiet, self.json = quiet, json
@@ -163,26 +164,26 @@ class _Lines:
             self.done += 1
         elif outcome.status == "failed":
             self.failed.append(outcome)
-            self.say_error(f"error: {self.why(outcome)}")
+            self.print_error(f"error: {self.why(outcome)}")
         if self.json:
-            self.say_result(_as_json(outcome))
+            self.print_result(_as_json(outcome))
         elif outcome.status == "done" and not self.quiet:
-            self.say_result(printable(_as_line(outcome)))
+            self.print_result(printable(_as_line(outcome)))
 
-    def say_result(self, line: str) -> None:
+    def print_result(self, line: str) -> None:
         _write(line, sys.stdout)
 
-    def say_error(self, line: str) -> None:
+    def print_error(self, line: str) -> None:
         _write(line, sys.stderr)
 
     def why(self, outcome: "Outcome") -> str:
-        """The reason, and the name where there are several and it does not say it."""
+        """The reason of a failure; it names the file if there are several."""
         name = _plain(outcome.job.source)
         named = self.pictures == 1 or name in outcome.reason
         return printable(outcome.reason if named else f"{name}: {outcome.reason}")
 
     def summary(self) -> Iterable[str]:
-        """Lines; none for a single picture, of which everything has been said."""
+        """Lines to print at the end; none after a single picture."""
         skipped = "were" if self.skipped > 1 else "was"
         skipped = f"{self.skipped} {skipped} there already (--overwrite to replace)"
         parts = []
@@ -197,7 +198,7 @@ class _Lines:
 
 
 class _Bar(_Lines):
-    """The same, with a bar at the foot of the terminal while it lasts."""
+    """As `_Lines`, with a bar on the last line of the terminal during the run."""
 
     def __init__(self, quiet: bool, json: bool, console: "Console") -> None:
         super().__init__(quiet, json)
@@ -205,7 +206,7 @@ class _Bar(_Lines):
         self.bar = _bar(console)
         self.task = self.bar.add_task("", total=None, rate="")
         self.pixels = 0  # of finished sources
-        # Pixels done and in all of others: one is read while another is written.
+        # Pixels done and in total of running jobs: one is read, another written.
         self.under_way: dict[Job, tuple[int, int]] = {}
         self.newest: Job | None = None
         self.since = time.monotonic()
@@ -258,19 +259,19 @@ class _Bar(_Lines):
             rate=f"{pixels / 1e6 / seconds:.3g} MP/s" if pixels and seconds else "",
         )
 
-    def say_result(self, line: str) -> None:
+    def print_result(self, line: str) -> None:
         if sys.stdout and sys.stdout.isatty():
-            self.say_error(line)  # the same terminal, of which the bar has the foot
+            self.print_error(line)  # above the bar, which is on the same terminal
         else:
-            super().say_result(line)
+            super().print_result(line)
 
-    def say_error(self, line: str) -> None:
+    def print_error(self, line: str) -> None:
         from rich.text import Text
 
         self.console.print(Text(line), soft_wrap=True)
 
     def summary(self) -> Iterable[str]:
-        """With the reasons again: in a terminal they may be a thousand lines away."""
+        """As for `_Lines`, with all errors, which may be far up in the terminal."""
         lines = [*super().summary()]
         if lines:
             lines += [f"  {self.why(outcome)}" for outcome in self.failed]
@@ -294,21 +295,20 @@ def _bar(console: "Console") -> "bars.Progress":
         bars.TextColumn("left", markup=False),
         console=console,
         transient=True,
-        # What goes to stdout may go to a file.
-        redirect_stdout=False,
+        redirect_stdout=False,  # stdout may be a file
         speed_estimate_period=_ESTIMATE_SECONDS,
     )
 
 
 @contextmanager
 def _shown(bar: "bars.Progress") -> Iterator[None]:
-    """Draw a bar; what is logged meanwhile goes above it, not across it."""
+    """Draw a bar; log messages are printed above it."""
     stderr = sys.stderr
     redirected = []
-    with bar:  # sys.stderr now prints above the bar
+    with bar:  # replaces sys.stderr by a stream that prints above the bar
         for name in (None, "aethernet"):
             for handler in logging.getLogger(name).handlers:
-                # Of these each keeps the stream that it was made with.
+                # A handler keeps the stream that it was made with.
                 if (
                     isinstance(handler, logging.StreamHandler)
                     and handler.stream is stderr
@@ -334,13 +334,17 @@ def _as_line(outcome: "Outcome") -> str:
 
 
 def _as_json(outcome: "Outcome") -> str:
+    """The outcome as one line of JSON.
+
+    Many readers refuse JSON with halves of surrogate pairs, so those are escaped.
+    """
     seconds = outcome.seconds
     return dumps(
         {
-            "source": _text(_plain(outcome.job.source)),
-            "target": _text(_plain(outcome.job.target)),
+            "source": without_surrogates(_plain(outcome.job.source)),
+            "target": without_surrogates(_plain(outcome.job.target)),
             "status": outcome.status,
-            "reason": _text(outcome.reason),
+            "reason": without_surrogates(outcome.reason),
             "size_before": outcome.size_before,
             "size_after": outcome.size_after,
             "seconds": None if seconds is None else round(seconds, 3),
@@ -348,13 +352,8 @@ def _as_json(outcome: "Outcome") -> str:
     )
 
 
-def _text(name: str) -> str:
-    r"""A name as text; JSON with halves of surrogate pairs is refused by many."""
-    return re.sub("[\ud800-\udfff]", escaped, name)
-
-
 def _plain(path: "Path") -> str:
-    """Without the prefix of Windows' long paths."""
+    """A path without the prefix of long paths on Windows."""
     text = str(path)
     if text.startswith("\\\\?\\UNC\\"):
         return "\\" + text[7:]
@@ -366,5 +365,5 @@ def _count(pictures: int) -> str:
 
 
 def _write(line: str, stream: TextIO | None) -> None:
-    if stream:  # a closed one is None, for which print takes stdout
+    if stream:  # None if it is closed, for which `print` would take stdout
         print(line, file=stream, flush=True)

@@ -1,4 +1,4 @@
-"""Run a command: errors become one line on stderr and an exit code."""
+"""Run a command: turn errors into one line on stderr and an exit code."""
 
 import argparse
 import io
@@ -6,59 +6,137 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, first_line
+from aethernet.files import WRITE_ERRORS
 from aethernet.text import printable
+
+_INTERRUPTED = 130  # 128 + SIGINT, as in shells
+
+_TERMINATED = 143  # 128 + SIGTERM
 
 
 def exit_code(
     job: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
 ) -> int:
-    """Run a job: 0 when it ends well; 1, and a sentence on stderr, when it does not.
+    """Run a job and return the exit code of the process.
 
-    A job that goes on where a part of it fails says so itself, and returns 1.
+    The code is 0 on success, 1 after an error and 130 after Ctrl-C; SIGTERM ends the
+    process with 143. A job that continues after a part of it failed reports that
+    failure itself and returns 1.
 
-    What the rooms log on the way goes to stderr where somebody watches it.
+    An error prints one line. An exception that is not an `AetherError` is a bug: its
+    traceback is printed with `--verbose` or with AETHERNET_DEBUG=1 in the environment.
+    AETHERNET_DEBUG=1 also shows the traceback of an `AetherError` and of its cause.
+    Log messages go to stderr if that is a terminal.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleans up on the way
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A console of few letters must not stop a job over a file's name.
-            stream.reconfigure(errors="backslashreplace")
-    if sys.stderr and sys.stderr.isatty():
-        watched = logging.getLogger("aethernet")
-        watched.setLevel(logging.INFO)
-        if not watched.handlers:
-            handler = logging.StreamHandler()
-            handler.setFormatter(_PlainLines())
-            watched.addHandler(handler)
+    # An exception, so that temporary files are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    _accept_any_character()
+    _show_log_messages()
     try:
         code = job(arguments) or 0
-        if sys.stdout:
-            sys.stdout.flush()
-    except AetherError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print("error: out of memory.", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:  # of standard output: files have sentences of their own
-        print(f"error: {printable(str(error))}.", file=sys.stderr)
-        if sys.stdout:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _flush_stdout()
     except KeyboardInterrupt:
-        print("error: interrupted; nothing is left half written.", file=sys.stderr)
-        return 130  # 128 + SIGINT, as shells have it
+        _print_error("interrupted; no file is left half written.")
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has closed it
+        _discard_stdout()
+        return 1
+    except Exception as error:
+        _report(error, arguments)
+        return 1
     return code
 
 
+def _accept_any_character() -> None:
+    """Keep a file name that the terminal cannot encode from stopping a job."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _show_log_messages() -> None:
+    if not sys.stderr or not sys.stderr.isatty():
+        return
+    logger = logging.getLogger("aethernet")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_PlainLines())
+        logger.addHandler(handler)
+
+
+def _flush_stdout() -> None:
+    """Write what is left in the buffer.
+
+    Raises:
+        AetherError: when that fails, as on a full disk.
+    """
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_stdout()
+        raise _unwritable_stdout(error) from error
+
+
+def _report(error: Exception, arguments: argparse.Namespace) -> None:
+    """Print one line about an error, and its traceback if the user asked for it."""
+    debug = os.environ.get("AETHERNET_DEBUG", "") not in ("", "0")
+    verbose = debug or getattr(arguments, "verbose", False)
+    if isinstance(error, AetherError | MemoryError):
+        line = str(error) if isinstance(error, AetherError) else "out of memory."
+    elif isinstance(error, OSError) and _is_of_stdout(error):
+        _discard_stdout()
+        line = str(_unwritable_stdout(error))
+    else:
+        debug = verbose
+        # The scripts in `fuse_script` and `onnx` have no --verbose.
+        flag = "--verbose" if "verbose" in arguments else "AETHERNET_DEBUG=1"
+        advice = "please" if verbose else f"run again with {flag} and"
+        line = f"unexpected {_described(error)}; {advice} report it."
+    if debug and sys.stderr:
+        traceback.print_exception(error)
+    _print_error(line)
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    """Whether writing to standard output failed, as on a full disk.
+
+    Such errors of files are `AetherError`s by the time they get here.
+    """
+    return error.filename is None and error.errno in WRITE_ERRORS
+
+
+def _unwritable_stdout(error: OSError) -> AetherError:
+    reason = error.strerror or first_line(error)
+    return AetherError(f"Cannot write to standard output: {reason.rstrip('.')}.")
+
+
+def _described(error: Exception) -> str:
+    """The class of an unexpected error and, in one line, what it says."""
+    name, line = type(error).__name__, first_line(error).rstrip(".")
+    return name if line == name else f"{name}: {line}"
+
+
+def _print_error(text: str) -> None:
+    if sys.stderr:  # None if it is closed, for which `print` would take stdout
+        print(f"error: {printable(text)}", file=sys.stderr)
+
+
+def _discard_stdout() -> None:
+    """Keep Python from writing the rest of its buffer at exit, which would fail."""
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _PlainLines(logging.Formatter):
-    """Of what is logged, names of files among it, only what is text on a terminal."""
+    """Log messages as one line of printable text each; they contain file names."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))

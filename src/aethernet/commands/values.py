@@ -1,4 +1,4 @@
-"""Parsers of single flag values; each raises argparse.ArgumentTypeError."""
+"""Parsers of flag values. Each raises `argparse.ArgumentTypeError`."""
 
 import argparse
 import math
@@ -6,21 +6,24 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from aethernet.checkpoints.onnx import ShapeRange
-from aethernet.video.y4m import RawFormat
-
 if TYPE_CHECKING:
-    from aethernet.quality.compare import Crop
+    from aethernet.quality.compare import Region
+    from aethernet.video.y4m import RawFormat
+
+LOSSLESS = "lossless"
 
 
-def height_x_width(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"expected HxW, e.g. 360x640, not {text!r}")
-    return int(height), int(width)
+def size(text: str) -> tuple[int, int]:
+    """Width and height in pixels, written WxH."""
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text.lower())
+    width, height = map(int, match.groups()) if match else (0, 0)
+    if not (width and height):
+        raise argparse.ArgumentTypeError(f"expected WxH, e.g. 640x360, not {text!r}")
+    return width, height
 
 
 def batch_sizes(text: str) -> tuple[int, int, int]:
+    """Smallest, typical and largest batch; one number stands for all three."""
     numbers = text.split(",")
     if len(numbers) not in (1, 3) or not all(n.isdecimal() for n in numbers):
         raise argparse.ArgumentTypeError(f"expected 4 or 1,2,4, not {text!r}")
@@ -28,36 +31,29 @@ def batch_sizes(text: str) -> tuple[int, int, int]:
     return low, typical, high
 
 
-def fixed_size(text: str) -> ShapeRange:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"expected WxH, e.g. 640x360, not {text!r}")
-    size = (1, int(height), int(width))
-    return ShapeRange(size, size, size)
-
-
-def crop(text: str) -> "Crop":
-    from aethernet.quality.compare import Crop
+def crop(text: str) -> "Region":
+    """A part of a picture: left, top, width and height in pixels, written X,Y,W,H."""
+    from aethernet.quality.compare import Region
 
     numbers = text.split(",")
     if len(numbers) != 4 or not all(n.isdecimal() for n in numbers):
         raise argparse.ArgumentTypeError(f"expected X,Y,W,H, not {text!r}")
-    crop = Crop(*map(int, numbers))
-    if not (crop.width and crop.height):
-        raise argparse.ArgumentTypeError(f"{text!r} holds no pixel")
-    return crop
+    region = Region(*map(int, numbers))
+    if not (region.width and region.height):
+        raise argparse.ArgumentTypeError(f"{text!r} contains no pixels")
+    return region
 
 
 def port(text: str) -> int:
+    """The number of a TCP port."""
     if not (text.isdecimal() and 0 < int(text) < 65536):
         raise argparse.ArgumentTypeError(f"expected 1 to 65535, not {text!r}")
     return int(text)
 
 
-LOSSLESS = "lossless"
-
-
 def positive(kind: type[float]) -> Callable[[str], float]:
+    """A parser of numbers above 0: whole ones for `int`, any for `float`."""
+
     def parse(text: str) -> float:
         try:
             number = kind(text)
@@ -72,7 +68,7 @@ def positive(kind: type[float]) -> Callable[[str], float]:
 
 
 def finite(text: str) -> float:
-    """A number as `argparse` wants it: neither NaN nor infinite."""
+    """A number, neither NaN nor infinite."""
     try:
         number = float(text)
     except ValueError:
@@ -83,13 +79,14 @@ def finite(text: str) -> float:
 
 
 def not_negative(text: str) -> int:
-    """Pixels of a flag, for argparse."""
+    """A number of pixels, which may be 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected 0 or more pixels, not {text!r}")
     return int(text)
 
 
 def quality(text: str) -> int | str:
+    """1 to 100, or `LOSSLESS`."""
     if text == LOSSLESS:
         return text
     if not (text.isdecimal() and 1 <= int(text) <= 100):
@@ -100,11 +97,7 @@ def quality(text: str) -> int | str:
 
 
 def seconds(text: str) -> float:
-    """A time as people write it: 90, 5s, 1:30 or 0:01:30.5.
-
-    Raises:
-        argparse.ArgumentTypeError: when it is none.
-    """
+    """A time in seconds, written 90, 5s, 1:30 or 0:01:30.5."""
     match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)s?", text.strip())
     if match is None:
         raise argparse.ArgumentTypeError(
@@ -114,12 +107,10 @@ def seconds(text: str) -> float:
     return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest)
 
 
-def raw_format(text: str) -> RawFormat:
-    """WxH of raw RGB frames, 8 bits per value, or WxH:48 for 16.
+def raw_format(text: str) -> "RawFormat":
+    """Raw RGB frames: WxH with 8 bits per value, or WxH:48 with 16."""
+    from aethernet.video.y4m import RawFormat
 
-    Raises:
-        argparse.ArgumentTypeError: when it is none.
-    """
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})(?::(24|48))?", text.lower())
     if match is None or not int(match[1]) or not int(match[2]):
         raise argparse.ArgumentTypeError(

@@ -1,16 +1,15 @@
-"""Which pictures to make of which: folders, patterns, names of outputs.
+"""Plan which pictures to upscale and where to: folders, patterns, names of outputs.
 
-Nothing here reads a picture. A plan is a function of the words on the command line and
-of what lies in the folders, so that a run that was cut short goes on where it stopped
-when it is started again.
+No picture is read here. A plan depends only on the flags and on the files in the
+folders. Started again, an interrupted run therefore continues where it stopped.
 
-Names of outputs keep those of the sources, with a suffix where one is wanted. Where two
-outputs would get one name (photo.jpg and photo.png, both to .png; Photo.jpg and
-photo.jpg; é as one character and as e with an accent), every one of them gets a mark,
-eight digits of the SHA-256 of its own name, on every system, also one that could keep
-them apart, since pictures travel. None of them keeps the plain name, so an output never
-passes for that of a neighbour: a picture that comes into the folder later can cost its
-namesake a new output under a new name, never a wrong one.
+Outputs keep the names of their sources, with a suffix if one is wanted. Two outputs may
+get the same name: photo.jpg and photo.png, both to .png; Photo.jpg and photo.jpg; é as
+one character and as e with an accent. Each of them then gets a mark, eight digits of
+the SHA-256 of its own source's name. This happens on every system, also where the names
+would differ, because pictures are moved between systems. None of them keeps the plain
+name, so an output is never mistaken for that of another source. A picture added to the
+folder later can only cause its namesake to be upscaled again, under a new name.
 """
 
 import functools
@@ -34,30 +33,28 @@ from aethernet.pictures.files import READABLE, SUFFIXES
 
 _log = logging.getLogger(__name__)
 
-# What becomes of a format that can be read and not written.
+# Written in place of a format that can only be read.
 _FALLBACK = ".png"
 
-# Windows takes 259 characters, 247 for a folder, without its prefix for longer paths;
-# while a file is written, its name is 15 characters longer.
+# Without its prefix for longer paths, Windows accepts 259 characters, 247 for a folder.
+# While a file is written, its name is 15 characters longer.
 _LONGEST_PLAIN_PATH = 240
 
-# Characters that some system does not take in a name.
+# Characters that some system does not accept in a name.
 _NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
-# The marks of outputs that would have had one name, and the suffixes nobody named.
+# The marks of outputs that would have had the same name, and the default suffixes.
 _MARK = re.compile(r"-(?:[0-9a-f]{8})+$")
-
 _DEFAULT_SUFFIX = r"_(?:\d+(?:\.\d+)?x|upscaled)"
 
-# As `files.replacing` names what it is writing.
+# Names of `files.temporary_path`, and the age at which such a file counts as left over.
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.part(\.\w+)", re.DOTALL)
-
 _STALE_SECONDS = 24 * 60 * 60
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to be made of another."""
+    """A picture to upscale, and the file to write."""
 
     source: Path
     target: Path
@@ -65,7 +62,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job; sizes are (width, height) in pixels."""
+    """The outcome of a job; sizes are (width, height) in pixels."""
 
     job: Job
     status: Literal["done", "skipped", "failed"]
@@ -78,20 +75,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do, in natural order: frame2 before frame10."""
+    """The jobs of a run, in natural order: frame2 before frame10."""
 
     jobs: tuple[Job, ...]
     done: tuple[Job, ...] = ()
-    """Those whose target exists: it was moved into place whole, so it is finished."""
+    """Jobs whose target exists. A target gets its name when complete, so it is done."""
     folders: tuple[Path, ...] = ()
-    """Those of the jobs' targets, where an output folder was named (see `prepare`)."""
+    """Folders that `prepare` makes; empty without an output folder."""
 
 
 @dataclass(frozen=True)
 class Source:
+    """A picture to upscale."""
+
     path: Path
     name: Path
-    """What it is called in an output folder, with the folders it lies in."""
+    """Its path inside an output folder, before the suffix or the format change."""
 
 
 def plan(
@@ -99,65 +98,54 @@ def plan(
     output: str | Path | None,
     *,
     suffix: str | None,
-    scale_suffix: str,
+    scale_suffix: Callable[[], str],
     format: str | None,
     overwrite: bool,
 ) -> Plan:
-    """Find the pictures and name what is to be made of them.
+    """Find the pictures and name their outputs.
 
-    A named file is taken whatever its suffix. Folders are searched to their depths,
-    and patterns (where the shell left them to us) matched, for names in `READABLE`;
-    hidden files and folders are not seen, and nothing is taken twice, also where links
-    run in circles. Outputs that an earlier run left beside their sources are not taken
-    for sources, and a warning says so: a shell names them too, for `*.jpg`.
+    A file named as input is taken whatever its suffix. Folders are searched with all
+    their subfolders, and patterns that the shell did not expand are matched; both find
+    names in `READABLE`. Hidden files and folders are ignored. Nothing is taken twice,
+    also when links form circles. Outputs of an earlier run beside their sources are not
+    taken as sources, with a warning, because a shell also names them for `*.jpg`.
 
     Args:
         inputs: files, folders and patterns.
-        output: None for files beside their sources. A file's name for a single file,
-            which is made anew where it exists; else a folder, into which the structure
-            of the searched folder goes. Of several inputs each folder keeps its own
-            name there. A name that is to be a folder and does not exist yet for a
-            single file ends in a separator, which only a `str` can.
-        suffix: goes between the name and its format; None or "" for none, and for
-            `scale_suffix` where sources and targets share their folders.
-        format: of the outputs, e.g. ".png"; None for that of each source, or PNG where
-            that cannot be written.
-        overwrite: make those again whose target exists.
+        output: None for files beside their sources. For a single file the name of the
+            output, which is replaced if it exists. Otherwise a folder, which gets the
+            structure of the searched folder; of several inputs each folder keeps its
+            own name there. To name a new folder for a single file, end the name with a
+            separator (which only a `str` can).
+        suffix: goes between the name and the format; None or "": no suffix, but
+            `scale_suffix` for outputs beside their sources.
+        scale_suffix: makes that suffix, e.g. "_2x". Called only if it is needed, when
+            the inputs are known to exist.
+        format: of the outputs, e.g. ".png"; None: that of each source, or PNG if that
+            cannot be written.
+        overwrite: also make outputs that exist.
 
     Raises:
-        AetherError: when an input is not there or has no picture, `output` is no
-            folder where one is needed, or an output would replace an input.
+        AetherError: when an input is missing or has no picture, `output` is not a
+            folder and has to be one, or an output would replace an input.
     """
-    if suffix and _NOT_IN_NAMES.search(suffix):
-        raise AetherError(
-            f"The suffix {suffix!r} cannot stand in a file's name on every system; "
-            "use letters, digits, - and _."
-        )
-    if format is not None and format.lower() not in SUFFIXES:
-        raise AetherError(
-            f"Cannot write {format} files; the formats are {', '.join(SUFFIXES)}."
-        )
-    words = _expand(inputs)
+    _check_wishes(suffix, format)
+    paths = _expand(inputs)
     folder = None
     if output is not None:
-        named = words == [Path(word) for word in inputs]
-        folder = _output_folder(words, output, may_be_file=named)
+        named = paths == [Path(name) for name in inputs]
+        folder = _output_folder(paths, output, may_be_file=named)
         if folder is None:
-            if suffix or format:
-                raise AetherError(
-                    f"{output} names the file; --suffix and --format name those in an "
-                    "output folder, or beside their sources."
-                )
-            return Plan((Job(_reachable(words[0]), _reachable(Path(output))),))
+            return _plan_of_one(paths[0], Path(output), suffix, format)
     real = functools.cache(os.path.realpath)
-    sources = _unique(_sources(words, folder, suffix), real)
-    ending = suffix or ("" if folder else scale_suffix)
+    sources = _unique(_sources(paths, folder, suffix), real)
+    ending = suffix or ("" if folder else scale_suffix())
     if ending:
         sources = _without_earlier_outputs(sources, folder, ending, real)
     if not sources:
         raise AetherError(
-            f"There is no picture in {_enumerated(inputs)}; looked for names that end "
-            f"in {', '.join(READABLE)}."
+            f"There is no picture in {_enumerated(inputs)}.",
+            hint=f"Names of pictures end in {', '.join(READABLE)}.",
         )
     sources.sort(key=lambda source: natural_order(source.path))
     targets = name_targets(sources, folder, ending, format, real)
@@ -175,11 +163,37 @@ def plan(
     )
 
 
-def prepare(plan: Plan) -> None:
-    """Make the plan's output folders; remove what a killed run left where it writes.
+def _check_wishes(suffix: str | None, format: str | None) -> None:
+    """Check what outputs are to be called."""
+    if suffix and _NOT_IN_NAMES.search(suffix):
+        raise AetherError(
+            f"The suffix {suffix!r} is not allowed in file names on every system.",
+            hint="Use letters, digits, - and _.",
+        )
+    if format is not None and format.lower() not in SUFFIXES:
+        raise AetherError(
+            f"Cannot write {format} files; the formats are {', '.join(SUFFIXES)}."
+        )
 
-    Temporary files go when nobody has written to them for a day. If the one who did is
-    only asleep, its picture fails with an error; nothing is mixed up.
+
+def _plan_of_one(
+    source: Path, target: Path, suffix: str | None, format: str | None
+) -> Plan:
+    """The plan for a single file whose output is named."""
+    if suffix or format:
+        raise AetherError(
+            "The output is named as a file; --suffix and --format only name outputs "
+            "in a folder, or beside their sources.",
+            target,
+        )
+    return Plan((Job(_reachable(source), _reachable(target)),))
+
+
+def prepare(plan: Plan) -> None:
+    """Make the plan's output folders, and remove temporary files of killed runs there.
+
+    Temporary files are removed when they are a day old. Should their run still be
+    alive, its picture fails with an error and nothing is mixed up.
 
     Raises:
         AetherError: when a folder cannot be made.
@@ -189,12 +203,12 @@ def prepare(plan: Plan) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise AetherError(
-                f"Cannot make the folder {folder}: {error.strerror}."
+                f"Cannot make the folder: {error.strerror}.", folder
             ) from error
     for folder in {job.target.parent for job in plan.jobs}:
         try:
             names = os.listdir(folder)
-        except OSError:  # not there, or not ours: each job will say so
+        except OSError:  # missing or not readable; each job reports it
             continue
         for name in names:
             match = _TEMPORARY.fullmatch(name)
@@ -203,11 +217,11 @@ def prepare(plan: Plan) -> None:
 
 
 def extended(path: str) -> str:
-    r"""A Windows path, also when it is too long: `\\?\C:\..`, `\\?\UNC\server\..`.
+    r"""Prefix a path too long for Windows: `\\?\C:\..` or `\\?\UNC\server\..`.
 
     Args:
-        path: absolute and normal, as `os.path.abspath` gives it: after the prefix
-            Windows takes every character as it stands.
+        path: absolute and normalized, as from `os.path.abspath`, because Windows does
+            not interpret what follows the prefix.
     """
     if len(path) <= _LONGEST_PLAIN_PATH or path.startswith(("\\\\?\\", "\\\\.\\")):
         return path
@@ -224,15 +238,15 @@ def _reachable(path: Path) -> Path:
 
 
 def _expand(inputs: Sequence[str | Path]) -> list[Path]:
-    """Words as files and folders that exist; a pattern stands for what it matches."""
+    """The inputs as paths that exist, patterns replaced by what they match."""
     paths = []
-    for word in inputs:
-        name = os.fspath(word)
-        path = _reachable(Path(word))
+    for each in inputs:
+        name = os.fspath(each)
+        path = _reachable(Path(each))
         if os.path.lexists(path) or not glob.has_magic(name):
             if not os.path.exists(path):
-                check_source(path, "a picture")  # says why
-            paths.append(Path(word))
+                check_source(path, "a picture")  # raises with the reason
+            paths.append(Path(each))
             continue
         matches = [
             Path(match)
@@ -240,59 +254,60 @@ def _expand(inputs: Sequence[str | Path]) -> list[Path]:
             if os.path.isdir(match) or _is_picture(Path(match))
         ]
         if not matches:
-            raise AetherError(f"There is no file {name}, and no picture matches it.")
+            raise AetherError("There is no such file, and no picture matches it.", name)
         paths += matches
     return paths
 
 
 def _output_folder(
-    words: list[Path], output: str | Path, *, may_be_file: bool
+    paths: list[Path], output: str | Path, *, may_be_file: bool
 ) -> Path | None:
-    """`output` where it is to be a folder; None where it names a single file.
+    """`output` if it is to be a folder; None if it names a single file.
 
-    What a pattern matches counts as several, also where it is one file today.
+    A pattern counts as several inputs, even if it matches one file only.
     """
     path, reachable = Path(output), _reachable(Path(output))
-    several = len(words) != 1 or os.path.isdir(_reachable(words[0])) or not may_be_file
+    several = len(paths) != 1 or os.path.isdir(_reachable(paths[0])) or not may_be_file
     separators = tuple(filter(None, (os.sep, os.altsep)))
     if os.path.isdir(reachable) or os.fspath(output).endswith(separators):
         if os.path.exists(reachable) and not os.path.isdir(reachable):
-            raise AetherError(f"{path} is a file, not a folder.")
+            raise AetherError("This is a file, not a folder.", path)
         return path
     if not several:
         return None
     if os.path.exists(reachable) or path.suffix.lower() in SUFFIXES:
         raise AetherError(
-            f"{path} names a file; several inputs, or a folder, need an output folder, "
-            "or none (-o) to write beside each."
+            "This names a file; several inputs, or a folder, need an output folder.",
+            path,
+            "Name a folder, or leave -o out to write beside each input.",
         )
     return path
 
 
 def _sources(
-    words: list[Path], output: Path | None, suffix: str | None
+    paths: list[Path], output: Path | None, suffix: str | None
 ) -> Iterable[Source]:
-    for word in words:
-        if not os.path.isdir(_reachable(word)):
-            yield Source(word, Path(word.name))
+    for path in paths:
+        if not os.path.isdir(_reachable(path)):
+            yield Source(path, Path(path.name))
             continue
         inside = Path()
-        if len(words) > 1:
-            inside = Path(os.path.basename(os.path.abspath(word)))
-        if output and _same(word, output) and (inside.parts or not suffix):
-            advice = "name another output folder"
+        if len(paths) > 1:
+            inside = Path(os.path.basename(os.path.abspath(path)))
+        if output and _same(path, output) and (inside.parts or not suffix):
+            hint = "Name another output folder."
             if not inside.parts:
-                advice += ", or a suffix (--suffix)"
-            raise AetherError(f"{output} is the folder of the pictures: {advice}.")
-        found = _search(word, output)
+                hint = "Name another output folder, or a suffix (--suffix)."
+            raise AetherError("This is the folder of the pictures.", output, hint)
+        found = _search(path, output)
         if not found:
-            _log.warning("there is no picture in %s", word)
-        for path in found:
-            yield Source(path, inside / path.relative_to(word))
+            _log.warning("there is no picture in %s", path)
+        for picture in found:
+            yield Source(picture, inside / picture.relative_to(path))
 
 
 def _search(root: Path, output: Path | None) -> list[Path]:
-    """Pictures in a folder and those in it, less the output folder; in no order."""
+    """Pictures in a folder and its subfolders but the output folder, in any order."""
     found = []
     searched = set()
     pending = deque([root])
@@ -315,16 +330,17 @@ def _search(root: Path, output: Path | None) -> list[Path]:
                 if _is_picture(path):
                     found.append(path)
             elif os.path.islink(_reachable(path)):
-                pending.append(path)  # last: a folder goes by its own name
+                pending.append(path)  # last, so that folders keep their own names
             else:
                 pending.appendleft(path)
     return found
 
 
 def _is_picture(path: Path) -> bool:
-    """By its name; a broken link too, which is an error to be told of when it is read.
+    """Whether a file has the name of a picture.
 
-    Reading a pipe would wait for ever.
+    A broken link counts, so that reading it reports the error. A pipe does not, because
+    reading it could wait for ever.
     """
     try:
         regular = stat.S_ISREG(os.stat(_reachable(path)).st_mode)
@@ -341,18 +357,21 @@ def _same(first: Path, second: Path) -> bool:
 
 
 def _place(path: Path, real: Callable[[Path], str]) -> str:
-    """The path without links, but for the file itself."""
+    """The path with all links resolved except that of the file itself."""
     return os.path.join(real(path.parent), path.name)
 
 
 def _folded(path: str) -> str:
-    """Equal for names that are one on a system blind to case or to normal forms."""
+    """A key that is equal for names that some system takes for the same.
+
+    Such systems ignore case, or the normal form of accented characters.
+    """
     decomposed = unicodedata.normalize("NFD", path)
     return unicodedata.normalize("NFD", decomposed.casefold())
 
 
 def natural_order(path: Path) -> tuple[list[list[int | str]], str]:
-    """Sorts numbers in names by their value."""
+    """A key that sorts numbers in names by their value."""
     parts = [re.split("([0-9]+)", part.casefold()) for part in path.parts]
     key = [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts]
     return key, str(path)
@@ -371,10 +390,10 @@ def _without_earlier_outputs(
     suffix: str,
     real: Callable[[Path], str],
 ) -> list[Source]:
-    """Leave out what has the name of another source and a suffix, in the same folder.
+    """Leave out files named like another source in their folder plus a suffix.
 
-    Only where outputs go beside their sources; those of the default suffixes also when
-    this run uses another.
+    This applies only to folders that also get outputs. The default suffixes count even
+    if this run uses another.
     """
     ending = re.compile(rf"(.+)(?:{re.escape(suffix)}|{_DEFAULT_SUFFIX})", re.DOTALL)
     stems = {(real(s.path.parent), _folded(s.path.stem)) for s in sources}
@@ -399,8 +418,16 @@ def name_targets(
     format: str | None,
     real: Callable[[Path], str],
 ) -> list[Path]:
-    """Paths of the outputs; no two are one file, or one the folder of another."""
-    # A name inside the searched folder stays the same where that folder is moved.
+    """Paths of the outputs, all different, and none the folder of another.
+
+    Args:
+        sources: to name outputs for.
+        output: folder; None for outputs beside their sources.
+        suffix: goes between the name and the format.
+        format: of the outputs, e.g. ".png"; None for that of each source.
+        real: resolves the links in a path.
+    """
+    # The name inside the searched folder does not change when that folder is moved.
     count = Counter(source.name for source in sources)
     digests = [
         hashlib.sha256(
@@ -427,12 +454,12 @@ def name_targets(
         clashing = [i for i, key in enumerate(keys) if taken[key] > 1]
         if not clashing:
             return targets
-        for i in clashing:  # more digits where eight were not enough
+        for i in clashing:  # eight digits, or eight more if that is not enough
             digits[i] += 8
 
 
 def _target_name(source: Path, mark: str, suffix: str, format: str | None) -> str:
-    """The source's name with mark, suffix and format, cut to what file systems take."""
+    """The source's name with mark, suffix and format, cut to the longest allowed."""
     kept = source.suffix if source.suffix.lower() in SUFFIXES else _FALLBACK
     ending = f"-{mark}" * bool(mark) + suffix + (format or kept)
     stem = source.stem
@@ -449,8 +476,9 @@ def _check_none_is_replaced(
         source = by_place.get(_folded(_place(target, real)))
         if source and _same(source, target):
             raise AetherError(
-                f"{target} is one of the inputs, which are not replaced: name another "
-                "output folder, or a suffix (--suffix)."
+                "This output would replace one of the inputs.",
+                target,
+                "Name another output folder, or a suffix (--suffix).",
             )
 
 
@@ -458,11 +486,11 @@ def _remove_if_stale(path: Path) -> None:
     try:
         if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
             path.unlink()
-            _log.info("removed %s, which a killed run left", path)
-    except OSError:  # it may have gone, or be another's; nothing depends on it
+            _log.info("removed %s, a temporary file of a killed run", path)
+    except OSError:  # gone already, or not ours to remove; nothing depends on it
         _log.debug("could not remove %s", path)
 
 
-def _enumerated(words: Sequence[str | Path]) -> str:
-    shown = [str(word) for word in words[:3]]
-    return ", ".join(shown) + (", .." if len(words) > len(shown) else "")
+def _enumerated(inputs: Sequence[str | Path]) -> str:
+    shown = [str(each) for each in inputs[:3]]
+    return ", ".join(shown) + (", .." if len(inputs) > len(shown) else "")

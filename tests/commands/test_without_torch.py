@@ -1,0 +1,96 @@
+"""What runs without importing torch, which takes seconds."""
+
+import pytest
+from helpers import run
+
+import aethernet
+from aethernet.commands.main import COMMANDS
+
+LIGHT = ["--version", "--help", "models", "models --json"]
+
+# The flags of the others offer choices that the network's file has.
+LIGHT_HELP = ["upscale", "models", "compare", "ui"]
+
+CODE = """
+import sys
+from aethernet.commands.main import main
+try:
+    code = main({words!r})
+except SystemExit as stop:
+    code = stop.code
+assert not code, code
+heavy = [name for name in ("torch", "pyvips", "onnx") if name in sys.modules]
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("line", [*LIGHT, *(f"{name} --help" for name in LIGHT_HELP)])
+def test_commands_that_need_no_network(line):
+    done = run("-c", CODE.format(words=line.split()))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("line", LIGHT[:3])
+def test_they_take_little_time(line):
+    resource = pytest.importorskip("resource", reason="times of processes, as on POSIX")
+    times = []
+    for _ in range(3):  # other processes slow down a single run
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run("-m", "aethernet", *line.split()).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(
+            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        )
+    assert min(times) < 0.7, times
+
+
+def test_the_package_itself():
+    code = "import aethernet, sys; assert 'torch' not in sys.modules"
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_names_are_loaded_when_they_are_used():
+    code = (
+        "import aethernet, sys\n"
+        "assert 'aethernet.errors' not in sys.modules\n"
+        "aethernet.AetherError\n"
+        "assert 'torch' not in sys.modules\n"
+        "aethernet.AetherNet\n"
+        "assert 'torch' in sys.modules\n"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_all_names_are_there_and_are_listed():
+    for name in aethernet.__all__:
+        assert getattr(aethernet, name) is not None
+    assert {*aethernet.__all__} <= {*dir(aethernet)}
+    assert "__path__" in dir(aethernet)
+
+
+def test_names_are_those_of_their_modules():
+    from aethernet import AetherNet, aether_core, load_checkpoint
+    from aethernet.checkpoints import checkpoint
+
+    assert AetherNet is aether_core.AetherNet
+    assert load_checkpoint is checkpoint.load_checkpoint
+
+
+def test_a_name_that_is_missing():
+    with pytest.raises(AttributeError, match="'aethernet' has no attribute 'absent'"):
+        aethernet.absent  # noqa: B018
+    with pytest.raises(ImportError):
+        from aethernet import absent  # noqa: F401
+
+
+def test_every_command_is_described(capsys):
+    from aethernet.commands.main import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f" {name} " in printed for name in COMMANDS)
