@@ -138,6 +138,36 @@ class Repeat:
         return Description("a stand-in", "cpu", "float32")
 
 
+def repeating_onnx(
+    path: Path,
+    scale: int = 3,
+    sides: tuple[Any, ...] = ("batch", 3, "height", "width"),
+    dtype: str = "FLOAT",
+) -> Path:
+    """Write an ONNX file that is not ours: each pixel becomes a square.
+
+    Args:
+        sides: the shape of its input; a name stands for a free side.
+        dtype: of its input and output, by the name ONNX has for it.
+    """
+    import onnx
+    from onnx import helper
+
+    kind = getattr(onnx.TensorProto, dtype)
+    scales = helper.make_tensor("s", onnx.TensorProto.FLOAT, [4], [1, 1, scale, scale])
+    node = helper.make_node("Resize", ["x", "", "s"], ["y"], mode="nearest")
+    graph = helper.make_graph(
+        [node],
+        "others",
+        [helper.make_tensor_value_info("x", kind, sides)],
+        [helper.make_tensor_value_info("y", kind, [None] * 4)],
+        [scales],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
 def without_hidden(folder: Path) -> list[str]:
     """Names in a folder; fails where a temporary file was left behind."""
     names = sorted(os.listdir(folder))
