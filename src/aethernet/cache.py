@@ -1,31 +1,28 @@
-"""The user's cache folder: what can be made again, kept because that takes time."""
+"""The user's cache folder: files that take time to make and can be made again."""
 
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from aethernet.errors import AetherError
-from aethernet.files import replacing
-from aethernet.version import PACKAGE, __version__
+from aethernet.files import replacing, unreadable, unwritable
+from aethernet.version import __version__
 
-# What these rooms say decides what a kept file holds.
-_ROOMS = (
-    *("aether_core", "checkpoint", "onnx_export", "rewrites", "verification"),
-    *("runtimes/choice", "runtimes/onnxruntime", "runtimes/openvino"),
-    "runtimes/pytorch",
-)
+_NAME_ANOTHER = "Name another folder in the environment variable AETHERNET_CACHE."
 
 
 def cache_folder() -> Path:
-    """Where AetherNet keeps such files; it need not exist yet.
+    """The cache folder; it need not exist yet.
 
-    `AETHERNET_CACHE` names it, else it is `aethernet` in the user's own cache folder:
-    `XDG_CACHE_HOME`, `LOCALAPPDATA` (Windows) or `~/.cache`.
+    The environment variable `AETHERNET_CACHE` names it. Otherwise it is the folder
+    `aethernet` in the first that is set of `XDG_CACHE_HOME`, `LOCALAPPDATA` (Windows)
+    and `~/.cache`.
 
     Raises:
-        AetherError: when there is none of these.
+        AetherError: when none of these is known.
     """
     named = os.environ.get("AETHERNET_CACHE")
     if named:
@@ -35,12 +32,12 @@ def cache_folder() -> Path:
         return Path(home or Path.home() / ".cache") / "aethernet"
     except RuntimeError as error:  # a user without a home folder, as in containers
         raise AetherError(
-            "There is no home folder to keep a cache in; name one in AETHERNET_CACHE."
+            "There is no home folder to keep a cache in.", hint=_NAME_ANOTHER
         ) from error
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder of the cache where there is none.
+    """Make a folder of the cache if it does not exist.
 
     Raises:
         AetherError: when it cannot be made.
@@ -48,21 +45,50 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AetherError(
-            f"Cannot make the cache folder {path}: {error.strerror}; name another in "
-            "AETHERNET_CACHE."
-        ) from error
+        reason = unwritable(error, path).reason
+        raise AetherError(reason, path, _NAME_ANOTHER) from error
 
 
-def code_version() -> str:
-    """Our version, and a digest of the rooms that compute: in a clone they change."""
-    rooms = (PACKAGE / f"{name}.py" for name in _ROOMS)
-    code = b"".join(room.read_bytes() for room in rooms if room.is_file())
-    return f"{__version__}-{hashlib.sha256(code).hexdigest()[:12]}"
+def code_version(code: Iterable[Path]) -> str:
+    """Our version and a digest of the code that decides what a kept file holds.
+
+    The version alone is not enough: in a clone the code changes under one version.
+
+    Args:
+        code: files, and folders of which every file counts.
+
+    Raises:
+        AetherError: when one of them is missing or empty, so that a renamed module
+            cannot leave old files in use.
+    """
+    digest = hashlib.sha256()
+    for part in code:
+        files = _files_of(part)
+        if not files:
+            raise AetherError(
+                "This part of AetherNet is missing.", part, "Install AetherNet again."
+            )
+        for file in files:
+            name = file.relative_to(part.parent).as_posix()
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise unreadable(error, file) from error
+            digest.update(f"{name} {len(content)}\n".encode())
+            digest.update(content)
+    return f"{__version__}-{digest.hexdigest()[:12]}"
+
+
+def _files_of(part: Path) -> list[Path]:
+    """A file itself, or all files in a folder but what Python compiled of them."""
+    if part.is_file():
+        return [part]
+    files = (file for file in part.rglob("*") if "__pycache__" not in file.parts)
+    return sorted(file for file in files if file.is_file())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` kept there; empty when absent, damaged or of another kind."""
+    """What `write_json` wrote; empty when absent, damaged or not an object."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -71,10 +97,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Keep a dict there, whole or not at all.
+    """Write a dict as JSON; a failure leaves the old file or none.
 
     Raises:
-        AetherError: when the folder cannot be made or written.
+        AetherError: when the folder or the file cannot be written.
     """
     make_folder(path.parent)
     with replacing(path) as temporary:

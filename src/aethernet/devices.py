@@ -1,44 +1,44 @@
-"""Devices: names, what a processor can do, free memory."""
+"""This machine: its devices, processor, free memory and installed libraries.
 
+PyTorch is imported only by the functions that ask it.
+"""
+
+import os
 import platform
+from collections.abc import Iterable
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from aethernet.errors import AetherError
+from aethernet.version import __version__
 
 if TYPE_CHECKING:
     import torch
 
-PYTORCH_KINDS = ("cpu", "cuda", "xpu", "mps")  # kinds of device that PyTorch may have
+PYTORCH_KINDS = ("cpu", "cuda", "xpu", "mps")
+"""Kinds of device that PyTorch may have."""
+
+# Features of a processor that multiplies bfloat16 in hardware, as torch.cpu names them.
+# Without one, bfloat16 takes 15 to 30 times as long as float32 (a Zen 3, torch 2.15).
+_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16")
+
+# Features that explain a benchmark's figures, as Linux names them.
+_INSTRUCTIONS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_bf16", "amx_int8", "asimd", "asimdhp", "bf16", "sve"),
+)
+
+# Distributions whose versions belong to any measurement.
+_LIBRARIES = (
+    *("torch", "numpy", "pillow", "onnx", "spandrel", "torchvision", "torchmetrics"),
+)
 
 
 def device_kind(device: str) -> str:
-    """What stands before the number: "cuda" of "cuda:1"."""
+    """The part of a device name before the number: "cuda" of "cuda:1"."""
     return device.partition(":")[0]
-
-
-def processor_facts() -> dict[str, str]:
-    """What /proc/cpuinfo says of the first processor; nothing where it is not."""
-    facts: dict[str, str] = {}
-    with suppress(OSError):  # not Linux
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), value.strip())
-    return facts
-
-
-def processor_name() -> str:
-    """The processor's name, or its kind where no name can be read."""
-    name = processor_facts().get("model name")
-    return name or platform.processor() or platform.machine()
-
-
-# What a processor has that multiplies bfloat16 in hardware, as torch.cpu names it. One
-# without takes 15 to 30 times as long in it as in float32 (a Zen 3, torch 2.15).
-_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16")
 
 
 def pytorch_devices() -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def choose_device(name: str) -> "torch.device":
     """The device of that name; "auto" is a GPU where PyTorch has one, else the CPU.
 
     Raises:
-        AetherError: when PyTorch knows no such device or it is not there.
+        AetherError: when PyTorch does not know this device or cannot use it here.
     """
     import torch
 
@@ -61,12 +61,42 @@ def choose_device(name: str) -> "torch.device":
         return torch.device(pytorch_devices()[0])
     try:
         device = torch.device(name if device_kind(name) in PYTORCH_KINDS else "")
-        torch.empty(0, device=device)  # reaches for the driver
+        torch.empty(0, device=device)  # needs the driver
     except (RuntimeError, AssertionError) as error:
         raise AetherError(
-            f"The device {name!r} is not available to PyTorch here; try --device cpu."
+            f"The device {name!r} is not available to PyTorch here.",
+            hint="Try --device cpu.",
         ) from error
     return device
+
+
+def free_memory(device: str) -> int:
+    """Bytes that a model on that device may still take.
+
+    For a GPU that PyTorch does not reach, this is the computer's free memory, a guess:
+    if it proves too much, the tile is halved.
+    """
+    if device_kind(device) == "cuda":
+        import torch
+
+        if torch.cuda.is_available():
+            free, _ = torch.cuda.mem_get_info(device)
+            return free
+    import psutil  # here: the fuse script runs where only torch is installed
+
+    free = psutil.virtual_memory().available
+    # A container may have less than the machine (cgroup v2).
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    return max(free, 0)
+
+
+def processor_name() -> str:
+    """The processor's name, or its kind where no name can be read."""
+    name = _processor_facts().get("model name")
+    return name or platform.processor() or platform.machine()
 
 
 def has_bfloat16_units() -> bool:
@@ -78,22 +108,62 @@ def has_bfloat16_units() -> bool:
     return any(found.get(name) for name in _BFLOAT16_UNITS)
 
 
-def free_memory(device: str) -> int:
-    """Bytes that a model on that device may still take.
+def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
+    """The versions of those of these distributions that are installed."""
+    found = {}
+    for name in distributions:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
-    Of a GPU that PyTorch does not reach this is the computer's memory, a guess; running
-    out of it halves the tile.
+
+def describe_machine(
+    device: "str | torch.device", distributions: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What one has to know of this machine to read figures measured on it.
+
+    Args:
+        device: a device of PyTorch.
+        distributions: whose versions to list beside those of the common libraries.
+
+    Returns:
+        Values for JSON: `system`, `cpu`, `cores` (that this process may use),
+        `threads` (PyTorch's), `instructions`, `pytorch_capability`, `device`,
+        `versions`, and where they are known `load_before` and `gpu`.
     """
-    if device_kind(device) == "cuda":
-        import torch
+    import torch
 
-        if torch.cuda.is_available():
-            free, _ = torch.cuda.mem_get_info(device)
-            return free
-    free = psutil.virtual_memory().available
-    # A container may have less than the machine (cgroup v2).
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    return max(free, 0)
+    facts = _processor_facts()
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    machine: dict[str, Any] = {
+        "system": platform.platform(),
+        "cpu": processor_name(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "instructions": [flag for flag in _INSTRUCTIONS if flag in flags],
+        "pytorch_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": str(device),
+        "versions": {
+            "aethernet": __version__,
+            "python": platform.python_version(),
+            **installed_versions(dict.fromkeys((*_LIBRARIES, *distributions))),
+        },
+    }
+    if hasattr(os, "getloadavg"):
+        machine["load_before"] = round(os.getloadavg()[0], 2)
+    if torch.device(device).type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    return machine
+
+
+def _processor_facts() -> dict[str, str]:
+    """The first processor's entries in /proc/cpuinfo; empty on other systems."""
+    facts: dict[str, str] = {}
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+    return facts

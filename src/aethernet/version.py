@@ -1,4 +1,4 @@
-"""The version and the folder of the package, without importing the rest of it."""
+"""The version and the folder of the package; imports nothing else of it."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""Speed and memory, beside other networks."""
+"""Compare the speed and memory of AetherNet with those of other networks."""

@@ -1,6 +1,5 @@
 """Peak memory of a contender, in a process of its own."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,16 +15,12 @@ import torch
 from aethernet.bench.contenders import Contender, load
 from aethernet.bench.peers import PEERS
 from aethernet.checkpoints.verification import natural_image
-from aethernet.errors import AetherError, import_optional
+from aethernet.errors import AetherError, MissingExtraError, import_optional
+from aethernet.runtimes.base import TriedRuntime
+from aethernet.runtimes.registry import RUNTIMES
 from aethernet.version import PACKAGE
 
-_CHILD = "import sys; from aethernet.bench.memory import report; report(sys.argv[1:])"
-
-_LIBRARIES = {
-    "onnxruntime": ("onnxruntime",),
-    "openvino": ("openvino",),
-    "auto": ("onnxruntime", "openvino"),
-}
+_CHILD = "import sys; from aethernet.bench.memory import report; report(sys.argv[1])"
 
 
 def peak_memory(
@@ -34,25 +30,38 @@ def peak_memory(
     image: np.ndarray,
     timeout: float = 600,
 ) -> int | None:
-    """Peak bytes of a process of its own that runs the contender.
+    """Peak memory, in bytes, of a process that runs a contender.
 
-    On a CUDA device PyTorch's peak there. None where it cannot be known: on Windows,
-    and of other runtimes on a GPU.
+    Counted is what it uses beyond what the process held before loading it; on a CUDA
+    device what PyTorch allocated there.
+
+    Args:
+        contender: which to run.
+        file: to load it from.
+        device: as PyTorch names it.
+        image: `(1, 3, H, W)`; only its size is used.
+        timeout: seconds for loading and two runs.
+
+    Returns:
+        None where it cannot be measured: on Windows, and for other runtimes on a GPU.
 
     Raises:
-        AetherError: when that process fails, with its last words, or takes longer than
-            `timeout` seconds for two runs.
+        AetherError: when the contender fails, or takes longer than `timeout`.
     """
-    words = [json.dumps(asdict(contender)), str(file or ""), device]
-    words += map(str, image.shape[2:])
+    request = {
+        "contender": asdict(contender),
+        "file": None if file is None else str(file),
+        "device": device,
+        "size": image.shape[2:],
+    }
     home = str(PACKAGE.parent)
     path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH", ""))))
-    # glibc keeps what was freed for later use, so that memory in use would not show
-    # unless large blocks are the system's own.
+    # By default glibc keeps freed memory for later, so that the memory in use would
+    # not show.
     environment = {**os.environ, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "65536"}
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", _CHILD, *words],
+            [sys.executable, "-P", "-c", _CHILD, json.dumps(request)],
             capture_output=True,
             text=True,
             check=False,
@@ -60,24 +69,39 @@ def peak_memory(
             timeout=timeout,
         )
     except subprocess.TimeoutExpired as error:
-        raise AetherError(f"two runs take more than {timeout:.0f} seconds") from error
+        raise AetherError(f"Two runs take more than {timeout:.0f} seconds.") from error
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        last = said[-1].partition(": ")[2] or said[-1] if said else ""
-        raise AetherError(last or f"its process ended with {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+        lines = done.stderr.strip().splitlines()
+        ended = f"Its process ended with code {done.returncode}."
+        raise AetherError(lines[-1] if lines else ended)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "reason" in answer:
+        raise AetherError(answer["reason"], answer["path"], answer["hint"])
+    return answer["peak"]
 
 
-def report(words: list[str]) -> None:
-    """What the child does; prints bytes or null."""
-    contender = Contender(**json.loads(words[0]))
-    file, device = Path(words[1]) if words[1] else None, words[2]
-    height, width = map(int, words[3:])
-    for library in _LIBRARIES.get(contender.runtime, ()):
-        with suppress(ImportError):  # loading will say so
-            importlib.import_module(library)
-    if contender.kind == "peer":
-        import_optional(f"spandrel.architectures.{PEERS[contender.network].module}")
+def report(request: str) -> None:
+    """Run a contender in this process, and print its peak memory or its error as JSON.
+
+    Args:
+        request: JSON, as `peak_memory` makes it.
+    """
+    asked = json.loads(request)
+    contender = Contender(**asked["contender"])
+    file = Path(asked["file"]) if asked["file"] else None
+    answer: dict[str, Any]
+    try:
+        answer = {"peak": _measured(contender, file, asked["device"], *asked["size"])}
+    except AetherError as error:
+        path = None if error.path is None else str(error.path)
+        answer = {"reason": error.reason, "path": path, "hint": error.hint}
+    print(json.dumps(answer))
+
+
+def _measured(
+    contender: Contender, file: Path | None, device: str, height: int, width: int
+) -> int | None:
+    _load_libraries(contender)
     image = natural_image(height, width).numpy()
     before = _resident_bytes()
     model = load(contender, file, device)
@@ -85,16 +109,26 @@ def report(words: list[str]) -> None:
     for _ in range(2):  # the second run may need what the first one keeps
         model.run(image)
     peak = _resident_peak()
-    used = None if peak is None or before is None else max(peak - before, 0)
-    if torch.device(device).type == "cuda":
-        used = torch.cuda.max_memory_allocated() or None
-    elif torch.device(device).type != "cpu":
-        used = None
-    print(json.dumps(used))
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.max_memory_allocated() or None
+    if kind != "cpu" or peak is None or before is None:
+        return None
+    return max(peak - before, 0)
+
+
+def _load_libraries(contender: Contender) -> None:
+    """Load the libraries that the contender may use, which are not counted."""
+    for name, spec in RUNTIMES.items():
+        if contender.runtime in (name, "auto") and spec.tried:
+            with suppress(MissingExtraError):  # loading the contender raises it again
+                cast("type[TriedRuntime]", spec.import_class()).devices()
+    if contender.kind == "peer":
+        import_optional(f"spandrel.architectures.{PEERS[contender.network].module}")
 
 
 def _status(name: str) -> int | None:
-    """A figure of /proc/self/status in bytes, where there is one."""
+    """An entry of /proc/self/status in bytes; None on other systems than Linux."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{name}:"):
@@ -104,7 +138,7 @@ def _status(name: str) -> int | None:
 
 def _forget_peak() -> None:
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux's word for it
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak on Linux
 
 
 def _resident_bytes() -> int | None:

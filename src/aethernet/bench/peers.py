@@ -1,4 +1,4 @@
-"""Networks one would pick instead of AetherNet, built through spandrel.
+"""Networks that one could use instead of AetherNet, built with spandrel.
 
 They have random weights: speed, memory and arithmetic are compared, not pictures.
 """
@@ -17,13 +17,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from aethernet.checkpoints.onnx import DEFAULT_OPSET
-from aethernet.errors import AetherError, import_optional
+from aethernet.errors import AetherError, first_line, import_optional
 from aethernet.runtimes.spandrel import fold_span
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A published configuration."""
+    """A published configuration of a network."""
 
     name: str
     """As its authors write it."""
@@ -32,14 +32,14 @@ class Peer:
     architecture: str
     """Class in that module."""
     scale: str
-    """Name of the argument that takes the scale."""
+    """The name of its argument for the scale."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Where spandrel's defaults are not the published configuration."""
+    """Other arguments, where spandrel's defaults are not the published ones."""
 
 
 _DIRECT = {"img_size": 64, "upsampler": "pixelshuffledirect"}
 
-# The configurations of the papers; what they are is written out in docs/performance.md.
+# The configurations of the papers, described in docs/performance.md.
 PEERS = {
     "compact": Peer("Compact", "Compact", "Compact", "upscale"),
     "span": Peer(
@@ -114,7 +114,7 @@ def build_peer(key: str, scale: int) -> nn.Module:
             network = architecture(**peer.arguments, **{peer.scale: scale}).eval()
         except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
             raise AetherError(
-                f"spandrel cannot build {peer.name} at {scale}x: {error}"
+                f"spandrel cannot build {peer.name} at {scale}x: {first_line(error)}"
             ) from error
     fold_span(network)
     return network
@@ -123,8 +123,8 @@ def build_peer(key: str, scale: int) -> nn.Module:
 def count_multiply_adds(network: nn.Module, height: int, width: int) -> float:
     """Multiply-adds of one forward pass per LR pixel of an RGB image of this size.
 
-    Counts convolutions and products, attention's included, as PyTorch performs them;
-    what a network does to a padded margin counts too.
+    Counts convolutions and products, also in attention, as PyTorch executes them.
+    Work on padded margins counts too.
     """
 
     def count(counted: nn.Module, device: str) -> float:
@@ -134,31 +134,31 @@ def count_multiply_adds(network: nn.Module, height: int, width: int) -> float:
             counted(image)
         return counter.get_total_flops() / 2 / (height * width)
 
-    try:  # shapes are enough for most
+    try:  # most networks can be counted without computing values
         return count(copy.deepcopy(network).to("meta"), "meta")
-    except (NotImplementedError, RuntimeError):  # window masks are made of values
+    except (NotImplementedError, RuntimeError):  # window masks depend on values
         return count(network, "cpu")
 
 
 def peer_onnx(network: nn.Module, size: tuple[int, int, int]) -> bytes:
     """An ONNX export of fixed size `(batch, height, width)`, float32, RGB.
 
-    Made by torch's newer exporter, which makes ours too, else by the older one.
+    Made by torch's newer exporter, as ours are, or where that fails by the older one.
 
     Raises:
-        AetherError: when neither exports this network.
+        AetherError: when neither can export this network.
     """
     network = copy.deepcopy(network)
     for module in network.modules():
         if type(module).__name__ == "PLKConv2d":
-            # To be evaluated it writes into its input, which in ONNX takes a scatter
-            # and transposes; for training it computes the same by split and concat.
+            # In evaluation mode it writes into its input, which takes a scatter and
+            # transposes in ONNX; in training mode it splits and concatenates.
             module.train()
     batch, height, width = size
     example = torch.zeros(batch, 3, height, width)
     names: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"]}
     with _quiet():
-        with contextlib.suppress(Exception):  # whatever stops it, there is another
+        with contextlib.suppress(Exception):  # of any kind: the older one may work
             program = torch.onnx.export(
                 network,
                 (example,),
@@ -169,22 +169,23 @@ def peer_onnx(network: nn.Module, size: tuple[int, int, int]) -> bytes:
             )
             if program is not None:
                 return program.model_proto.SerializeToString()
-        # A file object is what the older exporter takes as well, and says it does not.
+        # The older exporter accepts a file object too, although its types do not.
         content: Any = io.BytesIO()
         try:
             torch.onnx.export(
                 network, (example,), content, dynamo=False, opset_version=17, **names
             )
-        except Exception as error:  # the tracer passes on whatever the network raises
+        except Exception as error:  # the network itself may raise anything
             raise AetherError(
-                f"torch {torch.__version__} cannot export it to ONNX: {error}"
+                f"torch {torch.__version__} cannot export it to ONNX: "
+                f"{first_line(error)}"
             ) from error
     return content.getvalue()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what is said about code that is not ours."""
+    """Suppress warnings and output about code that is not ours."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

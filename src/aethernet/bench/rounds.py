@@ -1,7 +1,7 @@
-"""A benchmark: everybody is loaded, then all take turns.
+"""Run a benchmark: all contenders are loaded, then they run in turns.
 
-A B C .. A B C .., so that whatever else the machine does meets each of them. Figures
-are medians over the rounds, ratios are taken within each round.
+The order is A B C ... A B C ..., so that other work on the machine slows all of them.
+Figures are medians over the rounds; ratios are taken within each round.
 """
 
 import gc
@@ -17,63 +17,66 @@ from typing import Any
 
 import numpy as np
 
+from aethernet.bench.ceiling import Ceiling, largest_product
 from aethernet.bench.contenders import (
     FUSED,
     PLAIN,
     PUBLISHED,
     REWRITTEN,
     TRAINING,
+    BenchPlan,
     Contender,
-    Plan,
     Workshop,
     contenders,
     load,
 )
-from aethernet.bench.machine import Ceiling, describe_machine, largest_product
 from aethernet.bench.memory import peak_memory
-from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.verification import natural_image
-from aethernet.devices import choose_device
-from aethernet.errors import AetherError, import_optional
+from aethernet.devices import choose_device, describe_machine
+from aethernet.errors import AetherError, first_line, import_optional
 from aethernet.runtimes.base import PRECISIONS
+from aethernet.runtimes.registry import runtime_distributions
 
 _log = logging.getLogger(__name__)
 
-# Idle threads of ONNX Runtime spin for up to 75 ms after a run, those of PyTorch for 10
-# (processor time seen while sleeping); by then the next contender has the machine.
-_SETTLE_SECONDS = 0.1
+SETTLE_SECONDS = 0.1
+"""Pause before each contender.
 
-# What a process may take to start and load, before its two runs.
-_LOADING_SECONDS = 120
+Idle threads of ONNX Runtime spin for up to 75 ms after a run, those of PyTorch for 10
+(processor time seen while sleeping); after it the next contender has the machine.
+"""
+
+_LOADING_SECONDS = 120  # for a process to start and load, before its two runs
 
 
 @dataclass
 class Entry:
-    """A contender and what was found about it."""
+    """A contender and its results."""
 
     contender: Contender
     parameters: int = 0
     multiply_adds_per_pixel: float = math.nan
     """Per LR pixel."""
     description: str = ""
-    """What the runtime says of itself."""
+    """The runtime's own description."""
     precision: str = ""
-    """What it computes in, where that was left to the runtime."""
+    """Of the runtime, which chose it where the contender's is "auto"."""
     peak_bytes: int | None = None
-    """Most memory held while running, beyond what was held before loading."""
+    """Peak memory while running, beyond what was used before loading."""
     seconds: list[float | None] = field(default_factory=list)
-    """By round; None where it was over its time."""
+    """By round; None where its time was used up."""
     reason: str = ""
     """Why there are no figures."""
 
     @property
     def times(self) -> list[float]:
+        """Seconds of the rounds in which it ran."""
         return [second for second in self.seconds if second is not None]
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of two contenders, round by round."""
+    """The ratio of two contenders, round by round."""
 
     name: str
     values: list[float]
@@ -84,44 +87,47 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything a run found."""
+class BenchReport:
+    """All results of a benchmark."""
 
-    plan: Plan
+    plan: BenchPlan
     machine: dict[str, Any]
+    """As `devices.describe_machine` returns it."""
     ceilings: dict[str, Ceiling]
     """By precision."""
     entries: list[Entry]
     ratios: list[Ratio]
 
     def ceiling(self, precision: str) -> float:
-        """GFLOP/s: where a precision has no units of its own, float32 is faster."""
+        """GFLOP/s in this precision, or in float32 where that is faster.
+
+        It is faster on processors without units for the precision.
+        """
         known = (self.ceilings[p] for p in ("float32", precision) if p in self.ceilings)
         return max(ceiling.gflops for ceiling in known)
 
 
-def run_benchmark(plan: Plan) -> Report:
-    """Build, load and time everything in the plan.
+def run_benchmark(plan: BenchPlan) -> BenchReport:
+    """Build, load and time all contenders of a plan.
 
-    A contender that cannot be built, exported, loaded or run is an entry with a reason.
+    A contender that cannot be built, exported, loaded or run gets an entry with the
+    reason.
 
     Raises:
-        AetherError: when the model is no checkpoint of ours or of another scale, the
-            device is not there, or spandrel is missing and peers were asked for.
+        AetherError: when the device is not available.
+        MissingExtraError: when spandrel is missing, and peers are in the plan.
     """
     device = str(choose_device(plan.device))
     if plan.peers:
         import_optional("spandrel", "bench")
-    if plan.model:
-        load_checkpoint(plan.model).expect(None, plan.scale, 3)
-    machine = describe_machine(device)
+    machine = describe_machine(device, runtime_distributions())
     entries = [Entry(contender) for contender in contenders(plan)]
     try:
         image = natural_image(plan.height, plan.width).numpy()
     except RuntimeError as error:
         raise AetherError(
-            f"No memory for an input of {plan.width}x{plan.height}; choose a smaller "
-            "size."
+            f"There is no memory for an input of {plan.width}x{plan.height}.",
+            hint="Choose a smaller --size.",
         ) from error
     calls: list[Callable[[], object] | None] = []
     with tempfile.TemporaryDirectory(prefix="aethernet_bench_") as folder:
@@ -129,28 +135,32 @@ def run_benchmark(plan: Plan) -> Report:
         for number, entry in enumerate(entries, 1):
             _log.info("%d of %d: %s", number, len(entries), entry.contender)
             calls.append(_prepare(entry, workshop, image))
-        # float32 in any case: what a lower precision may be beaten by.
+        # float32 in any case: it may be faster than a lower precision.
         used = {"float32", *(e.precision for e in entries if not e.reason)}
         products = {
             precision: largest_product(precision, device)
             for precision in PRECISIONS
             if precision in used
         }
-        ceilings = _take_turns(entries, calls, products, plan)
-    return Report(plan, machine, ceilings, entries, ratios(entries))
+        ceilings = take_turns(entries, calls, products, plan)
+    return BenchReport(plan, machine, ceilings, entries, ratios(entries))
 
 
 def _prepare(
     entry: Entry, workshop: Workshop, image: np.ndarray
 ) -> Callable[[], object] | None:
-    """Load an entry's contender and run it once; None, and a reason, where it fails."""
+    """Load an entry's contender and run it once.
+
+    Returns:
+        A call that runs it again; None where it fails, and the entry has the reason.
+    """
     contender = entry.contender
     try:
         network, entry.multiply_adds_per_pixel = workshop.network(contender)
         entry.parameters = sum(p.numel() for p in network.parameters())
         file = workshop.file(contender)
         if contender.runtime == "auto":
-            # Its trial, whose outcome is kept, is not what it takes from then on.
+            # The trial, whose result is kept, happens here and is not measured.
             load(contender, file, workshop.device)
         limit = workshop.plan.seconds
         if workshop.plan.memory:
@@ -163,29 +173,38 @@ def _prepare(
         took = time.perf_counter() - start
         if took > limit:
             raise AetherError(
-                f"one run takes {took:.0f} seconds, the limit is {limit:g}"
+                f"One run takes {took:.0f} seconds; the limit is {limit:g}."
             )
         expected = tuple(side * contender.scale for side in image.shape[2:])
         if output.shape[2:] != expected:
-            raise AetherError(f"it makes {output.shape} of {image.shape}")
+            raise AetherError(f"It makes {output.shape} of {image.shape}.")
         described = model.describe()
         entry.description = str(described)
         entry.precision = getattr(described, "precision", contender.precision)
-    except Exception as error:  # whatever it is, the others go on
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        entry.reason = lines[0]
+    except Exception as error:  # of any library: the other contenders go on
+        entry.reason = first_line(error)
         _log.info("  not run: %s", entry.reason)
         return None
     return lambda: model.run(image)
 
 
-def _take_turns(
+def take_turns(
     entries: list[Entry],
     calls: list[Callable[[], object] | None],
     products: dict[str, tuple[int, Callable[[], object]]],
-    plan: Plan,
+    plan: BenchPlan,
 ) -> dict[str, Ceiling]:
-    """Rounds in which everybody runs twice in a row, the second time by the clock."""
+    """Time all contenders in rounds; the times are added to the entries.
+
+    Args:
+        entries: one for each contender.
+        calls: that run them; None for those that failed.
+        products: side and call of the largest product, by precision.
+        plan: number of rounds, and seconds for each contender.
+
+    Returns:
+        The ceilings, by precision.
+    """
     ceilings = {name: Ceiling(side, []) for name, (side, _) in products.items()}
     spent = [0.0] * len(entries)
     gc.collect()
@@ -194,7 +213,7 @@ def _take_turns(
         for number in range(1, plan.runs + 1):
             _log.info("round %d of %d", number, plan.runs)
             for name, (_, product) in products.items():
-                ceilings[name].seconds.append(_turn(product))
+                ceilings[name].seconds.append(timed_turn(product))
             for index, (entry, call) in enumerate(zip(entries, calls, strict=True)):
                 if call is None or entry.reason:
                     continue
@@ -203,18 +222,18 @@ def _take_turns(
                     continue
                 start = time.perf_counter()
                 try:
-                    entry.seconds.append(_turn(call))
-                except Exception as error:  # the others go on
-                    entry.reason = f"failed in round {number}: {error}"
+                    entry.seconds.append(timed_turn(call))
+                except Exception as error:  # the other contenders go on
+                    entry.reason = f"Failed in round {number}: {first_line(error)}"
                 spent[index] += time.perf_counter() - start
     finally:
         gc.enable()
     return ceilings
 
 
-def _turn(call: Callable[[], object]) -> float:
-    """Seconds of a call, after one that brings its weights back into the caches."""
-    time.sleep(_SETTLE_SECONDS)
+def timed_turn(call: Callable[[], object]) -> float:
+    """Seconds of a call, after a first one that brings its weights into the caches."""
+    time.sleep(SETTLE_SECONDS)
     call()
     start = time.perf_counter()
     call()
@@ -222,7 +241,7 @@ def _turn(call: Callable[[], object]) -> float:
 
 
 def ratios(entries: Iterable[Entry]) -> list[Ratio]:
-    """What the comparison is made for; each is the median over rounds both were in."""
+    """The ratios of interest, for the rounds in which both contenders ran."""
     found: dict[tuple[str, ...], Entry] = {}
     names: dict[str, None] = {}
     for entry in entries:

@@ -8,48 +8,43 @@ from pathlib import Path
 from aethernet.aether_core import VARIANTS
 from aethernet.checkpoints.shipped import find_model
 from aethernet.commands.conversion import SCALES
-from aethernet.commands.values import fixed_size
-from aethernet.devices import choose_device, has_bfloat16_units
+from aethernet.commands.values import size
+from aethernet.devices import choose_device, device_kind, has_bfloat16_units
+from aethernet.files import check_target
 from aethernet.runtimes.base import PRECISIONS
-from aethernet.runtimes.registry import RUNTIMES
+from aethernet.runtimes.registry import RUNTIMES, runtimes_for
 
 
 def bench(arguments: argparse.Namespace) -> None:
-    """Job: compare `variants`, `model`, `peers`; print, and write `json`, `plot`."""
-    from aethernet.bench.contenders import Plan
-    from aethernet.bench.report import as_table, check_targets, draw, write_json
+    """Run a benchmark, print its table, and write --json and --plot."""
+    from aethernet.bench.contenders import BenchPlan
+    from aethernet.bench.plot import check_plot, draw
+    from aethernet.bench.report import as_table, write_json
     from aethernet.bench.rounds import run_benchmark
-    from aethernet.checkpoints.checkpoint import load_checkpoint
+    from aethernet.checkpoints.checkpoint import CheckpointOptions, load_checkpoint
 
-    check_targets(arguments.json, arguments.plot)
-    device = choose_device(arguments.device)
-    runtimes, precisions = arguments.runtimes, arguments.precisions
-    if runtimes is None:
-        gpu = device.type == "cuda"
-        runtimes = [name for name in RUNTIMES if gpu or name != "tensorrt"]
-    if precisions is None:
-        # A processor without units for a precision takes many times as long in it.
-        precisions = PRECISIONS
-        if device.type == "cpu":
-            precisions = ("float32", "bfloat16")[: 1 + has_bfloat16_units()]
-    scale, model = arguments.scale, arguments.model
-    if model:
-        model = find_model(model)
-    if scale is None:
-        scale = load_checkpoint(model).scale if model else 2
-    _, height, width = arguments.size.typical
-    plan = Plan(
-        scale=scale,
+    if arguments.json:
+        check_target(arguments.json)
+    if arguments.plot:
+        check_plot(arguments.plot)
+    device = str(choose_device(arguments.device))
+    model = None
+    if arguments.model:
+        expected = CheckpointOptions(scale=arguments.scale, in_chans=3)
+        model = load_checkpoint(find_model(arguments.model), expected)
+    width, height = arguments.size
+    plan = BenchPlan(
+        scale=model.scale if model else arguments.scale or 2,
         width=width,
         height=height,
         variants=tuple(arguments.variants),
         peers=tuple(arguments.peers),
-        runtimes=tuple(runtimes),
-        precisions=tuple(precisions),
+        runtimes=_given(arguments.runtimes, runtimes_for(device)),
+        precisions=_given(arguments.precisions, _precisions_for(device)),
         model=model,
         runs=arguments.runs,
         seconds=arguments.seconds,
-        device=str(device),
+        device=device,
         memory=arguments.memory,
     )
     report = run_benchmark(plan)
@@ -60,43 +55,56 @@ def bench(arguments: argparse.Namespace) -> None:
         draw(report, arguments.plot)
 
 
+def _given(names: Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    """What a flag gives, which may be nothing; the default where it is not used."""
+    return default if names is None else tuple(names)
+
+
+def _precisions_for(device: str) -> tuple[str, ...]:
+    """All precisions; on a CPU those that do not take many times as long."""
+    if device_kind(device) != "cpu":
+        return PRECISIONS
+    return ("float32", "bfloat16") if has_bfloat16_units() else ("float32",)
+
+
 def define(parser: argparse.ArgumentParser) -> None:
     from aethernet.bench.peers import PEERS
 
     parser.description = (
         "Time AetherNet in all its forms, and other networks of the same scale on the "
-        "same input, side by side: each is loaded, then all take turns. Also measures "
-        "memory and the share of the machine's arithmetic that each one reaches."
+        "same input. All of them are loaded, then they run in turns. Also measures "
+        "memory, and the share of the machine's arithmetic that each network reaches."
     )
     parser.epilog = (
         "example: aethernet bench --model my_2x.safetensors --variants --peers compact "
         "--json bench.json --plot bench.png"
     )
     parser.add_argument(
-        "--scale", type=int, choices=SCALES, help="default: the model's, else 2"
+        "--scale", type=int, choices=SCALES, help="default: the model's, otherwise 2"
     )
     parser.add_argument(
         "--size",
-        type=fixed_size,
+        type=size,
         default="128x128",
         metavar="WxH",
         help="of the LR image; default: 128x128",
     )
+    nothing = "give the flag without values for none"
     names: tuple[tuple[str, Sequence[str], Sequence[str] | None, str], ...] = (
-        ("--variants", tuple(VARIANTS), tuple(VARIANTS), "all; none after it: none"),
-        ("--peers", tuple(PEERS), tuple(PEERS), "all; none after it: none"),
-        ("--runtimes", tuple(RUNTIMES), None, "all that suit the device"),
-        ("--precisions", PRECISIONS, None, "all, on a CPU those it is made for"),
+        ("--variants", tuple(VARIANTS), tuple(VARIANTS), f"all; {nothing}"),
+        ("--peers", tuple(PEERS), tuple(PEERS), f"all; {nothing}"),
+        ("--runtimes", tuple(RUNTIMES), None, "all that have the device"),
+        ("--precisions", PRECISIONS, None, "all; on a CPU those that it is made for"),
     )
-    for flag, choices, default, said in names:
+    for flag, choices, default, text in names:
         parser.add_argument(
-            flag, nargs="*", choices=choices, default=default, help=f"default: {said}"
+            flag, nargs="*", choices=choices, default=default, help=f"default: {text}"
         )
     parser.add_argument(
         "--model",
         type=Path,
         metavar="CHECKPOINT",
-        help="compare this one too, also with what --runtime auto makes of it",
+        help="also compare this one, in every form and as --runtime auto runs it",
     )
     parser.add_argument(
         "--runs", type=int, default=10, metavar="N", help="rounds, at most; default: 10"
@@ -106,10 +114,11 @@ def define(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=30,
         metavar="S",
-        help="a contender that has run for so long leaves later rounds; default: 30",
+        help="a contender that has run for so long is left out of later rounds; "
+        "default: 30",
     )
     parser.add_argument(
-        "--device", default="auto", help="default: a GPU where there is one"
+        "--device", default="auto", help="default: a GPU if there is one"
     )
     parser.add_argument(
         "--no-memory",
@@ -117,8 +126,16 @@ def define(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="do not measure memory, which takes a process for each contender",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw speed and work, .png or .svg"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write all results, with the times of every round",
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw speed against arithmetic, .png or .svg",
     )
     parser.set_defaults(job=bench)

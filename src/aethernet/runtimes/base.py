@@ -1,16 +1,36 @@
-"""The interface of a loaded model and of the runtimes that load one."""
+"""The interface of a loaded model, of a runtime that loads one, and of its entry.
 
+A *runtime* is a class that loads a model file with one library and then is that model.
+This module imports no library, so that flags and help texts can be made from it.
+"""
+
+import contextlib
+import importlib
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
-from aethernet.checkpoints import rewrites
+from aethernet.errors import AetherError, OutOfMemoryError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
 
+PRECISIONS = ("float32", "float16", "bfloat16")
+"""What a model can be computed in; keys of `checkpoints.rewrites.PRECISIONS`."""
 
-PRECISIONS = tuple(rewrites.PRECISIONS)
+ONNX_RUNTIME_DISTRIBUTIONS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+)
+"""Distributions of ONNX Runtime, which also is the reference for .onnx files."""
+
+# How libraries, and the drivers below them, say that memory ran out.
+_OUT_OF_MEMORY = re.compile(
+    r"alloc|out.of.memory|OutOfMemory|not enough memory|CUDA failure 2\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -22,9 +42,9 @@ class Description:
     device: str
     """As `--device` takes it, e.g. "cuda:0"."""
     precision: str
-    """One of `PRECISIONS`."""
+    """One of `PRECISIONS`, or "int8"."""
     why: str = ""
-    """How this one came to be taken; empty when nobody chose."""
+    """Why this runtime was chosen; empty when it was not chosen among others."""
 
     def __str__(self) -> str:
         line = f"{self.runtime} {self.precision} on {self.device}"
@@ -32,8 +52,8 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Sizes of input that a model takes, (height, width) in pixels."""
+class InputSizes:
+    """Sizes of input that a model accepts, (height, width) in pixels."""
 
     least: tuple[int, int] = (1, 1)
     most: tuple[int, int] | None = None
@@ -47,11 +67,17 @@ class Model(Protocol):
     """Output pixels per input pixel along each side."""
     channels: int
     """Channels of the image, in and out: 3 is RGB, 1 is gray."""
-    limits: Limits
-    """Sizes of input that `run` takes."""
+    input_sizes: InputSizes
+    """Sizes of input that `run` accepts."""
 
     def run(self, batch: "np.ndarray") -> "np.ndarray":
-        """Upscale `(B, channels, H, W)`, float32, 0..1; the result is not clamped.
+        """Upscale a batch of images.
+
+        Args:
+            batch: `(B, channels, H, W)`, float32, 0..1.
+
+        Returns:
+            `(B, channels, scale * H, scale * W)`, float32, not clamped.
 
         Raises:
             AetherError: when the batch does not fit the model.
@@ -63,33 +89,138 @@ class Model(Protocol):
 
 
 class Runtime(Model, Protocol):
-    """What loads a model, and is that model then."""
+    """A class that loads a model file and then is that model."""
 
     @classmethod
     def load(cls, path: Path, device: str, precision: str) -> Self:
         """Load a model file.
 
         Args:
-            path: of one of the suffixes in `RUNTIMES`.
-            device: "auto" (the best there is) or a name of a kind in `DEVICES`.
-            precision: one of `PRECISIONS`, or "auto": float32, or what the file holds.
+            path: a file with one of the suffixes of the runtime's `RuntimeSpec`.
+            device: "auto" (the best available) or a device of a kind in the spec.
+            precision: one of `PRECISIONS`, or "auto": float32 for a checkpoint, what
+                the file holds for any other file.
 
         Raises:
-            AetherError: when the file is no such model, the device is not there or
+            AetherError: when the file is no such model, the device is not available or
                 cannot compute in that precision.
         """
 
 
 class TriedRuntime(Runtime, Protocol):
-    """A runtime that `choice` may choose among others."""
+    """A runtime that `choice` can compare with others."""
 
     why: str
-    """What `describe` gives as the reason; set by whoever chose."""
+    """The `why` of `describe`; set when the runtime is chosen."""
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:
-        """What "auto" may take here, best first; raises MissingExtraError."""
+        """Devices that "auto" may use here, best first.
+
+        Raises:
+            MissingExtraError: when the library is not installed.
+        """
 
     @classmethod
     def precisions(cls, path: Path, device: str) -> tuple[str, ...]:
-        """What may pay for this file on this device; "auto" is what the file holds."""
+        """Precisions worth trying for this file on this device.
+
+        "auto" stands for what the file holds.
+        """
+
+
+@dataclass(frozen=True)
+class RuntimeSpec:
+    """The entry of a runtime: all that is known about it before it is imported."""
+
+    name: str
+    """As `--runtime` takes it."""
+    load: str
+    """Module and class, "package.module:Class"; imported when the runtime is used."""
+    suffixes: tuple[str, ...]
+    """Of the files that it loads, in lower case."""
+    devices: tuple[str, ...]
+    """Kinds of device that it may have. A number may follow in a name: "cuda:1"."""
+    distributions: tuple[str, ...]
+    """Distributions that bring its library; one of them is enough."""
+    extra: str | None
+    """AetherNet's extra that installs the library; None: installed with AetherNet."""
+    checkpoint_needs: tuple[tuple[str, ...], ...] = ()
+    """Distributions needed besides to run a checkpoint; one of each group."""
+    converts: bool = False
+    """Whether it runs a float32 .onnx file in other precisions too."""
+    tried: bool = True
+    """Whether the class is a `TriedRuntime`, which `choice` checks and times."""
+
+    def import_class(self) -> type[Runtime]:
+        """The runtime's class; the library that it uses may still be missing."""
+        module, _, name = self.load.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+@contextlib.contextmanager
+def library_failures(
+    by: Description,
+    shape: Sequence[int],
+    caught: tuple[type[Exception], ...] = (Exception,),
+) -> Iterator[None]:
+    """Turn what a library raises in this block into one of our errors.
+
+    Args:
+        by: what executes the model.
+        shape: of the batch, `(B, channels, H, W)`.
+        caught: what the library raises; by default anything, because the errors of
+            most libraries have no base class of their own.
+
+    Raises:
+        OutOfMemoryError: when the library ran out of memory.
+        AetherError: when it failed otherwise.
+    """
+    failures: tuple[type[Exception], ...] = (MemoryError, *caught)
+    try:
+        yield
+    except AetherError:
+        raise
+    except failures as error:
+        height, width = shape[-2:]
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+            raise OutOfMemoryError(
+                f"Out of memory on {by.device} for a picture of {width}x{height}."
+            ) from error
+        raise AetherError(
+            f"{by.runtime} failed in {by.precision} on {by.device} on an image of "
+            f"{width}x{height}: {first_line(error).rstrip('.')}."
+        ) from error
+
+
+def no_picture_model(path: Path, types: str) -> AetherError:
+    """The error for an ONNX file whose inputs or outputs are not those of a picture.
+
+    Args:
+        path: of the file.
+        types: of its input that could be used, e.g. "float32 or float16".
+    """
+    return AetherError(
+        "This is no picture model: expected one input (batch, channels, height, "
+        f"width), {types}, with a fixed number of channels, and one output.",
+        path,
+    )
+
+
+def check_upscales(path: Path, given: Sequence[int], made: Sequence[int]) -> int:
+    """The scale of a model that makes an output of one shape of an input of another.
+
+    Args:
+        path: of the model.
+        given, made: shapes of input and output, `(B, C, H, W)`.
+
+    Raises:
+        AetherError: when the output is not the input enlarged by a whole number.
+    """
+    batch, channels, height, width = given
+    scale = made[2] // height if len(made) == 4 and height else 0
+    if not scale or tuple(made) != (batch, channels, height * scale, width * scale):
+        raise AetherError(
+            f"This is no upscaler: it makes {tuple(made)} of {tuple(given)}.", path
+        )
+    return scale

@@ -1,9 +1,11 @@
-"""What ONNX Runtime and OpenVINO share: ONNX files of anyone, and exports of ours."""
+"""What ONNX Runtime and OpenVINO share: any ONNX file, and exports of our checkpoints.
+
+An export is made the first time a checkpoint is loaded, and kept in the user's cache.
+"""
 
 import abc
 import contextlib
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,25 +16,38 @@ import psutil
 import torch
 
 from aethernet.cache import cache_folder, code_version, make_folder
-from aethernet.errors import AetherError, OutOfMemoryError
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.onnx import ExportOptions, export_onnx
+from aethernet.errors import AetherError
 from aethernet.files import check_target, sha256_of
-from aethernet.runtimes.base import Description, Limits
+from aethernet.runtimes.base import (
+    Description,
+    InputSizes,
+    check_upscales,
+    library_failures,
+    no_picture_model,
+)
+from aethernet.version import PACKAGE
 
 _log = logging.getLogger(__name__)
 
-# Exports kept, the last used; a training run upscales with many checkpoints once.
-_KEPT_EXPORTS = 16
+KEPT_EXPORTS = 16
+"""Exports that stay in the cache, the last used."""
 
-# What the libraries and the drivers below them say, in words of their own.
-_MEMORY = re.compile(r"alloc|out.of.memory|OutOfMemory|CUDA failure 2\b", re.IGNORECASE)
+# The code that decides what an export holds; its change makes kept exports invalid.
+EXPORTING_CODE = (PACKAGE / "aether_core.py", PACKAGE / "checkpoints")
+
+# A side that the file leaves free, as a size no picture reaches.
+_UNBOUNDED = 2**31
 
 T = TypeVar("T")
 
 
 class OnnxModel(abc.ABC):
-    """An ONNX model of one input and one output `(B, C, H, W)`, float32 or float16."""
+    """An ONNX model with one input and one output `(B, C, H, W)`."""
 
     library: ClassVar[str]
+    """The name of the library, for people."""
 
     def __init__(
         self,
@@ -42,42 +57,40 @@ class OnnxModel(abc.ABC):
         device: str,
         precision: str,
     ) -> None:
-        """`shapes` are of inputs and outputs, None where the file leaves a side free;
-        `dtype` is of the input, None where it is neither of both.
+        """Check a file that is loaded, and learn its scale by running it once.
+
+        Args:
+            path: of the file.
+            shapes: of its inputs and outputs, with None for sides that are free.
+            dtype: of its input, None where that is neither float32 nor float16.
+            device: where it runs.
+            precision: in which it computes.
+
+        Raises:
+            AetherError: when it is no picture model, or does not enlarge pictures.
         """
         shape = shapes[0] if len(shapes) == 2 else ()
         channels = shape[1] if len(shape) == 4 else None
         if channels is None or dtype is None:
-            raise AetherError(
-                f"{path} is no picture model: expected one input (batch, channels, "
-                "height, width), float32 or float16, with a fixed number of channels, "
-                "and one output."
-            )
+            raise no_picture_model(path, "float32 or float16")
         self.fixed = tuple(shape)
         height, width = shape[2:]
-        self.limits = Limits(
+        self.input_sizes = InputSizes(
             (height or 1, width or 1),
-            # A side that is free is bounded by nothing a window would reach.
-            (height or 2**31, width or 2**31) if height or width else None,
+            (height or _UNBOUNDED, width or _UNBOUNDED) if height or width else None,
         )
         self.channels: int = channels
         self.device, self.precision, self.why = device, precision, ""
         self._dtype = dtype
-        # What comes out tells the scale of any file, whoever wrote it.
+        # The output's size tells the scale of any file, whatever program wrote it.
         probe = self.size(1, 8, 8)
         try:
-            out = self._run(np.zeros(probe, np.float32)).shape
+            made = self._run(np.zeros(probe, np.float32)).shape
         except (MemoryError, ValueError) as error:
-            raise AetherError(f"{path} takes inputs of {probe}: too large.") from error
-        self.scale: int = out[2] // probe[2] if len(out) == 4 and probe[2] else 0
-        if not self.scale or out != (
-            *probe[:2],
-            probe[2] * self.scale,
-            probe[3] * self.scale,
-        ):
             raise AetherError(
-                f"{path} is no upscaler: it makes {out} of {tuple(probe)}."
-            )
+                f"The input that it takes, {probe}, is too large.", path
+            ) from error
+        self.scale: int = check_upscales(path, probe, made)
 
     @classmethod
     @abc.abstractmethod
@@ -86,41 +99,27 @@ class OnnxModel(abc.ABC):
 
     @abc.abstractmethod
     def _execute(self, batch: np.ndarray) -> np.ndarray:
-        """Run the library, which raises what it likes."""
+        """Run the library, which may raise anything."""
 
     def size(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """The shape of an input that the file takes, this one where sides are free."""
+        """The shape of an input for the file: as given, except for its fixed sides."""
         wanted = (batch, self.channels, height, width)
         sides = [fixed or side for fixed, side in zip(self.fixed, wanted, strict=True)]
         return (sides[0], sides[1], sides[2], sides[3])
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        for side, fixed, what in zip(
-            batch.shape,
-            self.fixed,
-            ("batch", "channels", "height", "width"),
-            strict=True,
-        ):
+        names = ("batch", "channels", "height", "width")
+        for name, fixed, side in zip(names, self.fixed, batch.shape, strict=True):
             if fixed not in (None, side):
                 raise AetherError(
-                    f"This ONNX file takes a {what} of {fixed} only, not {side}; "
-                    "export it with free sizes."
+                    f"This ONNX file takes a {name} of {fixed} only, not {side}.",
+                    hint="Export it with free sizes.",
                 )
         return self._run(batch)
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
-        try:
+        with library_failures(self.describe(), batch.shape):
             output = self._execute(batch.astype(self._dtype, copy=False))
-        except Exception as error:  # their errors share no base class of their own
-            if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
-                height, width = batch.shape[-2:]
-                raise OutOfMemoryError(
-                    f"Out of memory on {self.device} for a picture of {width}x{height}."
-                ) from error
-            raise AetherError(
-                f"{self.library} failed on an image of shape {[*batch.shape]}: out of "
-                "memory, or no picture model."
-            ) from error
         return np.asarray(output).astype(np.float32, copy=False)
 
     def describe(self) -> Description:
@@ -128,22 +127,28 @@ class OnnxModel(abc.ABC):
 
 
 def allowed_threads() -> int:
-    """Threads that PyTorch was told to take, by us or OMP_NUM_THREADS; 0 for no word.
+    """Threads that PyTorch was told to use, by us or OMP_NUM_THREADS; 0 for no limit.
 
-    The libraries here do not look at either: of several workers on one machine each
-    would take all of it.
+    ONNX Runtime and OpenVINO look at neither: each of several workers on one machine
+    would use all of its cores.
     """
     threads = torch.get_num_threads()
     return threads if threads < (psutil.cpu_count(logical=False) or 1) else 0
 
 
 def load_exported(path: Path, precision: str, load: Callable[[Path], T]) -> T:
-    """Load the ONNX export of a checkpoint, made and verified the first time.
+    """Load the ONNX export of a checkpoint, which is made and verified the first time.
+
+    Args:
+        path: of the checkpoint.
+        precision: of the export.
+        load: loads an .onnx file.
 
     Raises:
-        AetherError: when it cannot be exported, kept or loaded.
+        AetherError: when the checkpoint cannot be exported, or the export not loaded.
     """
-    name = f"{sha256_of(path)[:32]}-{code_version()}-{precision}.onnx"
+    version = code_version(EXPORTING_CODE)
+    name = f"{sha256_of(path)[:32]}-{version}-{precision}.onnx"
     try:
         folder = cache_folder() / "exports"
         make_folder(folder)
@@ -157,10 +162,10 @@ def load_exported(path: Path, precision: str, load: Callable[[Path], T]) -> T:
         try:
             loaded = load(target)
         except AetherError as error:
-            _log.info("exporting again, %s does not load: %s", target, error)
+            _log.info("exporting again, the kept export does not load: %s", error)
         else:
-            with contextlib.suppress(OSError):  # another user's
-                target.touch()  # used last
+            with contextlib.suppress(OSError):  # the file may belong to another user
+                target.touch()  # marks it as the last used
             return loaded
     _export(path, target, precision)
     _drop_oldest(folder)
@@ -168,17 +173,16 @@ def load_exported(path: Path, precision: str, load: Callable[[Path], T]) -> T:
 
 
 def _export(path: Path, target: Path, precision: str) -> Path:
-    from aethernet.checkpoints.onnx import export_onnx
-
     _log.info("exporting %s to ONNX in %s, once", path, precision)
-    export_onnx(path, target, dynamic=True, precision=precision)
+    options = ExportOptions(dynamic=True, precision=precision)
+    export_onnx(load_checkpoint(path), target, options)
     return target
 
 
 def _drop_oldest(folder: Path) -> None:
-    # Without those that other processes write at this moment, whose names are hidden.
+    # Hidden names are of files that other processes are writing now.
     files = [f for f in folder.glob("*.onnx") if not f.name.startswith(".")]
-    with contextlib.suppress(OSError):  # moved or removed by another process meanwhile
+    with contextlib.suppress(OSError):  # another process moved or removed one meanwhile
         files.sort(key=lambda file: file.stat().st_mtime)
-        for old in files[:-_KEPT_EXPORTS]:
+        for old in files[:-KEPT_EXPORTS]:
             old.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""ONNX files, and checkpoints exported on the way, executed by ONNX Runtime."""
+"""ONNX files and exports of checkpoints, executed by ONNX Runtime."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -6,14 +6,14 @@ from typing import Any, Self
 import numpy as np
 
 from aethernet.cache import cache_folder, make_folder
-from aethernet.checkpoints.checkpoint import is_checkpoint
+from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.onnx_check import rounding_session
 from aethernet.errors import AetherError, import_optional
+from aethernet.files import unreadable
 from aethernet.runtimes.base import PRECISIONS
 from aethernet.runtimes.onnx_files import OnnxModel, allowed_threads, load_exported
 
-# Device -> provider, in the order "auto" prefers. TensorRT, which builds an engine for
-# minutes, and CoreML, which is in every macOS build, are taken by name only.
+# Device -> ONNX Runtime's provider, in the order in which "auto" prefers them.
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "dml": "DmlExecutionProvider",
@@ -22,6 +22,8 @@ PROVIDERS = {
     "coreml": "CoreMLExecutionProvider",
 }
 
+# "auto" does not use these: TensorRT builds an engine for minutes, and CoreML is in
+# every build for macOS, whether it helps or not.
 _BY_NAME_ONLY = ("tensorrt", "coreml")
 
 _NUMBERED = ("cuda", "dml", "tensorrt")
@@ -33,12 +35,16 @@ _DTYPES: dict[str, type[np.floating]] = {
 
 
 class OnnxRuntime(OnnxModel):
-    """An ONNX file in a session on one device; the CPU takes what that one lacks."""
+    """An ONNX file in a session on one device.
+
+    The CPU executes the operators that the device does not have.
+    """
 
     library = "ONNX Runtime"
 
     def __init__(self, session: Any, path: Path, device: str) -> None:
-        self._session = session
+        """Check a session, an `onnxruntime.InferenceSession`; see `OnnxModel`."""
+        self.session = session
         inputs, outputs = session.get_inputs(), session.get_outputs()
         dtype = _DTYPES.get(inputs[0].type) if inputs else None
         shapes = [
@@ -47,9 +53,10 @@ class OnnxRuntime(OnnxModel):
             for value in (*inputs, *outputs)
         ]
         self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
-        told = self.metadata.get("precision", "")  # by ours; anyone may write anything
-        held = told if told in (*PRECISIONS, "int8") else np.dtype(dtype).name
-        super().__init__(path, shapes, dtype, device, held)
+        stated = self.metadata.get("precision", "")  # other programs may write anything
+        known = stated in (*PRECISIONS, "int8")
+        precision = stated if known else np.dtype(dtype).name
+        super().__init__(path, shapes, dtype, device, precision)
 
     @classmethod
     def load(cls, path: Path, device: str, precision: str) -> Self:
@@ -59,15 +66,15 @@ class OnnxRuntime(OnnxModel):
             held = "float32" if precision == "auto" else precision
             if (device, held) == ("cpu", "bfloat16"):
                 raise AetherError(
-                    "ONNX Runtime has no bfloat16 on the CPU; try --runtime pytorch or "
-                    "openvino."
+                    "ONNX Runtime has no bfloat16 on the CPU.",
+                    hint="Use --runtime pytorch or openvino.",
                 )
             return load_exported(path, held, lambda f: cls.of_file(f, device, held))
         return cls.of_file(path, device, precision)
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:
-        available = import_optional("onnxruntime", "onnx").get_available_providers()
+        available = _library().get_available_providers()
         return tuple(
             device
             for device, provider in PROVIDERS.items()
@@ -85,14 +92,20 @@ class OnnxRuntime(OnnxModel):
         model = cls(_session(path, device), path, device)
         if precision not in ("auto", model.precision):
             raise AetherError(
-                f"{path} is in {model.precision}, and ONNX Runtime takes a file as it "
-                f"is: `aethernet export` makes one in {precision} of the checkpoint."
+                f"The file is in {model.precision}, and ONNX Runtime runs a file as it "
+                "is.",
+                path,
+                f"`aethernet export` makes one in {precision} from the checkpoint.",
             )
         return model
 
     @classmethod
     def reference(cls, path: Path) -> Self:
-        """An .onnx file on the CPU as it is written, without any optimisation."""
+        """Load an .onnx file on the CPU as it is written, without any optimisation.
+
+        Raises:
+            AetherError: when ONNX Runtime cannot load it, or it is no picture model.
+        """
         try:
             session = _session(path, "cpu", optimised=False)
         except AetherError:
@@ -100,55 +113,89 @@ class OnnxRuntime(OnnxModel):
                 raise
             try:
                 session = rounding_session(path.read_bytes())
-            except Exception as error:  # it only says that it is ours
-                raise AetherError(f"{path} is no whole ONNX model.") from error
+            except Exception as error:  # the metadata of the file may be wrong
+                raise AetherError("This is no complete ONNX model.", path) from error
         return cls(session, path, "cpu")
 
     def _execute(self, batch: np.ndarray) -> np.ndarray:
-        name = self._session.get_inputs()[0].name
-        return self._session.run(None, {name: batch})[0]
+        name = self.session.get_inputs()[0].name
+        return self.session.run(None, {name: batch})[0]
+
+
+def _library() -> Any:
+    return import_optional("onnxruntime", "onnx")
 
 
 def _provider(device: str) -> str:
-    """What a device is called there; raises AetherError where it is not there."""
-    available = import_optional("onnxruntime", "onnx").get_available_providers()
+    """The provider for a device; raises AetherError where it is not available."""
+    available = _library().get_available_providers()
     kind, colon, index = device.partition(":")
     provider = PROVIDERS.get(kind, "")
     well_numbered = not colon or (kind in _NUMBERED and index.isdecimal())
     if provider not in available or not well_numbered:
         raise AetherError(
-            f"The device {device!r} is not available to ONNX Runtime here "
-            f"(it has {', '.join(available)}); try --device cpu."
+            f"The device {device!r} is not available to ONNX Runtime here (it has "
+            f"{', '.join(available)}).",
+            hint="Try --device cpu.",
         )
     return provider
 
 
 def _is_bfloat16(path: Path) -> bool:
-    """Whether it is a file of ours in bfloat16."""
+    """Whether the file is an export of ours in bfloat16."""
     onnx = import_optional("onnx", "onnx")
     try:
-        metadata = onnx.load_from_string(path.read_bytes()).metadata_props
-    except Exception:  # protobuf's, for what is no ONNX file: loading will say so
+        entries = onnx.load_from_string(path.read_bytes()).metadata_props
+    except Exception:  # protobuf's, for a file that is not ONNX; loading reports it
         return False
-    told = {entry.key: entry.value for entry in metadata}
-    return (
-        told.get("architecture") == "AetherNet" and told.get("precision") == "bfloat16"
-    )
+    stated = {entry.key: entry.value for entry in entries}
+    ours = stated.get("architecture") == "AetherNet"
+    return ours and stated.get("precision") == "bfloat16"
 
 
 def _session(path: Path, device: str, optimised: bool = True) -> Any:
-    ort = import_optional("onnxruntime", "onnx")
+    """Load an .onnx file on a device; raises AetherError where that fails."""
+    ort = _library()
     provider = _provider(device)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(error, path) from error
+    settings, providers = _settings(ort, device, optimised)
+    try:
+        session = ort.InferenceSession(content, settings, providers)
+    except Exception as error:  # its errors have no base class of their own
+        if device == "cpu" and _is_bfloat16(path):
+            raise AetherError(
+                "The file is in bfloat16, which ONNX Runtime does not have on the CPU.",
+                path,
+                "Use a GPU, or export float32.",
+            ) from error
+        raise AetherError(
+            f"This is no ONNX model that ONNX Runtime {ort.__version__} can load on "
+            f"{device}.",
+            path,
+        ) from error
+    if session.get_providers()[0] != provider:  # it uses the CPU without an error
+        raise AetherError(
+            f"ONNX Runtime could not start {provider} for the device {device!r}. Its "
+            "libraries or driver are missing or of another version."
+        )
+    return session
+
+
+def _settings(ort: Any, device: str, optimised: bool) -> tuple[Any, list[Any]]:
+    """Options of a session, and its providers with their options."""
     kind, _, index = device.partition(":")
     options: dict[str, str] = {"device_id": index} if index else {}
     settings = ort.SessionOptions()
-    settings.log_severity_level = 4  # what fails is raised as well
-    settings.intra_op_num_threads = allowed_threads()  # 0: as many as it likes
+    settings.log_severity_level = 4  # failures are raised as well
+    settings.intra_op_num_threads = allowed_threads()  # 0: its own choice
     if not optimised:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if kind == "cuda":
         options["use_tf32"] = "0"  # float32 means float32
-    if kind == "dml":  # its documentation asks for both
+    if kind == "dml":  # its documentation requires both
         settings.enable_mem_pattern = False
         settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     if kind == "tensorrt":
@@ -158,27 +205,10 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(engines),
         }
-    # What a device lacks is taken by the next in the list.
+    # Each provider in the list executes what those before it cannot.
     chain = {"tensorrt": ("tensorrt", "cuda", "cpu"), "cpu": ("cpu",)}
     providers = [
         (PROVIDERS[name], options if name in (kind, "cuda") else {})
         for name in chain.get(kind, (kind, "cpu"))
     ]
-    try:
-        session = ort.InferenceSession(path.read_bytes(), settings, providers)
-    except Exception as error:  # its errors share no base class of their own
-        if device == "cpu" and _is_bfloat16(path):
-            raise AetherError(
-                f"{path} is in bfloat16, which ONNX Runtime does not have on the CPU; "
-                "take a GPU, or export float32."
-            ) from error
-        raise AetherError(
-            f"{path} is no ONNX model that ONNX Runtime {ort.__version__} can load "
-            f"on {device}."
-        ) from error
-    if session.get_providers()[0] != provider:  # it falls back without a word
-        raise AetherError(
-            f"ONNX Runtime could not start {provider} for the device {device!r}; its "
-            "libraries or driver are missing or of another version."
-        )
-    return session
+    return settings, providers

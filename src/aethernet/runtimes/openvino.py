@@ -1,16 +1,17 @@
-"""ONNX files, and checkpoints exported on the way, executed by OpenVINO."""
+"""ONNX files and exports of checkpoints, executed by OpenVINO."""
 
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from aethernet.checkpoints.checkpoint import is_checkpoint
+from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.errors import AetherError, import_optional
+from aethernet.files import unreadable
 from aethernet.runtimes.onnx_files import OnnxModel, allowed_threads, load_exported
 
-# Precision -> what OpenVINO calls it as a hint, and among a device's capabilities.
-_HINTS = {
+# Precision -> OpenVINO's name for it as a hint, and among a device's capabilities.
+HINTS = {
     "float32": ("f32", "FP32"),
     "float16": ("f16", "FP16"),
     "bfloat16": ("bf16", "BF16"),
@@ -22,14 +23,15 @@ _DTYPES: dict[str, type[np.floating]] = {"f32": np.float32, "f16": np.float16}
 class OpenVINORuntime(OnnxModel):
     """An ONNX file compiled for the CPU or an Intel GPU ("xpu", as PyTorch calls it).
 
-    A float32 file is computed in any precision the device has. Left alone, OpenVINO
-    takes a lower one by itself on some devices; here float32 means float32.
+    A float32 file is computed in any precision the device has. By default OpenVINO
+    uses a lower one on some devices; here float32 means float32.
     """
 
     library = "OpenVINO"
 
     def __init__(self, compiled: Any, path: Path, device: str, precision: str) -> None:
-        self._compiled = compiled
+        """Check a compiled model, an `openvino.CompiledModel`; see `OnnxModel`."""
+        self.compiled = compiled
         shapes = [
             [side.get_length() if side.is_static else None for side in value]
             for value in (port.partial_shape for port in _ports(compiled))
@@ -43,7 +45,7 @@ class OpenVINORuntime(OnnxModel):
         if is_checkpoint(path):
             held = "float32" if precision == "auto" else precision
             _check(device, held)
-            # In float32, of which OpenVINO makes the precision itself.
+            # OpenVINO itself converts a float32 export to the precision.
             return load_exported(
                 path, "float32", lambda file: cls.of_file(file, device, held)
             )
@@ -64,48 +66,65 @@ class OpenVINORuntime(OnnxModel):
     @classmethod
     def of_file(cls, path: Path, device: str, precision: str) -> Self:
         model = _read(path)
-        dtype = _input_dtype(model)
-        held = "float16" if dtype is np.float16 else "float32"
+        held = "float16" if _input_dtype(model) is np.float16 else "float32"
         precision = held if precision == "auto" else precision
         if held == "float16" != precision:
-            raise AetherError(f"{path} is in float16: it cannot run in {precision}.")
+            raise AetherError(
+                f"The file is in float16, so it cannot run in {precision}.", path
+            )
         if held == "float16" and not _computes(device, held):
-            hint = "f32"  # of float16 weights
+            hint = "f32"  # with the float16 weights
         else:
             _check(device, precision)
-            hint, _ = _HINTS[precision]
-        settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": hint,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        if device == "cpu" and (threads := allowed_threads()):
-            settings["INFERENCE_NUM_THREADS"] = threads
-        try:
-            compiled = _core().compile_model(model, _its_name(device), settings)
-        except RuntimeError as error:
-            raise AetherError(
-                f"OpenVINO cannot prepare {path} for the device {device!r}."
-            ) from error
-        taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if taken != hint:
-            raise AetherError(f"OpenVINO takes {taken} on {device}, not {hint}.")
+            hint, _ = HINTS[precision]
+        compiled = _compile(model, path, device, hint)
         return cls(compiled, path, device, precision)
 
     def _execute(self, batch: np.ndarray) -> np.ndarray:
-        # A copy: the library keeps its output's memory for the next picture.
-        return np.array(self._compiled(batch)[0])
+        # A copy: the library uses its output's memory again for the next picture.
+        return np.array(self.compiled(batch)[0])
+
+
+def _library() -> Any:
+    return import_optional("openvino", "openvino")
 
 
 def _core() -> Any:
-    return import_optional("openvino", "openvino").Core()
+    return _library().Core()
 
 
 def _read(path: Path) -> Any:
     try:
-        # By its content, so that a file cannot name others for it to read.
-        return _core().read_model(path.read_bytes())
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(error, path) from error
+    try:
+        # By its content, so that a file cannot make OpenVINO read other files.
+        return _core().read_model(content)
     except RuntimeError as error:
-        raise AetherError(f"{path} is no ONNX model that OpenVINO can load.") from error
+        raise AetherError(
+            "This is no ONNX model that OpenVINO can load.", path
+        ) from error
+
+
+def _compile(model: Any, path: Path, device: str, hint: str) -> Any:
+    """Prepare a model for a device, in the precision of the hint or not at all."""
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if device == "cpu" and (threads := allowed_threads()):
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        compiled = _core().compile_model(model, _openvino_device(device), settings)
+    except RuntimeError as error:
+        raise AetherError(
+            f"OpenVINO cannot prepare this model for the device {device!r}.", path
+        ) from error
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if used != hint:
+        raise AetherError(f"OpenVINO uses {used} on {device}, not {hint}.")
+    return compiled
 
 
 def _ports(model: Any) -> list[Any]:
@@ -117,33 +136,36 @@ def _input_dtype(model: Any) -> type[np.floating] | None:
     return _DTYPES.get(inputs[0].element_type.get_type_name()) if inputs else None
 
 
-def _its_name(device: str) -> str:
+def _openvino_device(device: str) -> str:
+    """OpenVINO's name for a device."""
     kind, colon, index = device.partition(":")
     if kind == "cpu" and not colon:
         return "CPU"
     if kind == "xpu" and (not colon or index.isdecimal()):
         return f"GPU.{index}" if index else "GPU"
     raise AetherError(
-        f"The device {device!r} is not available to OpenVINO; try --device cpu."
+        f"The device {device!r} is not available to OpenVINO.",
+        hint="Try --device cpu.",
     )
 
 
 def _check(device: str, precision: str) -> None:
     if not _computes(device, precision):
         raise AetherError(
-            f"OpenVINO does not compute in {precision} on {device} here; leave "
-            "--precision at auto."
+            f"OpenVINO does not compute in {precision} on {device} here.",
+            hint="Leave out --precision.",
         )
 
 
 def _computes(device: str, precision: str) -> bool:
     """Whether a device has hardware for a precision; raises AetherError."""
-    name = _its_name(device)
+    name = _openvino_device(device)
     try:
         capabilities = _core().get_property(name, "OPTIMIZATION_CAPABILITIES")
     except RuntimeError as error:
         raise AetherError(
             f"The device {device!r} is not available to OpenVINO here (it has "
-            f"{', '.join(_core().available_devices)}); try --device cpu."
+            f"{', '.join(_core().available_devices)}).",
+            hint="Try --device cpu.",
         ) from error
-    return _HINTS[precision][1] in capabilities
+    return HINTS[precision][1] in capabilities

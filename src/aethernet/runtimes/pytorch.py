@@ -1,7 +1,6 @@
 """Checkpoints, executed by PyTorch."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -17,35 +16,10 @@ from aethernet.devices import (
     has_bfloat16_units,
     pytorch_devices,
 )
-from aethernet.errors import AetherError, OutOfMemoryError
-from aethernet.runtimes.base import Description, Limits
+from aethernet.runtimes.base import Description, InputSizes, library_failures
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-@contextlib.contextmanager
-def failure_is_said(by: Description, batch: "np.ndarray") -> Iterator[None]:
-    """A block that runs `batch`, without TF32; what fails in it becomes a sentence.
-
-    Raises:
-        OutOfMemoryError: when it does not fit the memory.
-        AetherError: when PyTorch fails otherwise.
-    """
-    try:
-        with exact_float32():  # which leaves reduced precisions alone
-            yield
-    except (MemoryError, RuntimeError) as error:
-        height, width = batch.shape[-2:]
-        # torch.OutOfMemoryError on a GPU; on a CPU a bare RuntimeError.
-        if isinstance(error, MemoryError) or "memory" in str(error):
-            raise OutOfMemoryError(
-                f"Out of memory on {by.device} for a picture of {width}x{height}."
-            ) from error
-        raise AetherError(
-            f"PyTorch failed in {by.precision} on {by.device}: "
-            f"{str(error).partition(chr(10))[0]}"
-        ) from error
 
 
 class PyTorchRuntime:
@@ -58,13 +32,21 @@ class PyTorchRuntime:
         precision: str = "float32",
         compiled: bool = False,
     ) -> None:
-        """`compiled` pays a minute of torch.compile for about 5% (CPU, bfloat16)."""
+        """Rewrite a network for one device and precision.
+
+        Args:
+            network: either form; it stays as it is.
+            device: where to run it.
+            precision: one of `base.PRECISIONS`.
+            compiled: use torch.compile, which takes a minute and saves about 5% (CPU,
+                bfloat16).
+        """
         self.scale: int = network.hyperparameters["scale"]
         self.channels: int = network.hyperparameters["in_chans"]
-        self.limits = Limits()
+        self.input_sizes = InputSizes()
         self.device, self.precision, self.why = device, precision, ""
-        # Channels last is the layout the blocks work in: on a CPU it takes half the
-        # time of contiguous weights (benchmarks/pytorch_runtime.py).
+        # The blocks work in channels last: on a CPU it takes half the time of
+        # contiguous weights (benchmarks/pytorch_runtime.py).
         module = rewritten(network, precision).to(device)
         module = module.to(memory_format=torch.channels_last)
         self.module: Callable[[torch.Tensor], torch.Tensor] = (
@@ -97,7 +79,10 @@ class PyTorchRuntime:
 
     @torch.inference_mode()
     def run(self, batch: "np.ndarray") -> "np.ndarray":
-        with failure_is_said(self.describe(), batch):
+        with (
+            library_failures(self.describe(), batch.shape, (RuntimeError,)),
+            exact_float32(),  # leaves reduced precisions alone
+        ):
             tensor = torch.from_numpy(batch).to(
                 self.device, memory_format=torch.channels_last
             )

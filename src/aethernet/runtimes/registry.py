@@ -1,38 +1,103 @@
 """The runtimes by name, and `open_model`, which loads a file with one of them."""
 
-import importlib
 from pathlib import Path
 
-from aethernet.checkpoints.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
+from aethernet.checkpoints.formats import SUFFIXES as CHECKPOINT_SUFFIXES
 from aethernet.devices import PYTORCH_KINDS, device_kind
 from aethernet.errors import AetherError
 from aethernet.files import check_source
-from aethernet.runtimes.base import PRECISIONS, Runtime
+from aethernet.runtimes.base import (
+    ONNX_RUNTIME_DISTRIBUTIONS,
+    PRECISIONS,
+    Runtime,
+    RuntimeSpec,
+)
 
-# Name -> (module and class of ours, suffixes of the files it loads). The first of those
-# that load a file is what the others are held against.
-RUNTIMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "pytorch": ("aethernet.runtimes.pytorch", "PyTorchRuntime", CHECKPOINT_SUFFIXES),
-    "onnxruntime": (
-        "aethernet.runtimes.onnxruntime",
-        "OnnxRuntime",
-        (".onnx", *CHECKPOINT_SUFFIXES),
-    ),
-    "openvino": (
-        "aethernet.runtimes.openvino",
-        "OpenVINORuntime",
-        (".onnx", *CHECKPOINT_SUFFIXES),
-    ),
-    "tensorrt": ("aethernet.runtimes.tensorrt.run", "TensorRTRuntime", (".engine",)),
-}
+RUNTIMES: dict[str, RuntimeSpec] = {}
+"""Every runtime by its name, in the order in which `auto` tries them."""
 
-# Name -> kinds of device. Where there can be several a number may follow: cuda:1.
-DEVICES: dict[str, tuple[str, ...]] = {
-    "pytorch": PYTORCH_KINDS,
-    "onnxruntime": ("cpu", "cuda", "tensorrt", "dml", "coreml"),
-    "openvino": ("cpu", "xpu"),
-    "tensorrt": ("cuda",),
-}
+
+def register(spec: RuntimeSpec) -> None:
+    """Add a runtime; flags, `auto`, the cache's keys and `bench` know it from then on.
+
+    Raises:
+        ValueError: when there is a runtime of that name already.
+    """
+    if spec.name in RUNTIMES or spec.name == "auto":
+        raise ValueError(f"There is a runtime {spec.name!r} already.")
+    RUNTIMES[spec.name] = spec
+
+
+# A runtime of ONNX files runs a checkpoint through an export, which is checked in ONNX
+# Runtime.
+_EXPORTER = (ONNX_RUNTIME_DISTRIBUTIONS, ("onnx",), ("onnxscript",))
+
+register(
+    RuntimeSpec(
+        name="pytorch",
+        load="aethernet.runtimes.pytorch:PyTorchRuntime",
+        suffixes=CHECKPOINT_SUFFIXES,
+        devices=PYTORCH_KINDS,
+        distributions=("torch",),
+        extra=None,
+    )
+)
+register(
+    RuntimeSpec(
+        name="onnxruntime",
+        load="aethernet.runtimes.onnxruntime:OnnxRuntime",
+        suffixes=(".onnx", *CHECKPOINT_SUFFIXES),
+        devices=("cpu", "cuda", "tensorrt", "dml", "coreml"),
+        distributions=ONNX_RUNTIME_DISTRIBUTIONS,
+        extra="onnx",
+        checkpoint_needs=_EXPORTER,
+    )
+)
+register(
+    RuntimeSpec(
+        name="openvino",
+        load="aethernet.runtimes.openvino:OpenVINORuntime",
+        suffixes=(".onnx", *CHECKPOINT_SUFFIXES),
+        devices=("cpu", "xpu"),
+        distributions=("openvino",),
+        extra="openvino",
+        checkpoint_needs=_EXPORTER,
+        converts=True,
+    )
+)
+register(
+    RuntimeSpec(
+        name="tensorrt",
+        load="aethernet.runtimes.tensorrt.run:TensorRTRuntime",
+        suffixes=(".engine",),
+        devices=("cuda",),
+        distributions=("tensorrt-rtx-cu13", "tensorrt-rtx", "tensorrt"),
+        extra="tensorrt",
+        tried=False,  # nothing else executes an engine
+    )
+)
+
+
+def model_suffixes() -> tuple[str, ...]:
+    """Suffixes of all files that a runtime loads."""
+    return tuple(dict.fromkeys(s for spec in RUNTIMES.values() for s in spec.suffixes))
+
+
+def device_kinds() -> tuple[str, ...]:
+    """Kinds of device that a runtime may have."""
+    return tuple(dict.fromkeys(d for spec in RUNTIMES.values() for d in spec.devices))
+
+
+def runtime_distributions() -> tuple[str, ...]:
+    """Distributions that bring the libraries of the runtimes."""
+    found = (name for spec in RUNTIMES.values() for name in spec.distributions)
+    return tuple(dict.fromkeys(found))
+
+
+def runtimes_for(device: str) -> tuple[str, ...]:
+    """Names of the runtimes that may have a device of this kind."""
+    kind = device_kind(device)
+    return tuple(name for name, spec in RUNTIMES.items() if kind in spec.devices)
 
 
 def open_model(
@@ -41,60 +106,81 @@ def open_model(
     device: str = "auto",
     precision: str = "auto",
 ) -> Runtime:
-    """Load a model file with what executes it fastest here, or as the words say.
+    """Load a model file with the fastest runtime here, or with the one that is named.
 
-    Each "auto" leaves a choice to a short trial on one tile, made once for a model and
-    a machine and kept in the user's cache. Whatever is returned has been checked on
-    that tile, except PyTorch float32 on the CPU where there is nothing else, and
-    TensorRT's engines, which have nothing to be checked against.
+    Each "auto" is decided by a short trial on one tile, made once for a model and a
+    machine and kept in the user's cache. The output of the returned model has been
+    checked on that tile, with two exceptions: PyTorch float32 on the CPU where no other
+    runtime is installed, and TensorRT engines, which have no reference.
 
     Args:
-        path: a checkpoint, an .onnx file of anyone, or an .engine file.
-        runtime: "auto" or a key of `RUNTIMES`.
-        device: "auto" or of a kind in `DEVICES`, with a number if need be: "cuda:1".
+        path: a checkpoint, any .onnx file of a picture model, or an .engine file.
+        runtime: "auto" or a name in `RUNTIMES`.
+        device: "auto" or a device of one of `device_kinds()`, if need be with a
+            number: "cuda:1".
         precision: "auto" or one of `PRECISIONS`.
 
     Raises:
-        AetherError: when the file is missing or no model, or nothing here executes it
-            as asked.
+        AetherError: when the file is missing or is no model, or nothing here executes
+            it as asked.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
     check_source(path, "a model file")
-    fitting = [name for name, (*_, suffixes) in RUNTIMES.items() if suffix in suffixes]
-    if not fitting:
-        known = dict.fromkeys(s for *_, suffixes in RUNTIMES.values() for s in suffixes)
-        raise AetherError(
-            f"{path} is no model by its name; expected one of {', '.join(known)}."
-        )
-    for word, known_words in (
-        (runtime, ("auto", *RUNTIMES)),
-        (precision, ("auto", *PRECISIONS)),
-    ):
-        if word not in known_words:
-            raise AetherError(f"There is no {word!r}, only {', '.join(known_words)}.")
-    if runtime != "auto" and runtime not in fitting:
-        raise AetherError(
-            f"The runtime {runtime} does not load {suffix} files, "
-            f"{' and '.join(fitting)} would; `aethernet export` makes an .onnx file of "
-            "a checkpoint, `aethernet engine` an .engine file of that."
-        )
-    names = fitting if runtime == "auto" else [runtime]
-    able = [name for name in names if device_kind(device) in ("auto", *DEVICES[name])]
-    if not able:
-        known = dict.fromkeys(kind for name in names for kind in DEVICES[name])
-        raise AetherError(
-            f"The device {device!r} is none of {', '.join(known)}, which is what "
-            f"{' and '.join(names)} may have."
-        )
-    if suffix == ".engine":
-        return runtime_class("tensorrt").load(path, device, precision)
-    from aethernet.runtimes.choice import choose
+    _check_known(runtime, ("auto", *RUNTIMES), "runtime")
+    _check_known(precision, ("auto", *PRECISIONS), "precision")
+    specs = _on_device(_fitting(path, runtime), device)
+    for spec in specs:
+        if not spec.tried:
+            return spec.import_class().load(path, device, precision)
+    # Imports PyTorch and NumPy.
+    from aethernet.runtimes.choice import Request, choose
 
-    return choose(path, able, device, precision, named=runtime != "auto")
+    named = runtime != "auto"
+    return choose(Request(path, device, precision, named), specs)
 
 
 def runtime_class(name: str) -> type[Runtime]:
-    """The class of that key of `RUNTIMES`; the library it needs may be missing."""
-    module, class_name, _ = RUNTIMES[name]
-    return getattr(importlib.import_module(module), class_name)
+    """The class of the runtime of that name; the library it needs may be missing."""
+    return RUNTIMES[name].import_class()
+
+
+def _check_known(value: str, known: tuple[str, ...], what: str) -> None:
+    if value not in known:
+        raise AetherError(f"There is no {what} {value!r}, only {', '.join(known)}.")
+
+
+def _fitting(path: Path, runtime: str) -> list[RuntimeSpec]:
+    """The runtimes that load a file of this name: the one that is named, or all."""
+    suffix = path.suffix.lower()
+    fitting = [spec for spec in RUNTIMES.values() if suffix in spec.suffixes]
+    if not fitting:
+        raise AetherError(
+            "The name is not that of a model; expected one of "
+            f"{', '.join(model_suffixes())}.",
+            path,
+        )
+    if runtime == "auto":
+        return fitting
+    if RUNTIMES[runtime] not in fitting:
+        names = " and ".join(spec.name for spec in fitting)
+        raise AetherError(
+            f"The runtime {runtime} does not load {suffix} files; {names} would.",
+            path,
+            "`aethernet export` makes an .onnx file of a checkpoint, `aethernet "
+            "engine` an .engine file of an .onnx file.",
+        )
+    return [RUNTIMES[runtime]]
+
+
+def _on_device(specs: list[RuntimeSpec], device: str) -> list[RuntimeSpec]:
+    """Those of these runtimes that may have this device."""
+    kind = device_kind(device)
+    able = [spec for spec in specs if kind == "auto" or kind in spec.devices]
+    if not able:
+        known = dict.fromkeys(kind for spec in specs for kind in spec.devices)
+        names = " and ".join(spec.name for spec in specs)
+        raise AetherError(
+            f"The device {device!r} is none of {', '.join(known)}, which {names} may "
+            "have."
+        )
+    return able

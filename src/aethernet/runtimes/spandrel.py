@@ -1,21 +1,20 @@
-"""Checkpoints of other architectures: built by spandrel, executed by PyTorch.
+"""Checkpoints of other architectures, built by spandrel and executed by PyTorch.
 
-They are read by our own rules, which run no code of the file; spandrel gets the state
-dict only.
+AetherNet's own reader opens the file, so that no code in it runs; spandrel receives the
+state dict only.
 """
 
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
 
-from aethernet.checkpoints.checkpoint import load_weights
+from aethernet.checkpoints.checkpoint import Weights
+from aethernet.checkpoints.verification import exact_float32
 from aethernet.devices import choose_device
-from aethernet.errors import AetherError, CheckpointError, import_optional
-from aethernet.runtimes.base import Description, Limits
-from aethernet.runtimes.pytorch import failure_is_said
+from aethernet.errors import AetherError, CheckpointError, first_line, import_optional
+from aethernet.runtimes.base import Description, InputSizes, library_failures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,14 +23,21 @@ if TYPE_CHECKING:
 class SpandrelModel:
     """A network of any architecture that spandrel knows, as a `Model`."""
 
-    # Pictures too small for it, or no multiple of its windows, spandrel pads itself.
-    limits = Limits()
+    # spandrel itself pads pictures that are too small or no multiple of a window.
+    input_sizes = InputSizes()
 
     def __init__(self, descriptor: Any, device: torch.device, precision: str) -> None:
-        """`descriptor` is spandrel's ImageModelDescriptor, as many channels out as in.
+        """Prepare a loaded network.
+
+        Args:
+            descriptor: spandrel's ImageModelDescriptor, with as many output channels
+                as input channels.
+            device: where to run it.
+            precision: one of `base.PRECISIONS`.
 
         Raises:
-            AetherError: when spandrel's author found the precision not to suit it.
+            AetherError: when spandrel says that the architecture does not support the
+                precision.
         """
         self.scale: int = descriptor.scale
         self.channels: int = descriptor.input_channels
@@ -44,50 +50,56 @@ class SpandrelModel:
             self.descriptor = descriptor.to(device, self.dtype).eval()
         except spandrel.UnsupportedDtypeError as error:
             raise AetherError(
-                f"{self.architecture} does not run in {precision}; take --precision "
-                "float32."
+                f"{self.architecture} does not run in {precision}.",
+                hint="Use --precision float32.",
             ) from error
 
     @classmethod
-    def load(cls, path: Path, device: str, precision: str) -> Self:
-        """As `Runtime.load`; "auto" is float32.
+    def load(cls, weights: Weights, device: str, precision: str) -> Self:
+        """As `Runtime.load`, of weights that were read before; "auto" is float32.
 
         Raises:
             MissingExtraError: when spandrel is not installed.
-            CheckpointError: when spandrel does not know or load what the file holds, or
-                it is no network from picture to picture.
+            CheckpointError: when spandrel does not know or cannot load what the file
+                holds, or the network does not turn a picture into a picture.
             AetherError: as `Runtime.load`.
         """
         where = choose_device(device)
-        state_dict = load_weights(path).state_dict
+        path, state_dict = weights.path, weights.state_dict
         spandrel = import_optional("spandrel", "spandrel")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # on code that is not ours
+                warnings.simplefilter("ignore")  # about code that is not ours
                 found = spandrel.ModelLoader().load_from_state_dict(state_dict)
         except spandrel.UnsupportedModelError as error:
             raise CheckpointError(
-                f"{path} holds weights of no architecture that AetherNet or spandrel "
-                f"{spandrel.__version__} knows."
+                "The weights are of no architecture that AetherNet or spandrel "
+                f"{spandrel.__version__} knows.",
+                path,
             ) from error
         except Exception as error:  # a few keys decide, all others may be anything
-            said = str(error).strip().partition("\n")[0].rstrip(".:")
+            reason = first_line(error).rstrip(".:")
             raise CheckpointError(
-                f"spandrel does not load {path}: {type(error).__name__}: {said}."
+                f"spandrel cannot load this file: {type(error).__name__}: {reason}.",
+                path,
             ) from error
         if (
             not isinstance(found, spandrel.ImageModelDescriptor)
             or found.input_channels != found.output_channels
         ):
             raise CheckpointError(
-                f"{path} is {found.architecture.name}, which does not make pictures of "
-                "pictures of as many channels."
+                f"This is {found.architecture.name}, which does not turn a picture "
+                "into a picture with as many channels.",
+                path,
             )
         return cls(found, where, "float32" if precision == "auto" else precision)
 
     def run(self, batch: "np.ndarray") -> "np.ndarray":
-        """As `Model.run`, but clamped, which spandrel does."""
-        with failure_is_said(self.describe(), batch):
+        """As `Model.run`, but spandrel clamps the result to 0..1."""
+        with (
+            library_failures(self.describe(), batch.shape, (RuntimeError,)),
+            exact_float32(),
+        ):
             images = torch.from_numpy(batch).to(self.device, self.dtype)
             outputs = [self.descriptor(image[None]) for image in images]
             return torch.cat(outputs).float().cpu().numpy()
@@ -98,10 +110,10 @@ class SpandrelModel:
 
 
 def fold_span(network: nn.Module) -> None:
-    """Keep of SPAN's blocks the one convolution they amount to.
+    """Replace each block of a SPAN by the one convolution it is equal to.
 
-    Left as they are they fold three convolutions into it again in every forward pass;
-    nobody runs that.
+    SPAN's own class folds three convolutions into it again in every forward pass, which
+    nobody would run. Other networks stay as they are.
     """
     for name, module in [*network.named_modules()]:
         if hasattr(module, "eval_conv"):

@@ -1,8 +1,9 @@
-"""Pictures larger than memory: windows that overlap, and what to keep of each.
+"""Upscale pictures larger than memory in windows that overlap.
 
-A *tile* is what is kept of a window, the *context* is the real pixels around it that
-the network also sees. Where the context is at least the network's receptive radius, the
-result is that of the whole picture; the default is less, and measured.
+A *tile* is the part of a window that is kept. The *context* is the real pixels around
+it, which the network also sees. With a context of at least the network's receptive
+radius the result equals that of the whole picture. The default is smaller, and chosen
+by measurement.
 """
 
 import logging
@@ -23,18 +24,20 @@ _log = logging.getLogger(__name__)
 # (`benchmarks/context.py` measures it).
 DEFAULT_CONTEXT = 16
 
-# Tiles chosen here are no larger, and none is halved below the smallest.
+# The largest tile chosen here, and the smallest that halving leads to.
 _LARGEST_TILE, _SMALLEST_TILE = 1024, 32
 
-# What a pixel of a window takes: aether_large in float32, the most of the variants.
+# Memory for a pixel of a window with aether_large in float32, the largest variant.
 _BYTES_PER_PIXEL = 8192
-
 _SHARE_OF_MEMORY = 1 / 3
 
 
 @dataclass(frozen=True)
 class Window:
-    """Along one side of a picture: what the network sees, and what is kept of it."""
+    """A range of pixels along one side of a picture.
+
+    The network sees `start` to `stop`; `keep_start` to `keep_stop` is kept.
+    """
 
     start: int
     stop: int
@@ -43,20 +46,23 @@ class Window:
 
 
 def windows(length: int, most: int, context: int, least: int = 1) -> list[Window]:
-    """Windows of one size, as even and as few as possible, that cover a side.
+    """The fewest windows of one size that cover a side, evenly spread.
+
+    All lengths are in pixels.
 
     Args:
-        length: of the side, in pixels.
-        most: pixels that a window may have, more than twice the context.
-        context: pixels that it has at least beyond what is kept, except at the ends.
-        least: pixels that it must have, where the side has them; not more than `most`.
+        length: of the side.
+        most: largest length of a window, more than twice the context.
+        context: least length of a window on both sides of what is kept, except at the
+            ends of the side.
+        least: smallest length of a window, where the side has it; at most `most`.
     """
     if length <= most:
         return [Window(0, length, 0, length)]
     count = math.ceil((length - 2 * context) / (most - 2 * context))
     size = max(math.ceil((length + 2 * context * (count - 1)) / count), least)
     starts = [i * (length - size) // (count - 1) for i in range(count)]
-    # Neighbours meet in the middle of what both have seen.
+    # Neighbours meet in the middle of their overlap.
     meets = [(starts[i] + starts[i - 1] + size) // 2 for i in range(1, count)]
     edges = [0, *meets, length]
     return [
@@ -66,9 +72,9 @@ def windows(length: int, most: int, context: int, least: int = 1) -> list[Window
 
 
 class Tiled:
-    """A runtime around another, which takes pictures of any size in bounded memory.
+    """A model around another, which upscales pictures of any size in bounded memory.
 
-    On running out of memory the tile is halved, and what failed is done again.
+    When memory runs out, the tile is halved and the window is tried again.
     """
 
     def __init__(
@@ -77,53 +83,56 @@ class Tiled:
         """Wrap a model.
 
         Args:
-            tile: pixels along each side of what is kept of a window; 0: pictures are
-                not divided; None: what the free memory allows.
-            context: pixels around it.
+            model: which upscales the windows.
+            tile: pixels along each side of a tile; 0: pictures are not divided; None:
+                as large as the free memory allows.
+            context: pixels around a tile.
 
         Raises:
-            AetherError: when the model takes one size only, too small for the context.
+            AetherError: when the model takes windows of a fixed size only, which is
+                too small for the context.
         """
         self.model, self.context = model, context
         self.scale, self.channels = model.scale, model.channels
-        self.limits = model.limits
+        self.input_sizes = model.input_sizes
         self.busy = 0.0
         """Seconds spent in the model so far."""
         self.asked_tile = tile
         if tile is None:
             tile = _tile_for(free_memory(model.describe().device), context)
         self._tile = tile or None
-        for side in self.limits.most or ():
+        for side in self.input_sizes.most or ():
             if side <= 2 * context:
                 raise AetherError(
-                    f"The model takes {side} pixels a side at most, too few for a "
-                    f"context of {context} on both; set a smaller one (--context)."
+                    f"The model takes at most {side} pixels a side, too few for a "
+                    f"context of {context} on both sides.",
+                    hint="Set a smaller one with --context.",
                 )
 
     @property
     def tile(self) -> int | None:
-        """Pixels along each side, None where pictures are not divided."""
+        """Pixels along each side of a tile; None where pictures are not divided."""
         return self._tile
 
     def describe(self) -> Description:
         return self.model.describe()
 
     def most(self, axis: int) -> int | None:
-        """Pixels that a window may have along height (0) or width (1)."""
+        """The largest window along height (0) or width (1); None without a limit."""
         allowed = [] if self._tile is None else [self._tile + 2 * self.context]
-        if self.limits.most:
-            allowed.append(self.limits.most[axis])
+        if self.input_sizes.most:
+            allowed.append(self.input_sizes.most[axis])
         return min(allowed, default=None)
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """Upscale `(B, channels, H, W)` as `Model.run`, of any size.
+        """Upscale `(B, channels, H, W)` of any size, as `Model.run`.
 
         Raises:
-            AetherError: as the model does, and OutOfMemoryError when even the smallest
-                tile does not fit.
+            AetherError: as the model does.
+            OutOfMemoryError: when even the smallest tile does not fit.
         """
         height, width = batch.shape[2:]
-        least = self.limits.least
+        least = self.input_sizes.least
         down = windows(height, self.most(0) or height, self.context, least[0])
         across = windows(width, self.most(1) or width, self.context, least[1])
         if len(down) == len(across) == 1:
@@ -132,7 +141,7 @@ class Tiled:
         output = np.empty((*batch.shape[:2], height * scale, width * scale), np.float32)
         for row in down:
             for column in across:
-                part = self.run(  # in smaller ones, where the tile was halved meanwhile
+                part = self.run(  # divides it again if the tile was halved meanwhile
                     batch[:, :, row.start : row.stop, column.start : column.stop]
                 )
                 output[(..., _scaled(row, scale), _scaled(column, scale))] = part[
@@ -142,7 +151,7 @@ class Tiled:
 
     def _run_window(self, window: np.ndarray) -> np.ndarray:
         height, width = window.shape[2:]
-        least = self.limits.least
+        least = self.input_sizes.least
         missing = max(least[0] - height, 0), max(least[1] - width, 0)
         padded = np.ascontiguousarray(window)
         if any(missing):
@@ -161,10 +170,10 @@ class Tiled:
     def _halve(self, height: int, width: int, error: OutOfMemoryError) -> None:
         largest = max(height, width)
         tile = min(self._tile or largest, largest) // 2
-        least = max(self.limits.least)
+        least = max(self.input_sizes.least)
         if tile < _SMALLEST_TILE or tile + 2 * self.context < least:
             raise error
-        _log.warning("out of memory at %dx%d: tiles of %d now", width, height, tile)
+        _log.warning("out of memory at %dx%d: using tiles of %d", width, height, tile)
         self._tile = tile
 
 

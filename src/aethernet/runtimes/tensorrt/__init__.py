@@ -1,1 +1,1 @@
-"""TensorRT: build an engine, describe it, run it."""
+"""TensorRT engines: build one from an ONNX file, describe it, run it."""

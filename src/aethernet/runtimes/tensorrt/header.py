@@ -1,7 +1,7 @@
 """The header beside a TensorRT engine: what the engine is, and where it runs.
 
-A plan tells nothing about itself before a GPU has loaded it. So `my_2x.engine`, which
-stays a plain plan for other programs, has `my_2x.engine.json` beside it.
+An engine file describes itself only once a GPU has loaded it. `my_2x.engine` stays as
+the library writes it, for other programs; `my_2x.engine.json` beside it is the header.
 """
 
 import dataclasses
@@ -13,35 +13,35 @@ from pathlib import Path
 from typing import Any
 
 from aethernet.errors import AetherError
-from aethernet.files import check_source, command_line
+from aethernet.files import check_source, command_line, unreadable
 
 LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-"""Python package -> what people call it."""
+"""Python package -> its name for people."""
 
 SUFFIX = ".engine"
 
-FORMAT = 1  # of the header; a reader refuses others
+FORMAT = 1  # version of the header; headers of other versions are refused
 
 DTYPES = ("float32", "float16", "bfloat16")
 
-_MAX_BYTES = 1 << 20  # ours take 2 KiB; the metadata of other people's files some more
+_MAX_BYTES = 1 << 20  # a header of ours has 2 KiB; metadata of other files add to it
 
 Shape = tuple[int, int, int, int]  # batch, channels, height, width
 
 
 @dataclass(frozen=True)
 class EngineHeader:
-    """What the header of an engine says."""
+    """The content of an engine's header."""
 
     library: str
     """The package that built it, a key of `LIBRARIES`."""
     library_version: str
     compute_capabilities: tuple[str, ...]
-    """Of the GPUs it is for, e.g. ("8.9",); "8.6+" is that one and newer ones."""
+    """Of the GPUs it runs on, e.g. ("8.9",); "8.6+" is this one and newer ones."""
     gpu: str | None
-    """The GPU it was tuned on; None where none was needed."""
+    """The GPU it was tuned on; None if it was built without one."""
     precision: str
-    """As the ONNX file states it, else the type of its input."""
+    """As the ONNX file states it, otherwise the type of its input."""
     scale: int
     channels: int
     input_name: str
@@ -59,18 +59,27 @@ class EngineHeader:
     aethernet_version: str
 
     def __post_init__(self) -> None:
+        """Check the values, which may come from a file.
+
+        Raises:
+            ValueError: with the group of values that is wrong.
+        """
+        self._check_texts()
+        self._check_numbers()
+
+    def _check_texts(self) -> None:
+        names = (
+            self.library_version,
+            self.precision,
+            self.input_name,
+            self.output_name,
+            self.onnx_name,
+            self.onnx_sha256,
+            self.engine_sha256,
+            *self.compute_capabilities,
+        )
         if self.library not in LIBRARIES or not all(
-            isinstance(name, str) and name
-            for name in (
-                self.library_version,
-                self.precision,
-                self.input_name,
-                self.output_name,
-                self.onnx_name,
-                self.onnx_sha256,
-                self.engine_sha256,
-                *self.compute_capabilities,
-            )
+            isinstance(name, str) and name for name in names
         ):
             raise ValueError("names and versions")
         if not all(
@@ -79,14 +88,16 @@ class EngineHeader:
             raise ValueError("compute capabilities")
         if {self.input_dtype, self.output_dtype} - set(DTYPES):
             raise ValueError("types")
-        if [len(shape) for shape in self.profile] != [4, 4, 4]:
-            raise ValueError("profile")
         if Path(self.onnx_name).name != self.onnx_name:
             raise ValueError("name of the ONNX file")
-        if not isinstance(self.gpu, str | None) or not isinstance(
-            self.activation_bytes, int | None
-        ):
+        if not isinstance(self.gpu, str | None):
             raise ValueError("GPU")
+
+    def _check_numbers(self) -> None:
+        if not isinstance(self.activation_bytes, int | None):
+            raise ValueError("memory")
+        if [len(shape) for shape in self.profile] != [4, 4, 4]:
+            raise ValueError("profile")
         numbers = [self.scale, self.channels, *sum(self.profile, ())]
         if not all(type(n) is int and n > 0 for n in numbers):
             raise ValueError("numbers")
@@ -95,74 +106,86 @@ class EngineHeader:
 
     @property
     def library_title(self) -> str:
-        """The library for people, with its version."""
+        """The name of the library for people, with its version."""
         return f"{LIBRARIES[self.library]} {self.library_version}"
 
     @property
     def gpus(self) -> str:
-        """The compute capabilities for people."""
+        """The compute capabilities, for people."""
         return " and ".join(self.compute_capabilities).replace("+", " or newer")
 
     def to_json(self) -> bytes:
-        """The header file's content."""
+        """The content of the header's file."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}
         return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def header_path(engine: Path) -> Path:
-    """Where the header of an engine lies."""
+    """The path of an engine's header."""
     return engine.with_name(f"{engine.name}.json")
 
 
 def read_header(engine: Path) -> EngineHeader:
-    """The header beside an engine.
+    """Read the header beside an engine.
 
     Raises:
-        AetherError: when there is none, or it cannot be read or understood.
+        AetherError: when it is missing, cannot be read or is not valid.
     """
     path = header_path(engine)
     if not path.exists():
+        build = f"aethernet engine MODEL.onnx -o {command_line([engine])}"
         raise AetherError(
-            f"There is no {path.name} beside {engine}, so nothing says what it is; "
-            f"keep both together, or build it anew: aethernet engine MODEL.onnx -o "
-            f"{command_line([engine])}"
+            f"The engine's header, {path.name}, is missing beside it.",
+            engine,
+            f"Keep both files together, or build the engine again: {build}",
         )
     check_source(path, "the header of an engine")
-    with path.open("rb") as file:
-        content = file.read(_MAX_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise unreadable(error, path) from error
     try:
         if len(content) > _MAX_BYTES:
             raise ValueError("too large")
         values: dict[str, Any] = json.loads(content)
-        written = values["format"]
-        if written == FORMAT:
-            names = [field.name for field in dataclasses.fields(EngineHeader)]
-            kept = {name: values[name] for name in names}
-            kept["profile"] = tuple(tuple(shape) for shape in kept["profile"])
-            kept["compute_capabilities"] = tuple(kept["compute_capabilities"])
-            return EngineHeader(**kept)
+        version = values["format"]
+        if version == FORMAT:
+            return _header_of(values)
     # Not JSON, too deeply nested, not a header, or values of other types.
     except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise AetherError(
-            f"{path} is no header of an engine, or a damaged one; build the engine "
-            "anew with `aethernet engine`."
+            "This is no header of an engine, or it is damaged.",
+            path,
+            "Build the engine again with `aethernet engine`.",
         ) from error
     raise AetherError(
-        f"{path} is of format {written!r}, this version of aethernet reads {FORMAT}; "
-        "update aethernet, or build the engine anew with `aethernet engine`."
+        f"The header has format {version!r}; this version of AetherNet reads {FORMAT}.",
+        path,
+        "Update AetherNet, or build the engine again with `aethernet engine`.",
     )
 
 
+def _header_of(values: dict[str, Any]) -> EngineHeader:
+    names = [field.name for field in dataclasses.fields(EngineHeader)]
+    kept = {name: values[name] for name in names}
+    kept["profile"] = tuple(tuple(shape) for shape in kept["profile"])
+    kept["compute_capabilities"] = tuple(kept["compute_capabilities"])
+    return EngineHeader(**kept)
+
+
 def check_content(engine: Path, header: EngineHeader, content: bytes) -> None:
-    """Say so when the header was written for another engine.
+    """Check that the header was written for this engine.
 
     Raises:
-        AetherError: it was.
+        AetherError: it was written for another one.
     """
     if hashlib.sha256(content).hexdigest() != header.engine_sha256:
         raise AetherError(
-            f"{header_path(engine).name} was not written for this {engine}: one of "
-            "them was replaced or damaged. " + _build_anew(engine, header)
+            f"{header_path(engine).name} was not written for this engine: one of the "
+            "two was replaced or is damaged.",
+            engine,
+            _build_again(engine, header),
         )
 
 
@@ -173,32 +196,44 @@ def check_fits(
     gpu: str,
     compute_capability: tuple[int, int],
 ) -> None:
-    """Say so when an engine is stale: for another library version or another GPU.
+    """Check that an engine was built for this library version and this GPU.
 
     Args:
+        engine: its path.
+        header: the one beside it.
         version: of the library installed here.
-        gpu, compute_capability: of the device that shall run it.
+        gpu: name of the device to run it on.
+        compute_capability: of that device, e.g. (8, 9).
 
     Raises:
-        AetherError: it is stale.
+        AetherError: it was built for another one.
     """
     if version != header.library_version:
-        # Neither library promises to load what another release of it has built.
+        # Neither library promises to load engines of its other releases.
         raise AetherError(
-            f"{engine} was built by {header.library_title}, and {version} is installed "
-            "here. " + _build_anew(engine, header)
+            f"The engine was built by {header.library_title}, and {version} is "
+            "installed here.",
+            engine,
+            _build_again(engine, header),
         )
     if not covers_gpu(header.compute_capabilities, compute_capability):
         here = "{}.{}".format(*compute_capability)
         where = f" on {header.gpu}" if header.gpu else ""
         raise AetherError(
-            f"{engine} was built{where} for compute capability {header.gpus}, and "
-            f"{gpu} here has {here}. " + _build_anew(engine, header, gpu=here)
+            f"The engine was built{where} for compute capability {header.gpus}, and "
+            f"{gpu} here has {here}.",
+            engine,
+            _build_again(engine, header, gpu=here),
         )
 
 
 def covers_gpu(built: tuple[str, ...], compute_capability: tuple[int, int]) -> bool:
-    """Whether an engine for these compute capabilities ("8.9", "8.6+") is for that."""
+    """Whether an engine built for some compute capabilities runs on another.
+
+    Args:
+        built: as in the header, e.g. ("8.9", "8.6+").
+        compute_capability: of a GPU, e.g. (8, 9).
+    """
     here = "{}.{}".format(*compute_capability)
     return here in built or any(
         name.endswith("+") and compute_capability >= _parts(name[:-1]) for name in built
@@ -206,7 +241,7 @@ def covers_gpu(built: tuple[str, ...], compute_capability: tuple[int, int]) -> b
 
 
 def check_covers(engine: Path, header: EngineHeader, shape: tuple[int, ...]) -> None:
-    """Say so when the profile does not take an input; a larger batch can be split.
+    """Check that the profile covers an input; a larger batch is fine, it can be split.
 
     Raises:
         AetherError: it does not.
@@ -214,20 +249,23 @@ def check_covers(engine: Path, header: EngineHeader, shape: tuple[int, ...]) -> 
     low, _, high = header.profile
     if len(shape) != 4 or shape[1] != header.channels:
         raise AetherError(
-            f"{engine} takes images of {header.channels} channels, not an input of "
-            f"shape {[*shape]}."
+            f"The engine takes images of {header.channels} channels, not an input of "
+            f"shape {[*shape]}.",
+            engine,
         )
     batch, _, height, width = shape
     if batch < low[0]:
         raise AetherError(
-            f"{engine} takes batches of {low[0]} to {high[0]} images, not {batch}. "
-            + _build_anew(engine, header)
+            f"The engine takes batches of {low[0]} to {high[0]} images, not {batch}.",
+            engine,
+            _build_again(engine, header),
         )
     if not (low[2] <= height <= high[2] and low[3] <= width <= high[3]):
-        sizes = f"{low[2]}x{low[3]} to {high[2]}x{high[3]}"
         raise AetherError(
-            f"{engine} takes {sizes} pixels (height x width), and this image has "
-            f"{height}x{width}. " + _build_anew(engine, header, include=(height, width))
+            f"The engine takes images of {low[3]}x{low[2]} to {high[3]}x{high[2]} "
+            f"pixels (width x height), and this one has {width}x{height}.",
+            engine,
+            _build_again(engine, header, include=(height, width)),
         )
 
 
@@ -237,12 +275,14 @@ def rebuild_command(
     include: tuple[int, int] | None = None,
     gpu: str | None = None,
 ) -> str:
-    """The line that builds the engine anew.
+    """The command line that builds the engine again.
 
-    The header has the name of the ONNX file, not its folder: the file is taken to lie
+    The header has the name of the ONNX file, not its folder: the file is assumed to be
     beside the engine.
 
     Args:
+        engine: its path.
+        header: the one beside it.
         include: a height and width to cover as well.
         gpu: the compute capability to build for, if it is another one.
     """
@@ -253,7 +293,7 @@ def rebuild_command(
     words = ["aethernet", "engine", str(engine.with_name(header.onnx_name))]
     words += ["-o", str(engine)]
     for flag, shape in (("--min", low), ("--opt", typical), ("--max", high)):
-        words += [flag, f"{shape[2]}x{shape[3]}"]
+        words += [flag, f"{shape[3]}x{shape[2]}"]  # width first on the command line
     words += ["--batch", ",".join(str(shape[0]) for shape in (low, typical, high))]
     named = [name for name in header.compute_capabilities if not name.endswith("+")]
     named = [gpu] if gpu else named
@@ -262,13 +302,13 @@ def rebuild_command(
     return command_line(words)
 
 
-def _build_anew(
+def _build_again(
     engine: Path,
     header: EngineHeader,
     include: tuple[int, int] | None = None,
     gpu: str | None = None,
 ) -> str:
-    return f"Build it anew: {rebuild_command(engine, header, include, gpu)}"
+    return f"Build it again: {rebuild_command(engine, header, include, gpu)}"
 
 
 def _parts(compute_capability: str) -> tuple[int, ...]:

@@ -1,21 +1,15 @@
-"""TensorRT engines, executed by the library that built them.
+"""TensorRT engines, executed by the library that built them."""
 
-Written without an NVIDIA GPU at hand: no engine has been run by it. What needs none
-(headers, staleness, sizes, that the library has what is called here) is tested.
-"""
-
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 
-from aethernet.errors import AetherError, OutOfMemoryError
-from aethernet.files import check_source
-from aethernet.runtimes.base import Description, Limits
+from aethernet.errors import AetherError
+from aethernet.files import check_source, unreadable
+from aethernet.runtimes.base import Description, InputSizes, library_failures
 from aethernet.runtimes.tensorrt.header import (
     EngineHeader,
     check_content,
@@ -23,7 +17,7 @@ from aethernet.runtimes.tensorrt.header import (
     check_fits,
     read_header,
 )
-from aethernet.runtimes.tensorrt.library import choose_gpu, open_library
+from aethernet.runtimes.tensorrt.library import choose_gpu, on_stream, open_library
 
 _log = logging.getLogger(__name__)
 
@@ -34,14 +28,20 @@ class TensorRTRuntime:
     def __init__(
         self, path: Path, header: EngineHeader, content: bytes, device: torch.device
     ) -> None:
-        """Load an engine's `content`; `path` is its name for messages.
+        """Load an engine.
+
+        Args:
+            path: of the engine, for messages.
+            header: the one beside it.
+            content: of the engine's file.
+            device: an NVIDIA GPU.
 
         Raises:
-            AetherError: when this GPU and this library do not run it.
+            AetherError: when this GPU or this version of the library cannot run it.
         """
         self.scale: int = header.scale
         least, _, most = (shape[2:] for shape in header.profile)
-        self.limits = Limits(least, most)
+        self.input_sizes = InputSizes(least, most)
         self.channels: int = header.channels
         self._path, self._header, self._device = path, header, device
         self._library = open_library(header.library)
@@ -55,66 +55,67 @@ class TensorRTRuntime:
         )
         if header.gpu not in (None, self._gpu):
             _log.warning(
-                "%s was tuned on %s, which %s is not: it may be slower than it could.",
+                "%s was tuned on %s and may be slower on %s.",
                 path,
                 header.gpu,
                 self._gpu,
             )
+        self._stream = torch.cuda.Stream(device)
+        self._open(content)
+        self._shape: tuple[int, ...] = ()
+        self._memory: torch.Tensor | None = None
+
+    def _open(self, content: bytes) -> None:
         trt, messages = self._library.module, self._library.messages
         messages.clear()
-        self._stream = torch.cuda.Stream(device)
-        with _current(device, self._stream):
-            # Kept: what it has made must not outlive it.
+        with on_stream(self._device, self._stream):
+            # Kept, because it must live as long as what it makes.
             self._runtime = trt.Runtime(self._library.logger)
             self._engine = self._runtime.deserialize_cuda_engine(content)
-            # Memory of our own for each size: the library would take it for the
-            # largest, which is gigabytes for full HD.
+            # We allocate the memory for each size: the library would allocate it for
+            # the largest, which is gigabytes for full HD.
             self._context = self._engine and self._engine.create_execution_context(
                 trt.ExecutionContextAllocationStrategy.USER_MANAGED
             )
         if self._context is None:
             raise AetherError(
-                f"{self._library.title} does not load {path} on {self._gpu}: "
-                f"{messages.reason()}."
+                f"{self._library.title} does not load this engine on {self._gpu}: "
+                f"{messages.reason()}.",
+                self._path,
             )
-        self._shape: tuple[int, ...] = ()
-        self._memory: torch.Tensor | None = None
 
     @classmethod
     def load(cls, path: Path, device: str = "auto", precision: str = "auto") -> Self:
         check_source(path, "a TensorRT engine")
         header = read_header(path)
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise unreadable(error, path) from error
         check_content(path, header, content)
         if precision not in ("auto", header.precision):
             raise AetherError(
-                f"{path} computes in {header.precision}, not in {precision}; an engine "
-                "has the precision of the ONNX file it was built from."
+                f"The engine computes in {header.precision}, not in {precision}: it "
+                "has the precision of the ONNX file it was built from.",
+                path,
             )
         return cls(path, header, content, choose_gpu(device))
 
     @torch.inference_mode()
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """Upscale; a batch beyond the profile is taken in parts."""
+        """As `Model.run`; a batch larger than the profile allows is run in parts."""
         most = self._header.profile[2][0]
         parts = [batch[i : i + most] for i in range(0, len(batch), most)]
         for part in parts:
             check_covers(self._path, self._header, part.shape)
-        try:
+        with library_failures(self.describe(), batch.shape, (RuntimeError,)):
             return np.concatenate([self._run(part) for part in parts])
-        except (MemoryError, RuntimeError) as error:
-            if "memory" not in str(error):
-                raise
-            height, width = batch.shape[-2:]
-            raise OutOfMemoryError(
-                f"Out of memory on {self._gpu} for a picture of {width}x{height}."
-            ) from error
 
     def _run(self, part: np.ndarray) -> np.ndarray:
         header, context = self._header, self._context
         batch, channels, height, width = part.shape
-        with _current(self._device, self._stream):
-            # Contiguous, whatever layout it came in: engines take linear NCHW.
+        with on_stream(self._device, self._stream):
+            # Contiguous in any case: engines take linear NCHW.
             source = torch.from_numpy(np.ascontiguousarray(part)).to(
                 self._device, getattr(torch, header.input_dtype)
             )
@@ -137,6 +138,7 @@ class TensorRTRuntime:
             return target.float().cpu().numpy()  # waits for the stream
 
     def _prepare(self, shape: tuple[int, ...]) -> bool:
+        """Set the shape of the next input and allocate memory for it."""
         if shape == self._shape:
             return True
         self._library.messages.clear()
@@ -144,7 +146,7 @@ class TensorRTRuntime:
         if not self._context.set_input_shape(self._header.input_name, shape):
             return False
         size = self._context.update_device_memory_size_for_shapes()
-        self._memory = None  # before the new one is taken
+        self._memory = None  # freed before the new one is allocated
         self._memory = torch.empty(max(size, 1), dtype=torch.uint8, device=self._device)
         self._context.set_device_memory(self._memory.data_ptr(), size)
         self._shape = shape
@@ -157,10 +159,3 @@ class TensorRTRuntime:
             self._header.precision,
             f"the engine was built for it ({self._gpu})",
         )
-
-
-@contextlib.contextmanager
-def _current(device: torch.device, stream: Any) -> Iterator[None]:
-    """What the library and PyTorch do meanwhile, they do there."""
-    with torch.cuda.device(device), torch.cuda.stream(stream):
-        yield
