@@ -30,8 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     checkpoint = load_checkpoint(shipped_model())
-    pictures = calibration_pictures(parser.parse_args().folder, checkpoint, None)
-    images = [image for _, image in pictures]
+    folder = parser.parse_args().folder
+    images = [*calibration_pictures(folder, checkpoint.in_chans, None).values()]
     known, unknown = images[::2], images[1::2]
     float32 = to_onnx(checkpoint, None, None, "float32")
     sessions = {"float32": open_session(float32.SerializeToString())}
@@ -46,7 +46,7 @@ def main() -> None:
 
     def run(name: str, image: Any) -> tuple[Any, float]:
         start = time.perf_counter()
-        output = sessions[name].run(None, {"input": image.numpy()})[0]
+        output = sessions[name].run(None, {"input": image})[0]
         return output, time.perf_counter() - start
 
     quality: dict[str, list[float]] = {name: [] for name in sessions}

@@ -1,6 +1,6 @@
 """Export an AetherNet checkpoint to ONNX: `python onnx/aether2onnx.py --help`.
 
-Needs torch, onnx, onnxscript and onnxruntime; nothing of ours has to be installed.
+Needs torch, onnx, onnxscript and onnxruntime. AetherNet does not have to be installed.
 """
 
 import argparse
@@ -12,48 +12,46 @@ try:
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from aethernet.checkpoints.onnx import ShapeRange
-from aethernet.commands import conversion as flags
-from aethernet.commands.export import add_export_limits, export
+from aethernet.checkpoints.onnx import ExportOptions, ShapeRange
+from aethernet.commands import conversion
+from aethernet.commands.export import add_export_options, export
 from aethernet.commands.run import exit_code
 
 DEFAULTS = ShapeRange()
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+SIDES = ("batch_size", "height", "width")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Export an AetherNet checkpoint to ONNX. A checkpoint in training "
-        "form is fused on the way. The file is run in ONNX Runtime and compared "
-        "with PyTorch float32 on a photograph, noise and extreme frames; a file that "
-        "differs is not kept. Ends with the trtexec line for the file.",
+        "form is fused first. The file is run in ONNX Runtime and compared with "
+        "PyTorch float32 on a photograph, noise and extreme frames; a file that "
+        "differs is not kept. The last line printed is a trtexec command for the file.",
+    )
+    add_flags(parser)
+    return exit_code(_export, parser.parse_args())
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input_model_path", type=Path, required=True, help=conversion.HELP_CHECKPOINT
+    )
+    parser.add_argument("--output_onnx_path", type=Path, required=True, help=".onnx")
+    parser.add_argument(
+        "--model_type", choices=conversion.MODEL_TYPES, help=conversion.HELP_MODEL_TYPE
     )
     parser.add_argument(
-        "--input_model_path",
-        dest="checkpoint",
-        type=Path,
-        required=True,
-        help=flags.HELP_CHECKPOINT,
-    )
-    parser.add_argument(
-        "--output_onnx_path", dest="output", type=Path, required=True, help=".onnx"
-    )
-    parser.add_argument(
-        "--model_type", choices=flags.MODEL_TYPES, help=flags.HELP_MODEL_TYPE
-    )
-    parser.add_argument(
-        "--scale", type=int, choices=flags.SCALES, help=flags.HELP_SCALE
+        "--scale", type=int, choices=conversion.SCALES, help=conversion.HELP_SCALE
     )
     parser.add_argument(
         "--input_channels",
-        dest="in_chans",
         type=int,
-        help="stop unless the weights take this many; default: read from them",
+        help="stop unless the weights take so many channels; default: read from them",
     )
-    parser.add_argument("--param_key", metavar="KEY", help=flags.HELP_PARAM_KEY)
+    parser.add_argument("--param_key", metavar="KEY", help=conversion.HELP_PARAM_KEY)
     parser.add_argument(
         "--dynamic_shapes",
-        dest="dynamic",
         action="store_true",
         help="leave batch, height and width free; otherwise they are the opt size",
     )
@@ -62,39 +60,49 @@ def main() -> int:
         ("opt", DEFAULTS.typical, "typical for TensorRT, and the fixed size"),
         ("max", DEFAULTS.maximum, "largest for TensorRT"),
     ):
-        for side, size in zip(("batch_size", "height", "width"), sizes, strict=True):
+        for side, size in zip(SIDES, sizes, strict=True):
             flag = f"--{bound}_{side}"
             text = f"{use}, LR pixels; default: {size}"
             parser.add_argument(flag, type=int, default=size, metavar="N", help=text)
-    add_export_limits(parser, "--opset_version")
+    add_export_options(parser, "--opset_version")
     parser.add_argument(
         "--fp_mode",
         choices=tuple(PRECISIONS),
         default="fp32",
         help="precision of weights and activations; LayerNorm is always in float32; "
-        "fp16 also takes and gives float16; default: fp32",
+        "fp16 also has float16 input and output; default: fp32",
     )
     parser.add_argument(
         "--verify_onnx",
         action="store_true",
-        help="every file is verified, with or without this flag",
+        help="has no effect: every file is verified",
     )
-    parser.add_argument("--device", default="cpu", help=flags.HELP_VERIFY_DEVICE)
-    return exit_code(_export, parser.parse_args())
+    parser.add_argument("--device", default="cpu", help=conversion.HELP_DEVICE)
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    arguments.precision = PRECISIONS[arguments.fp_mode]
-    sizes = [
-        tuple(
-            getattr(arguments, f"{bound}_{side}")
-            for side in ("batch_size", "height", "width")
-        )
-        for bound in ("min", "opt", "max")
-    ]
-    # A fixed size is the opt one, whatever the others are.
-    arguments.shapes = ShapeRange(*(sizes if arguments.dynamic else [sizes[1]] * 3))
-    export(arguments)
+    options = ExportOptions(
+        dynamic=arguments.dynamic_shapes,
+        shapes=_shapes(arguments),
+        opset=arguments.opset,
+        precision=PRECISIONS[arguments.fp_mode],
+        license=arguments.license,
+        atol=arguments.atol,
+        rtol=arguments.rtol,
+    )
+    reading = conversion.checkpoint_options(arguments, arguments.input_channels)
+    export(arguments.input_model_path, arguments.output_onnx_path, reading, options)
+
+
+def _shapes(arguments: argparse.Namespace) -> ShapeRange:
+    given = vars(arguments)
+    least, typical, most = (
+        (given[f"{b}_batch_size"], given[f"{b}_height"], given[f"{b}_width"])
+        for b in ("min", "opt", "max")
+    )
+    if arguments.dynamic_shapes:
+        return ShapeRange(least, typical, most)
+    return ShapeRange(typical, typical, typical)  # min and max do not matter then
 
 
 if __name__ == "__main__":

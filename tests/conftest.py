@@ -59,7 +59,8 @@ def shipped_exports(
     pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
     from filelock import FileLock  # which torch needs, too
 
-    from aethernet.checkpoints.onnx import export_onnx
+    from aethernet.checkpoints.checkpoint import load_checkpoint
+    from aethernet.checkpoints.onnx import ExportOptions, export_onnx
 
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -69,9 +70,8 @@ def shipped_exports(
         path, found = folder / f"2x_{precision}.onnx", folder / f"{precision}.pickle"
         with FileLock(folder / f"{precision}.lock"):
             if not found.exists():
-                done = export_onnx(
-                    SHIPPED_MODEL, path, dynamic=True, precision=precision
-                )
+                options = ExportOptions(dynamic=True, precision=precision)
+                done = export_onnx(load_checkpoint(SHIPPED_MODEL), path, options)
                 found.write_bytes(pickle.dumps(done))
         return path, pickle.loads(found.read_bytes())
 

@@ -1,4 +1,4 @@
-"""Our network against vectors that an independent implementation computed."""
+"""Our network against vectors from an independent implementation."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from aethernet.aether_core import AetherNet, hyperparameters_from_state_dict
 
-# Float32 on unit-gain weights rounds to about 5e-6; the format's own limit is 1e-5.
+# Float32 with unit-gain weights rounds to about 5e-6; the format allows 1e-5.
 LIMIT = 1e-5
 
 OWN = ("x1", "x2")

@@ -1,4 +1,4 @@
-"""The shipped model on Set5, by the protocol the published tables use.
+"""The shipped model on Set5, with the protocol of the published tables.
 
 LR by bicubic reduction with antialiasing of the HR cropped to a multiple of the scale
 (Pillow's agrees with MATLAB's to rounding); PSNR on the Y channel of BT.601 (16..235),
@@ -19,7 +19,7 @@ from aethernet.commands.main import main
 from aethernet.runtimes.registry import runtime_class
 
 SCALE = 2
-# What the training checkpoint's own README states, in dB; bicubic beside it.
+# From the README of the training checkpoint, in dB, and bicubic.
 PSNR, BICUBIC_PSNR = 36.905, 33.682
 
 
@@ -61,7 +61,7 @@ def models(demo_checkpoint, shipped_float32, shipped_half, tmp_path_factory):
     return folder
 
 
-# The whole pictures on request, which takes minutes; else the middle of each.
+# Whole pictures take minutes, so they run on request; the others take the middle.
 WHOLE = pytest.param(10_000, marks=pytest.mark.slow)
 
 
@@ -71,13 +71,13 @@ def lr_planes(folder, name, side):
 
 
 def middle(pixels, side, scale=1):
-    """Of pixels, enlarged by the scale from `side` along each side."""
+    """The middle of a picture: `side` LR pixels of each side, at this scale."""
     tops = (max(n // scale - side, 0) // 2 * scale for n in pixels.shape[:2])
     top, left = tops
     return pixels[top : top + side * scale, left : left + side * scale]
 
 
-def test_the_yardstick_gives_bicubic_its_known_figure(set5):
+def test_bicubic_reaches_its_known_psnr(set5):
     folder, pictures = set5
     results = []
     for name, reference in pictures.items():
@@ -97,7 +97,7 @@ def runtime_for(file):
     [
         "fused.safetensors",
         "float16.onnx",
-        # What each of its values is held against below, in less time.
+        # The test below compares every value of these, in less time.
         *(
             pytest.param(n, marks=pytest.mark.slow)
             for n in ("training.pth", "float32.onnx")
@@ -146,7 +146,7 @@ def test_every_file_computes_what_the_training_form_computes(set5, models, side)
     assert lowest_psnr >= 50
 
 
-# Flat parts are so close to HR that any rounding shows, hence not less.
+# Not less: flat parts are so close to HR that any rounding shows.
 @pytest.mark.parametrize("side", [96, WHOLE])
 def test_bfloat16_loses_at_most_five_hundredths_of_a_decibel(
     set5, shipped_bfloat16, capsys, side

@@ -1,8 +1,9 @@
-"""PSNR and SSIM of luma, as the tables of super-resolution papers have them.
+"""PSNR and SSIM of luma, as in the tables of super-resolution papers.
 
-Both compare 8-bit pictures on the Y channel of ITU-R BT.601 (16..235, not rounded),
-with `border` pixels, the scale, left out along every edge. Gray counts as a colour of
-three equal values; alpha is left out. Everything is computed in float64.
+Both compare 8-bit pictures on the Y channel of ITU-R BT.601 (16..235, not rounded).
+Along each edge, `border` pixels are left out; papers leave out as many as the scale.
+Gray counts as a colour with three equal values, and alpha is ignored. Everything is
+computed in float64.
 """
 
 from collections.abc import Sequence
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 PROTOCOL = (
-    "PSNR and SSIM of luma (ITU-R BT.601) of 8-bit pictures, without an edge as wide "
-    "as the scale; SSIM with a Gaussian window of 11x11 pixels (sigma 1.5)."
+    "PSNR and SSIM of luma (ITU-R BT.601) of 8-bit pictures. At each edge, as many "
+    "pixels as the scale are left out. SSIM uses a Gaussian window of 11x11 pixels "
+    "(sigma 1.5)."
 )
 
 _PEAK = 255.0
 
-# Of red, green and blue 0..255, ITU-R BT.601-7.
+# Y of red, green and blue 0..255, ITU-R BT.601-7.
 _BLACK, _WEIGHTS = 16.0, (65.481 / 255, 128.553 / 255, 24.966 / 255)
 
 # Wang et al., "Image quality assessment: from error visibility to structural
@@ -27,12 +29,12 @@ _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
 
 @dataclass(frozen=True)
 class Figures:
-    """How close a picture is to its HR picture."""
+    """The quality of a picture, compared with its HR picture."""
 
     psnr: float
-    """PSNR-Y in dB; infinite where the lumas are equal, NaN where nothing is left."""
+    """PSNR-Y in dB; infinite if the luma is equal, NaN if the border leaves nothing."""
     ssim: float
-    """SSIM-Y, at most 1; NaN of a picture smaller than its window."""
+    """SSIM-Y, at most 1; NaN if the picture is smaller than the window."""
 
     def __str__(self) -> str:
         return f"{self.psnr:.2f} dB, SSIM {self.ssim:.4f}"
@@ -42,12 +44,12 @@ def measure(pixels: np.ndarray, reference: np.ndarray, border: int) -> Figures:
     """Compare a picture with its HR picture.
 
     Args:
-        pixels: `(H, W, bands)`, uint8; bands: gray or RGB, with alpha or without.
-        reference: of the same height and width.
+        pixels: `(H, W, bands)`, uint8: gray or RGB, with or without alpha.
+        reference: the HR picture, of the same height and width.
         border: pixels to leave out along every edge.
 
     Raises:
-        ValueError: when the sizes differ or values are not of 8 bits.
+        ValueError: when the sizes differ or the values are not uint8.
     """
     if pixels.shape[:2] != reference.shape[:2]:
         raise ValueError(f"Cannot compare {pixels.shape} with {reference.shape}.")
@@ -56,7 +58,7 @@ def measure(pixels: np.ndarray, reference: np.ndarray, border: int) -> Figures:
 
 
 def mean(figures: Sequence[Figures]) -> Figures:
-    """The mean over pictures, as tables have it."""
+    """The mean of each figure over pictures, as tables state it."""
     psnrs, ssims = ([getattr(f, name) for f in figures] for name in ("psnr", "ssim"))
     return Figures(float(np.mean(psnrs)), float(np.mean(ssims)))
 
@@ -65,14 +67,14 @@ def luma(pixels: np.ndarray) -> np.ndarray:
     """Y of `(H, W, bands)` uint8: `(H, W)`, float64, 16..235.
 
     Raises:
-        ValueError: when values are not of 8 bits.
+        ValueError: when the values are not uint8.
     """
     if pixels.dtype != np.uint8:
-        raise ValueError(f"Luma is taken of 8-bit values, not of {pixels.dtype}.")
+        raise ValueError(f"Luma needs uint8 values, not {pixels.dtype}.")
     colours = pixels[:, :, : 3 if pixels.shape[2] > 2 else 1].astype(np.float64)
     if colours.shape[2] == 1:
         colours = colours.repeat(3, axis=2)
-    # Not as a matrix product, which rounds equal pixels differently.
+    # Not a matrix product, which would round equal pixels differently.
     red, green, blue = (colours[:, :, i] * w for i, w in enumerate(_WEIGHTS))
     return np.asarray(_BLACK + red + green + blue)
 
@@ -88,7 +90,7 @@ def psnr(plane: np.ndarray, reference: np.ndarray) -> float:
 def ssim(plane: np.ndarray, reference: np.ndarray) -> float:
     """Mean structural similarity of two `(H, W)` for a peak of 255.
 
-    Only windows that lie inside count, as in the authors' own program.
+    Only windows inside the picture count, as in the authors' program.
     """
     if min(plane.shape) < _WINDOW:
         return float("nan")
@@ -103,7 +105,7 @@ def ssim(plane: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _weighted(plane: np.ndarray) -> np.ndarray:
-    """Gaussian mean around each pixel that has a whole window around it."""
+    """Gaussian mean around each pixel whose window is inside the picture."""
     offsets = np.arange(_WINDOW) - _WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
     weights /= weights.sum()

@@ -11,13 +11,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
-from aethernet.checkpoints.checkpoint import WRAPPERS, load_checkpoint, save_checkpoint
+from aethernet.checkpoints.checkpoint import (
+    WRAPPERS,
+    CheckpointOptions,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from aethernet.errors import (
     AetherError,
     CheckpointError,
     ContradictionError,
     VerificationError,
 )
+
+
+def load_key(path, key):
+    return load_checkpoint(path, CheckpointOptions(param_key=key))
 
 
 def same_weights(checkpoint, network):
@@ -57,9 +67,9 @@ class TestReading:
         checkpoint = load_checkpoint(path)
         assert same_weights(checkpoint, ema)
         assert checkpoint.other_wrappers == ("params",)
-        assert same_weights(load_checkpoint(path, "params"), raw)
+        assert same_weights(load_key(path, "params"), raw)
         with pytest.raises(CheckpointError, match=r"'net'.*params, params_ema"):
-            load_checkpoint(path, "net")
+            load_key(path, "net")
 
     def test_nested_state_dicts_are_chosen_with_dots(self, tmp_path):
         raw, ema = lively_network(1), lively_network(2)
@@ -70,11 +80,11 @@ class TestReading:
         assert same_weights(checkpoint, ema)
         assert checkpoint.wrapper == "net_g.params_ema"
         assert checkpoint.other_wrappers == ("net_g.params",)
-        assert same_weights(load_checkpoint(path, "net_g.params"), raw)
-        assert same_weights(load_checkpoint(path, "net_g"), ema)
+        assert same_weights(load_key(path, "net_g.params"), raw)
+        assert same_weights(load_key(path, "net_g"), ema)
         have = r"it has: net_g, net_g\.params, net_g\.params_ema\."
         with pytest.raises(CheckpointError, match=have):
-            load_checkpoint(path, "params")
+            load_key(path, "params")
 
     def test_an_empty_moving_average_does_not_hide_the_weights(self, tmp_path):
         network = lively_network()
@@ -149,20 +159,46 @@ class TestReading:
         )
 
     @pytest.mark.parametrize(
-        ("said", "word"),
+        ("wrong", "reason"),
         [
-            ({"scale": 4}, "scale was given as 4"),
-            ({"model_type": "aether_small"}, "aether_small"),
-            ({"in_chans": 1}, "channels was given as 1"),
+            ({"scale": 4}, "scale was given as 4, but the weights are 2x"),
+            ({"model_type": "aether_small"}, "aether_small, but .* no named variant"),
+            ({"in_chans": 1}, "channels was given as 1, but the weights take 3"),
         ],
     )
-    def test_contradictions_are_errors(self, tmp_path, said, word):
+    def test_contradictions_are_errors(self, tmp_path, wrong, reason):
         path = tmp_path / "model.pth"
         torch.save(lively_network().state_dict(), path)
-        checkpoint = load_checkpoint(path)
-        checkpoint.expect(model_type="aether", scale=2, in_chans=3)
-        with pytest.raises(ContradictionError, match=word):
-            checkpoint.expect(**said)
+        right = CheckpointOptions(model_type="aether", scale=2, in_chans=3)
+        assert load_checkpoint(path, right).scale == 2
+        with pytest.raises(ContradictionError, match=reason) as raised:
+            load_checkpoint(path, CheckpointOptions(**wrong))
+        assert raised.value.path == path
+        assert "Leave this option out" in raised.value.hint
+
+    def test_the_reference_computes_on_the_device_of_the_options(self, tmp_path):
+        path = tmp_path / "model.pth"
+        torch.save(lively_network().state_dict(), path)
+        for device in ("cpu", "meta"):
+            found = load_checkpoint(path, CheckpointOptions(device=device))
+            assert found.reference().conv_first.weight.device.type == device
+            assert found.build().conv_first.weight.device.type == "cpu"
+
+    def test_only_a_number_of_steps_counts_as_iterations(self, tmp_path):
+        path = tmp_path / "net.pth"
+        weights = {"params": lively_network().state_dict()}
+        for iterations in (0, -1, True, 1.5, "9", torch.tensor(3)):
+            torch.save({**weights, "iter": iterations}, path)
+            assert load_checkpoint(path).iterations is None
+        torch.save({**weights, "iter": 1234}, path)
+        assert load_checkpoint(path).iterations == 1234
+
+    def test_weights_of_any_network_are_read(self, tmp_path):
+        path = tmp_path / "other.pth"
+        torch.save({"params": {"module.a": torch.ones(1)}, "iter": 7}, path)
+        found = load_weights(path)
+        assert [*found.state_dict] == ["a"]
+        assert (found.wrapper, found.iterations) == ("params", 7)
 
 
 class Exploit:
@@ -179,6 +215,8 @@ class TestBadFiles:
     def message(self, path):
         with pytest.raises(AetherError) as error:
             load_checkpoint(path)
+        assert error.value.path == path
+        assert str(path) not in error.value.reason
         text = str(error.value)
         assert "\n" not in text
         assert "weights_only" not in text  # no advice to switch the safety off
@@ -210,7 +248,7 @@ class TestBadFiles:
         path = tmp_path / f"cut{suffix}"
         path.write_bytes(content[:length])
         text = self.message(path)
-        assert any(word in text for word in ("truncated", "empty", "no PyTorch"))
+        assert any(word in text for word in ("truncated", "empty", "Not a PyTorch"))
 
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
     def test_text_under_that_name(self, tmp_path, suffix):
@@ -219,7 +257,7 @@ class TestBadFiles:
         assert str(path) in self.message(path)
 
     def test_missing_folder_and_other_suffix(self, tmp_path):
-        assert "no file" in self.message(tmp_path / "absent.pth")
+        assert "no such file" in self.message(tmp_path / "absent.pth")
         assert "folder" in self.message(tmp_path)
         (tmp_path / "model.bin").write_bytes(b"123")
         assert ".safetensors" in self.message(tmp_path / "model.bin")
@@ -372,8 +410,9 @@ class TestWriting:
             save({"params": {**params, "norm.bias": params["norm.bias"] + 1}}, file)
 
         monkeypatch.setattr(torch, "save", save_wrongly)
-        with pytest.raises(VerificationError, match="read back"):
+        with pytest.raises(VerificationError, match="read back") as raised:
             save_checkpoint(lively_network(), tmp_path / "model.pth")
+        assert raised.value.path == tmp_path / "model.pth"
         assert without_hidden(tmp_path) == []
 
     def test_overflow_in_float16_is_not_written(self, tmp_path):
@@ -385,7 +424,7 @@ class TestWriting:
         assert without_hidden(tmp_path) == []
 
     def test_other_suffixes_and_dtypes_are_refused(self, tmp_path):
-        with pytest.raises(CheckpointError, match="name it"):
+        with pytest.raises(CheckpointError, match=r"neither \.safetensors nor \.pth"):
             save_checkpoint(lively_network(), tmp_path / "model.ckpt")
         with pytest.raises(CheckpointError, match="float32 or float16"):
             save_checkpoint(lively_network(), tmp_path / "model.pth", torch.float64)
@@ -394,7 +433,7 @@ class TestWriting:
         with pytest.raises(AetherError, match="does not exist"):
             save_checkpoint(lively_network(), tmp_path / "absent/model.pth")
         (tmp_path / "model.pth").mkdir()
-        with pytest.raises(AetherError, match="is a folder"):
+        with pytest.raises(AetherError, match="it is a folder"):
             save_checkpoint(lively_network(), tmp_path / "model.pth")
         assert without_hidden(tmp_path) == ["model.pth"]
 
@@ -412,15 +451,18 @@ class TestWriting:
             "except AetherError as error: print(error)"
         )
         done = run("-c", code, path)
-        assert "Cannot write" in done.stdout, done.stderr
+        assert f"{path}: Cannot be written: " in done.stdout, done.stderr
         assert path.read_bytes() == before
         assert without_hidden(tmp_path) == [path.name]
 
 
-def test_importing_the_package_costs_torch_and_nothing_else():
+def test_loading_a_checkpoint_imports_torch_and_nothing_else_that_is_heavy(tmp_path):
+    path = tmp_path / "model.pth"
+    save_checkpoint(lively_network(), path)
     heavy = ("numpy", "pyvips", "onnx", "onnxruntime", "safetensors", "spandrel")
     code = (
         "import sys, torch; before = set(sys.modules); import aethernet;"
+        "aethernet.load_checkpoint(sys.argv[1]);"
         f"print([m for m in {heavy} if m in set(sys.modules) - before])"
     )
-    assert run("-c", code).stdout.strip() == "[]"
+    assert run("-c", code, path).stdout.strip() == "[]"

@@ -3,9 +3,9 @@ import torch
 from helpers import SHIPPED_MODEL, lively_network
 
 from aethernet.aether_core import aether_medium
-from aethernet.checkpoints.checkpoint import save_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from aethernet.checkpoints.info import describe_file
-from aethernet.checkpoints.onnx import export_onnx
+from aethernet.checkpoints.onnx import ExportOptions, export_onnx
 from aethernet.commands.main import main
 from aethernet.errors import AetherError
 
@@ -42,7 +42,7 @@ def test_training_checkpoint_with_two_state_dicts(tmp_path):
     torch.save({"params": weights, "params_ema": weights}, tmp_path / "net_g.pth")
     found = facts(tmp_path / "net_g.pth")
     assert found["form"] == ["training"]
-    assert found["variant"] == ["none of the named ones"]
+    assert found["variant"] == ["not a named one"]
     assert found["scale"] == ["1x (restoration)"]
     assert found["image channels"] == ["1"]
     assert found["depthwise kernels"] == ["7 and 5"]
@@ -61,7 +61,8 @@ def test_named_variant_in_training_form(tmp_path):
 
 def test_onnx_file_of_ours(tmp_path, capsys):
     save_checkpoint(lively_network(depths=(1,), scale=4), tmp_path / "m.pth")
-    export_onnx(tmp_path / "m.pth", tmp_path / "m.onnx", dynamic=True)
+    options = ExportOptions(dynamic=True)
+    export_onnx(load_checkpoint(tmp_path / "m.pth"), tmp_path / "m.onnx", options)
     found = facts(tmp_path / "m.onnx")
     assert found["form"] == ["fused"]
     assert found["scale"] == ["4x"]
@@ -96,7 +97,7 @@ def test_foreign_and_damaged_onnx(tmp_path):
         with pytest.raises(AetherError, match="damaged"):
             describe_file(tmp_path / "hostile.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"text")
-    with pytest.raises(AetherError, match="no valid ONNX"):
+    with pytest.raises(AetherError, match="Not a valid ONNX"):
         describe_file(tmp_path / "bad.onnx")
-    with pytest.raises(AetherError, match="no file"):
+    with pytest.raises(AetherError, match="no such file"):
         describe_file(tmp_path / "absent.onnx")

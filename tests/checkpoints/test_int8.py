@@ -1,4 +1,4 @@
-"""int8 files: calibrated and measured on a folder of pictures."""
+"""int8 files: calibrated on pictures, and verified on them."""
 
 from collections import Counter
 
@@ -9,12 +9,13 @@ from helpers import SHIPPED_MODEL, lively_network, without_hidden
 from PIL import Image
 
 from aethernet.checkpoints import int8 as quantization
-from aethernet.checkpoints.checkpoint import save_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from aethernet.checkpoints.int8 import export_int8
-from aethernet.checkpoints.onnx import ShapeRange
+from aethernet.checkpoints.onnx import ExportOptions, ShapeRange
 from aethernet.checkpoints.verification import natural_image
 from aethernet.commands.main import main
-from aethernet.errors import ImageError, VerificationError
+from aethernet.errors import VerificationError
+from aethernet.pictures.calibration import calibration_pictures
 
 REASON = "needs onnx, onnxscript and onnxruntime: pip install -e '.[onnx]'"
 onnx = pytest.importorskip("onnx", reason=REASON)
@@ -30,7 +31,7 @@ def save_picture(path, image):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkpoint, and pictures: two in colour, one of them in a subfolder, a gray."""
+    """A checkpoint, and pictures: two in colour, one in a subfolder, and a gray one."""
     folder = tmp_path_factory.mktemp("int8")
     save_checkpoint(lively_network(depths=(1,)), folder / "model.safetensors")
     save_picture(folder / "pictures/a.png", natural_image(64, 96))
@@ -42,13 +43,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(folder, shipped_float32):
-    """The shipped model: what is promised is promised of trained weights."""
+    """The shipped model: the promises are about trained weights."""
     target = folder / "model.onnx"
     with pytest.MonkeyPatch.context() as patch:
-        # What it begins with is what a float32 file is, and takes half of the time.
+        # It begins with a float32 file, whose export takes half of the time.
         graph = onnx.load(shipped_float32)
         patch.setattr(quantization, "to_onnx", lambda *_: graph)
-        return target, export_int8(SHIPPED_MODEL, target, folder / "pictures")
+        source = load_checkpoint(SHIPPED_MODEL)
+        pictures = calibration_pictures(folder / "pictures", 3, None)
+        done = export_int8(source, target, pictures, ExportOptions(dynamic=True))
+        return target, done
 
 
 def test_the_projections_are_int8_and_the_rest_is_float32(written):
@@ -69,7 +73,7 @@ def test_the_projections_are_int8_and_the_rest_is_float32(written):
             assert quantised == ([*weights[weight].dims[2:]] == [1, 1])
             kinds[quantised] += 1
     assert kinds[True] == 3 * 16
-    # Symmetric, as TensorRT takes it: zero points of 0, biases left in float32.
+    # Symmetric, as TensorRT requires: zero points of 0, biases in float32.
     for node in graph.node:
         if node.op_type.endswith("QuantizeLinear") or node.op_type.startswith("Deq"):
             point = onnx.numpy_helper.to_array(weights[node.input[2]])
@@ -77,7 +81,7 @@ def test_the_projections_are_int8_and_the_rest_is_float32(written):
             assert not point.any()
 
 
-def test_says_what_it_is(written):
+def test_the_metadata_describe_it(written):
     model = onnx.load(written[0])
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert metadata["precision"] == "int8"
@@ -91,7 +95,7 @@ def test_reports_every_picture_and_every_frame(written):
     differences = written[1].differences
     assert {"a.png", "more/b.jpg", "checkerboard", "1 x 1x1"} <= set(differences)
     assert "gray.png" not in differences
-    # Coarser than half precision, or nothing was quantised; and not by chance equal.
+    # Coarser than half precision, else nothing was quantized.
     assert 40 <= differences["a.png"].psnr < 70
 
 
@@ -104,7 +108,7 @@ def test_takes_any_size(written):
         assert output.shape == (*size[:2], 2 * size[2], 2 * size[3])
 
 
-def test_refuses_below_the_bar_unless_told_otherwise(folder, tmp_path, capsys):
+def test_a_file_below_the_psnr_is_refused_unless_allowed(folder, tmp_path, capsys):
     source, target = folder / "model.safetensors", tmp_path / "m.onnx"
     target.write_bytes(b"an older file")
     words = ["export", str(source), "-o", str(target), "--precision", "int8"]
@@ -112,7 +116,7 @@ def test_refuses_below_the_bar_unless_told_otherwise(folder, tmp_path, capsys):
     assert main([*words, "--min-psnr", "99", "--static", "48x40"]) == 1
     error = capsys.readouterr().err
     assert "less than 99 dB" in error
-    assert "nothing was written" in error
+    assert "Nothing was written" in error
     assert target.read_bytes() == b"an older file"
     assert without_hidden(tmp_path) == ["m.onnx"]
     assert main([*words, "--min-psnr", "10", "--static", "48x40"]) == 0
@@ -123,51 +127,38 @@ def test_refuses_below_the_bar_unless_told_otherwise(folder, tmp_path, capsys):
 
 def test_a_network_that_int8_ruins_is_refused_by_default(folder, tmp_path):
     network = lively_network(depths=(1,))
-    with torch.no_grad():  # one activation far beyond the others takes all the steps
+    with torch.no_grad():  # one activation far beyond the others uses all the steps
         network.layers[0][0].ffn.fc1_main.bias[0] = 3e4
         network.layers[0][0].ffn.fc2.weight[:, 0] = 1e-5
     save_checkpoint(network, tmp_path / "model.safetensors")
+    size = (1, 24, 32)
     with pytest.raises(VerificationError, match="less than 40 dB"):
         export_int8(
-            tmp_path / "model.safetensors",
+            load_checkpoint(tmp_path / "model.safetensors"),
             tmp_path / "m.onnx",
-            folder / "pictures",
-            dynamic=False,
-            shapes=ShapeRange(*[(1, 24, 32)] * 3),
+            calibration_pictures(folder / "pictures", 3, size),
+            ExportOptions(shapes=ShapeRange(size, size, size)),
         )
     assert without_hidden(tmp_path) == ["model.safetensors"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "reason"),
     [
         (["--precision", "int8"], "int8 needs --calibrate FOLDER"),
-        (["--calibrate", "x"], "--calibrate does not go with float32"),
-        (["--min-psnr", "30"], "--min-psnr does not go with float32"),
-        (["--precision", "int8", "--calibrate", "x"], "x is no folder"),
+        (["--calibrate", "x"], "--calibrate does not apply to float32"),
+        (["--min-psnr", "30"], "--min-psnr does not apply to float32"),
+        (["--precision", "int8", "--calibrate", "x"], "x: There is no such folder"),
         (
             ["--precision", "int8", "--calibrate", "x", "--atol", "1"],
-            "--atol does not go with int8",
+            "--atol does not apply to int8",
         ),
     ],
 )
-def test_flags_that_do_not_go_together(folder, tmp_path, capsys, words, said):
+def test_flags_that_do_not_go_together(folder, tmp_path, capsys, words, reason):
     source, target = folder / "model.safetensors", tmp_path / "m.onnx"
     assert main(["export", str(source), "-o", str(target), *words]) == 1
     error = capsys.readouterr().err
-    assert said in error
+    assert reason in error
     assert error.count("\n") == 1
     assert not target.exists()
-
-
-def test_a_folder_without_a_fitting_picture_is_said(folder, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match=r"holds no .* of 3 channels"):
-        export_int8(
-            folder / "model.safetensors", tmp_path / "m.onnx", tmp_path / "empty"
-        )
-    (tmp_path / "empty/a.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"a\.png is no picture"):
-        export_int8(
-            folder / "model.safetensors", tmp_path / "m.onnx", tmp_path / "empty"
-        )

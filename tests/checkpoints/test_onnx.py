@@ -1,4 +1,4 @@
-"""Exporting: the room, the command and the script, in ONNX Runtime."""
+"""Exporting: the function, the command and the script, in ONNX Runtime."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ from helpers import (
 import aethernet
 from aethernet.checkpoints import onnx as onnx_export
 from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from aethernet.checkpoints.onnx import ShapeRange, export_onnx
+from aethernet.checkpoints.onnx import ExportOptions, ShapeRange, export_onnx
 from aethernet.checkpoints.rewrites import rewritten
 from aethernet.checkpoints.verification import (
     compare,
@@ -34,7 +34,7 @@ pytest.importorskip("onnxscript", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 
 
-# One fixed size: exporting free ones takes twice as long.
+# One fixed size, because exporting free sizes takes twice as long.
 SMALL = ShapeRange(*[(1, 24, 32)] * 3)
 
 
@@ -44,12 +44,17 @@ def checkpoint(folder, **arguments):
     return folder / "model.safetensors", network
 
 
+def write(source, target, **options):
+    """Export a checkpoint file; the options are those of `ExportOptions`."""
+    return export_onnx(load_checkpoint(source), target, ExportOptions(**options))
+
+
 def session(path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def largest_input(network, name):
-    """The largest absolute value that the frames of verification bring to a module."""
+    """The largest absolute input of a module on the verification frames."""
     seen = []
     module = network.get_submodule(name)
     hook = module.register_forward_pre_hook(lambda _, x: seen.append(x[0].abs().max()))
@@ -62,13 +67,13 @@ def largest_input(network, name):
 
 @pytest.fixture(scope="module")
 def free(tmp_path_factory):
-    """A float32 file with free sizes: exporting takes seconds, so it is done once.
+    """A float32 file with free sizes, exported once because that takes seconds.
 
-    Of few channels, so that large pictures take seconds, too.
+    It has few channels, so that large pictures take seconds, too.
     """
     folder = tmp_path_factory.mktemp("free")
     source, network = checkpoint(folder, embed_dim=4)
-    result = export_onnx(source, folder / "model.onnx", dynamic=True)
+    result = write(source, folder / "model.onnx", dynamic=True)
     return folder / "model.onnx", network, result
 
 
@@ -102,13 +107,13 @@ class TestFreeSizes:
         assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
         assert model.ir_version == 9  # the first that knows opset 20
 
-    def test_tells_what_it_is_and_not_where_it_was_made(self, free):
+    def test_metadata_describe_the_network_and_not_the_machine(self, free):
         path, network, _ = free
         model = onnx.load(path)
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         arguments = json.loads(metadata.pop("hyperparameters"))
         expected = {**network.hyperparameters, "fused_init": True}
-        del expected["use_checkpoint"]  # of training, in no file
+        del expected["use_checkpoint"]  # of training; no file has it
         assert arguments == json.loads(json.dumps(expected))
         assert metadata == {
             "architecture": "AetherNet",
@@ -193,7 +198,7 @@ class TestFixedSize:
         source, network = checkpoint(tmp_path, scale=3, in_chans=1)
         shapes = ShapeRange((1, 8, 9), (2, 10, 12), (2, 20, 20))
         target = tmp_path / "model.onnx"
-        result = export_onnx(source, target, shapes=shapes)
+        result = write(source, target, shapes=shapes)
         assert session(target).get_inputs()[0].shape == [2, 1, 10, 12]
         assert session(target).get_outputs()[0].shape == [2, 1, 30, 36]
         image = random_image(2, 1, 10, 12)
@@ -249,9 +254,9 @@ class TestBfloat16:
     def test_what_was_checked_is_rounded_to_bfloat16(self, shipped_bfloat16):
         network = load_checkpoint(SHIPPED_MODEL).build()
         differences = shipped_bfloat16[1].differences
-        # 8 bits of mantissa: errors of a thousandth, where float32 has a millionth.
+        # 8 bits of mantissa: errors of a thousandth; in float32 it is a millionth.
         assert all(40 <= d.psnr < 80 for d in differences.values())
-        # PyTorch in bfloat16 is as far off, to a factor: another order of sums.
+        # PyTorch in bfloat16 has a similar error; it sums in another order.
         image = natural_image(32, 48)
         with torch.inference_mode():
             half = rewritten(network, "bfloat16")(image)
@@ -261,7 +266,7 @@ class TestBfloat16:
     def test_an_opset_without_bfloat16_convolutions_is_refused(self, tmp_path):
         source, _ = checkpoint(tmp_path)
         with pytest.raises(AetherError, match="22 is the first"):
-            export_onnx(source, tmp_path / "m.onnx", opset=20, precision="bfloat16")
+            write(source, tmp_path / "m.onnx", opset=20, precision="bfloat16")
 
 
 class TestRefusals:
@@ -280,29 +285,27 @@ class TestRefusals:
                 found.state_dict["conv_last.bias"].sub_(0.05)
 
         monkeypatch.setattr(onnx_export, "to_onnx", wrong)
-        with pytest.raises(VerificationError, match="nothing was written"):
-            export_onnx(source, target, shapes=SMALL, precision=precision)
+        with pytest.raises(VerificationError, match="Nothing was written"):
+            write(source, target, shapes=SMALL, precision=precision)
         assert target.read_bytes() == b"an older file"
         assert without_hidden(tmp_path) == ["model.onnx", "model.safetensors"]
 
     @pytest.mark.parametrize(
-        # What grows beyond float16, and what brings it back before the output.
+        # A module that grows beyond float16, and one that brings it back.
         ("grows", "shrinks"),
         [
             ("conv_before_upsample.0", "upsample.0"),
             ("layers.0.0.ffn.fc1_main", "layers.0.0.ffn.fc2"),
         ],
     )
-    def test_overflow_inside_is_found_whatever_the_limits(
-        self, tmp_path, grows, shrinks
-    ):
+    def test_overflow_inside_is_found_with_any_limits(self, tmp_path, grows, shrinks):
         network = lively_network(depths=(1,))
         with torch.no_grad():
             network.get_submodule(grows).weight.mul_(1e5)
             network.get_submodule(shrinks).weight.mul_(1e-4)
         save_checkpoint(network, tmp_path / "model.safetensors")
         with pytest.raises(VerificationError, match=r"NaN or infinite .*float16"):
-            export_onnx(
+            write(
                 tmp_path / "model.safetensors",
                 tmp_path / "model.onnx",
                 shapes=SMALL,
@@ -313,8 +316,9 @@ class TestRefusals:
         assert without_hidden(tmp_path) == ["model.safetensors"]
 
     @pytest.mark.parametrize(
-        # What comes near 65504, and what brings it back; LayerNorm does so by itself.
-        ("grows", "shrinks", "precision", "bar"),
+        # A module that comes near 65504, and one that brings it back, unless LayerNorm
+        # does.
+        ("grows", "shrinks", "precision", "min_psnr"),
         [
             ("layers.0.0.ffn.fc1_main", "layers.0.0.ffn.fc2", "float16", 50),
             ("layers.0.0.conv.lk_conv", None, "float16", 50),
@@ -322,7 +326,7 @@ class TestRefusals:
         ],
     )
     def test_halves_survive_activations_near_the_end_of_float16(
-        self, tmp_path, grows, shrinks, precision, bar
+        self, tmp_path, grows, shrinks, precision, min_psnr
     ):
         network = lively_network(depths=(1,), sk_kernel=1)
         with torch.no_grad():
@@ -337,13 +341,13 @@ class TestRefusals:
                 network.get_submodule(shrinks).weight.div_(factor)
         assert 5.5e4 < largest_input(network, shrinks or "layers.0.0.norm") < 6.5e4
         save_checkpoint(network, tmp_path / "model.safetensors")
-        result = export_onnx(
+        result = write(
             tmp_path / "model.safetensors",
             tmp_path / "model.onnx",
             shapes=SMALL,
             precision=precision,
         )
-        assert all(d.finite and d.psnr >= bar for d in result.differences.values())
+        assert all(d.finite and d.psnr >= min_psnr for d in result.differences.values())
 
     def test_an_infinite_output_is_refused_though_both_agree(self, tmp_path):
         network = lively_network(depths=(1,))
@@ -351,30 +355,28 @@ class TestRefusals:
             network.conv_last.weight.fill_(3e38)
         save_checkpoint(network, tmp_path / "model.safetensors")
         with pytest.raises(VerificationError, match="NaN or infinite"):
-            export_onnx(
-                tmp_path / "model.safetensors", tmp_path / "m.onnx", shapes=SMALL
-            )
+            write(tmp_path / "model.safetensors", tmp_path / "m.onnx", shapes=SMALL)
         assert without_hidden(tmp_path) == ["model.safetensors"]
 
     @pytest.mark.parametrize("limit", [-1, float("nan")])
-    def test_limits_that_are_none_are_said_at_once(self, tmp_path, limit):
+    def test_negative_limits_and_nan_are_refused(self, tmp_path, limit):
         source, _ = checkpoint(tmp_path)
-        with pytest.raises(AetherError, match="start at 0"):
-            export_onnx(source, tmp_path / "m.onnx", atol=limit)
+        with pytest.raises(AetherError, match="0 or more"):
+            write(source, tmp_path / "m.onnx", atol=limit)
 
     def test_limits_are_those_given(self, tmp_path):
         source, _ = checkpoint(tmp_path)
         with pytest.raises(VerificationError, match="atol 0 \\+ rtol 0"):
-            export_onnx(source, tmp_path / "m.onnx", shapes=SMALL, atol=0, rtol=0)
+            write(source, tmp_path / "m.onnx", shapes=SMALL, atol=0, rtol=0)
 
-    def test_an_opset_that_cannot_be_written_is_said(self, tmp_path):
+    def test_an_opset_that_cannot_be_written_is_an_error(self, tmp_path):
         source, _ = checkpoint(tmp_path)
         for opset in (5, 999):
             with pytest.raises(AetherError, match="opset"):
-                export_onnx(source, tmp_path / "m.onnx", shapes=SMALL, opset=opset)
+                write(source, tmp_path / "m.onnx", shapes=SMALL, opset=opset)
         assert without_hidden(tmp_path) == ["model.safetensors"]
 
-    def test_sizes_must_rise(self):
+    def test_sizes_must_not_fall(self):
         with pytest.raises(AetherError, match="height"):
             ShapeRange((1, 64, 32), (1, 32, 32), (1, 128, 128))
         with pytest.raises(AetherError, match="batch"):
@@ -382,11 +384,11 @@ class TestRefusals:
 
     def test_other_suffixes_are_refused(self, tmp_path):
         source, _ = checkpoint(tmp_path)
-        with pytest.raises(AetherError, match=r"name it \.onnx"):
-            export_onnx(source, tmp_path / "model.engine")
+        with pytest.raises(AetherError, match=r"suffix is not \.onnx"):
+            write(source, tmp_path / "model.engine")
 
 
-class TestFrontDoors:
+class TestCommandAndScript:
     def test_script_with_every_flag(self, tmp_path, monkeypatch, capsys):
         source, _ = checkpoint(tmp_path, scale=1)
         target = tmp_path / "with space.onnx"
@@ -409,7 +411,7 @@ class TestFrontDoors:
         assert onnx.load(target).opset_import[0].version == 17
 
     def test_script_takes_any_fixed_size(self, tmp_path, monkeypatch, capsys):
-        # Smaller than the smallest for TensorRT, which a fixed size does not concern.
+        # It is below the default min, which does not apply to a fixed size.
         source, _ = checkpoint(tmp_path)
         target = tmp_path / "model.onnx"
         words = ["--input_model_path", source, "--output_onnx_path", target]
@@ -418,17 +420,17 @@ class TestFrontDoors:
         assert session(target).get_inputs()[0].shape == [1, 3, 6, 7]
 
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("words", "reason"),
         [
             (["--scale", 4], "scale was given as 4"),
             (["--model_type", "aether_small"], "aether_small"),
             (["--input_channels", 1], "channels was given as 1"),
-            (["--dynamic_shapes", "--min_height", 999], "height must rise"),
+            (["--dynamic_shapes", "--min_height", 999], "height must not fall"),
             (["--device", "cuda:77"], "cuda:77"),
         ],
     )
     def test_script_stops_at_a_contradiction(
-        self, tmp_path, monkeypatch, capsys, words, said
+        self, tmp_path, monkeypatch, capsys, words, reason
     ):
         source, _ = checkpoint(tmp_path)
         target = tmp_path / "model.onnx"
@@ -436,7 +438,7 @@ class TestFrontDoors:
         assert call_script(monkeypatch, ONNX_SCRIPT, *first, *words) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert said in error
+        assert reason in error
         assert not target.exists()
 
     def test_command_exports_free_sizes_unless_told_otherwise(self, tmp_path, capsys):

@@ -12,6 +12,8 @@ from aethernet.checkpoints.rewrites import (
     ConvolutionBlock,
     ProductBlock,
     ShuffledConvolution,
+    as_convolution,
+    projections,
     rewritten,
 )
 from aethernet.checkpoints.verification import compare, verification_frames
@@ -40,7 +42,7 @@ def test_computes_the_same_on_every_size(scale, arguments, block_type):
 
 
 def test_the_edge_is_as_exact_as_the_middle():
-    # In float64, where rounding hides nothing: 3x3 over 3x3 pads in the middle, too.
+    # In float64, to see errors that rounding would hide: the second 3x3 pads, too.
     network = lively_network(scale=3).double()
     *_, widen, shuffle = network.upsample
     both = ShuffledConvolution(widen, shuffle.upscale_factor, network.conv_last)
@@ -82,7 +84,36 @@ def test_the_output_has_the_dtype_of_the_input():
     assert other(image.half()).dtype == torch.float16
 
 
-def test_the_network_stays_as_it_is():
+def test_projections_include_the_layer_norm_and_leave_the_block_alone():
+    block = lively_network().double().layers[0][0]
+    before = copy.deepcopy(block.state_dict())
+    gate, main, last = projections(block)
+    normal = random_image(5, 12).double()  # the output of LayerNorm, without its scale
+    with torch.no_grad():
+        scaled = block.norm.weight * normal + block.norm.bias
+        for ours, original in ((gate, block.ffn.fc1_gate), (main, block.ffn.fc1_main)):
+            difference = (ours(normal) - original(scaled)).abs().max()
+            assert difference < 1e-12
+            assert not torch.equal(ours.weight, original.weight)
+        for ours in (gate, main, last):
+            ours.weight.zero_()
+            ours.bias.zero_()
+    for name, value in block.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    again = projections(block)
+    assert all(each.weight.abs().max() > 0 for each in again)
+
+
+def test_a_linear_layer_is_a_convolution_of_single_pixels():
+    linear = projections(lively_network().layers[0][0])[0]
+    pixels = random_image(2, 12, 3, 4)
+    with torch.no_grad():
+        expected = linear(pixels.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        output = as_convolution(linear)(pixels)
+    torch.testing.assert_close(output, expected)
+
+
+def test_the_network_is_not_changed():
     network = lively_network(img_range=2.0)
     before = copy.deepcopy(network.state_dict())
     rewritten(network)

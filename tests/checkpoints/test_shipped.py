@@ -1,9 +1,10 @@
-"""What lies in models/: names, cards and entries; and that all of it is true."""
+"""The models folder: its names, cards and entries, and that they are true."""
 
 import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from aethernet.checkpoints.onnx_check import (
     verify,
 )
 from aethernet.checkpoints.shipped import find_model, shipped_model, shipped_models
-from aethernet.checkpoints.tolerances import Limits
+from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import compare, natural_image
 from aethernet.commands.main import main
 from aethernet.errors import AetherError
@@ -35,7 +36,7 @@ entries = pytest.mark.parametrize("entry", ENTRIES, ids=lambda path: path.stem)
 
 
 def files_of(entry):
-    """The binaries that belong to an entry, by how their names go on."""
+    """The binaries that belong to an entry, by the ending of their names."""
     endings = (shipped.FUSED, *shipped.ENDINGS.values())
     found = {end: entry.with_name(entry.stem + end) for end in endings}
     return {end: path for end, path in found.items() if path.is_file()}
@@ -97,13 +98,13 @@ class TestModelsFolder:
     def test_the_onnx_file_is_the_training_form(self, entry):
         files = files_of(entry)
         training = load_checkpoint(files["_training.safetensors"])
-        # Photograph, and what drives activations to where float16 breaks.
+        # A photograph, and pictures that drive activations to where float16 fails.
         images = [*verification_images(training, None)][:5]
         images = [(name, image[:, :, :32, :40]) for name, image in images]
         content = files["_fp16.onnx"].read_bytes()
-        half = Limits.of("float16", None, None)
-        verify(rounding_session(content), training, images, half, "cpu")
-        found = verify(open_session(content), training, images[:1], half, "cpu")
+        half = Tolerance.of("float16")
+        verify(rounding_session(content), training, images, half)
+        found = verify(open_session(content), training, images[:1], half)
         assert found["natural image"].psnr >= 60
 
     @entries
@@ -163,18 +164,18 @@ class TestNames:
         (tmp_path / "2x-small").mkdir()  # a folder, as `ui` takes
         assert str(find_model("2x-small")) == "2x-small"
 
-    def test_an_unknown_name_is_answered_with_the_known_ones(self):
-        with pytest.raises(AetherError) as raised:
+    def test_the_error_about_an_unknown_name_lists_the_known_ones(self):
+        with pytest.raises(AetherError, match="no such file, and no model") as raised:
             find_model("4x-huge")
-        assert "no file 4x-huge" in str(raised.value)
-        assert "2x-small, " in str(raised.value)
+        assert str(raised.value.path) == "4x-huge"
+        assert "2x-small, " in raised.value.hint
 
-    def test_what_looks_like_a_file_is_missed_as_one(self):
-        for words in ("2x-small.pth", "models/2x-small", "absent.engine"):
-            assert str(find_model(words)) == words
+    def test_what_looks_like_a_path_is_returned_as_one(self):
+        for name in ("2x-small.pth", "models/2x-small", "absent.engine"):
+            assert find_model(name) == Path(name)
 
     def test_without_models_the_error_says_so(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(shipped, "_folder", lambda: tmp_path)
+        monkeypatch.setattr(shipped, "models_folder", lambda: tmp_path)
         with pytest.raises(AetherError, match="not installed"):
             shipped_model()
         with pytest.raises(AetherError, match="none in this installation"):
@@ -185,7 +186,7 @@ class TestNames:
         shutil.copy(SHIPPED_MODEL, tmp_path / "2x_aether_small.safetensors")
         for name in ("2x_aether_small.md.part", "notes.onnx", ".2x_aether_small.onnx"):
             (tmp_path / name).touch()
-        monkeypatch.setattr(shipped, "_folder", lambda: tmp_path)
+        monkeypatch.setattr(shipped, "models_folder", lambda: tmp_path)
         (found,) = shipped_models()
         assert found.name == "2x-small"
         assert found.license is None  # no entry, no card
@@ -214,7 +215,7 @@ class TestListing:
 
 
 def refusing(monkeypatch, name):
-    """Let a function refuse its work; what it is called with is in the list."""
+    """Make a function raise an error; the list holds its arguments of each call."""
     seen = []
 
     def refuse(*words, **_):
@@ -246,7 +247,7 @@ class TestCommands:
         words = ["upscale", picture, "-o", str(tmp_path / "out.png")]
         assert main([*words, "--model", "3x-small"]) == 1
         error = capsys.readouterr().err
-        assert error.startswith("error: There is no file 3x-small, and no shipped")
+        assert error.startswith("error: 3x-small: There is no such file, and no model")
         assert error.count("\n") == 1
         assert without_hidden(tmp_path) == ["in.png"]
 
@@ -273,16 +274,17 @@ class TestCommands:
         assert re.search(r"form +training", capsys.readouterr().out)
 
     @pytest.mark.parametrize(
-        ("words", "room", "name"),
+        ("command", "module", "name"),
         [
-            (["fuse", "2x-small-training"], "fusion.fuse_checkpoint", "f.pth"),
-            (["export", "2x-small-training"], "cli.export_onnx", "m.onnx"),
-            (["release", "2x-small-training"], "release.load_checkpoint", "out"),
+            ("fuse", "commands.fuse", "f.pth"),
+            ("export", "commands.export", "m.onnx"),
+            ("release", "checkpoints.checkpoint", "out"),
         ],
     )
-    def test_conversions(self, tmp_path, monkeypatch, words, room, name):
-        seen = refusing(monkeypatch, f"aethernet.{room}")
-        assert main([*words, "-o", str(tmp_path / name)]) == 1
+    def test_conversions(self, tmp_path, monkeypatch, command, module, name):
+        seen = refusing(monkeypatch, f"aethernet.{module}.load_checkpoint")
+        words = [command, "2x-small-training", "-o", str(tmp_path / name)]
+        assert main(words) == 1
         assert seen[0][0] == find_model("2x-small-training")
 
     def test_engine_goes_into_the_current_folder(self, monkeypatch):
@@ -310,5 +312,5 @@ def test_names_are_of_aethernet_only(tmp_path, monkeypatch):
     save_checkpoint(
         load_checkpoint(SHIPPED_MODEL).build(), tmp_path / "2x_span.safetensors"
     )
-    monkeypatch.setattr(shipped, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(shipped, "models_folder", lambda: tmp_path)
     assert shipped_models() == []

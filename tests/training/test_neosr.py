@@ -231,7 +231,7 @@ def inference(neosr: Neosr, files: Path) -> dict[str, dict[str, Any]]:
     network = lively_network(**aether_core.VARIANTS["aether_small"], scale=2)
     form, fused = files / "training.pth", files / "fused.pth"
     torch.save({"params": network.state_dict()}, form)
-    fuse_checkpoint(form, fused)
+    fuse_checkpoint(load_checkpoint(form), fused)
     image = random_image(1, 3, 12, 10)
     np.save(files / "image.npy", image.numpy())
     roots = neosr_real.dataroots(files / "2x", 2)

@@ -330,7 +330,8 @@ class TestUsingACheckpoint:
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
     def test_fused_checkpoint_gives_our_output(self, clone, tmp_path, suffix):
         fused = tmp_path / f"fused{suffix}"
-        fuse_checkpoint(small_checkpoint(tmp_path / "training.safetensors"), fused)
+        source = small_checkpoint(tmp_path / "training.safetensors")
+        fuse_checkpoint(load_checkpoint(source), fused)
         image = random_image(1, 3, 21, 17)
         save_file({"image": image}, tmp_path / "image")
         succeeded(self.upscaled(clone, tmp_path, fused, fused_init=True))

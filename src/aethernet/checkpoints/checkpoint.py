@@ -1,7 +1,8 @@
 """The only reader and writer of checkpoints.
 
-A checkpoint is a file, a state dict is what is in it. Files are untrusted: safetensors,
-or PyTorch's zip and pickle formats with `weights_only=True`, which runs no code.
+A checkpoint is a file; a state dict is its content. Files are not trusted: safetensors
+holds no code, and PyTorch's zip and pickle formats are read with `weights_only=True`,
+which runs none.
 """
 
 import io
@@ -21,21 +22,23 @@ from aethernet.aether_core import (
     hyperparameters_from_state_dict,
     variant_name,
 )
+from aethernet.checkpoints.formats import (
+    PICKLE_SUFFIXES,
+    SUFFIXES,
+    damaged_safetensors,
+)
 from aethernet.errors import (
     CheckpointError,
     ContradictionError,
     VerificationError,
+    first_line,
     import_optional,
 )
 from aethernet.files import check_source, replacing
 from aethernet.version import __version__
 
-PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")
-
-SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
-
-# Under which keys training frameworks keep the state dict, best first: an exponential
-# moving average is what its author validated and would publish.
+# Keys under which training frameworks keep the state dict, best first: authors validate
+# the exponential moving average, and publish it.
 WRAPPERS = (
     "params_ema",
     "params-ema",
@@ -50,55 +53,76 @@ WRAPPERS = (
 # What DataParallel, torch.compile, AveragedModel and GAN trainers put before every key.
 PREFIXES = ("module.", "_orig_mod.", "netG.")
 
-# Arguments of AetherNet that no weight tells; only metadata can.
+# Types that a checkpoint can be written in.
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+# Arguments of AetherNet that weights do not tell; only metadata can.
 _UNTOLD = ("img_range", "drop_rate", "drop_path_rate")
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# What a checkpoint can be written in.
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """How to read a checkpoint, what it should hold, and where to compute with it."""
+
+    param_key: str | None = None
+    """Key of the state dict to read, e.g. "params", or "net_g.params" for a nested one.
+    None reads the exponential moving average where there is one (see `WRAPPERS`)."""
+    model_type: str | None = None
+    """Variant that the weights must be of; "aether" is any. None: not compared."""
+    scale: int | None = None
+    """Scale that the weights must have. None: not compared."""
+    in_chans: int | None = None
+    """Number of image channels that the weights must take. None: not compared."""
+    device: str | torch.device = "cpu"
+    """Device on which PyTorch computes the reference for files made from it."""
+
+
+DEFAULT_OPTIONS = CheckpointOptions()
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a checkpoint of any network holds, its keys freed of wrappers and prefixes.
-
-    The fields are those of `Checkpoint`; values of the state dict may be anything.
-    """
+    """The content of a checkpoint of any network; keys have no wrapper or prefix."""
 
     path: Path
     state_dict: dict[str, Any]
+    """Values may be anything."""
     wrapper: str | None
+    """The key that held the state dict, e.g. "params_ema"; None if there was none."""
     other_wrappers: tuple[str, ...]
+    """Keys of the other state dicts in the file, which `param_key` would select."""
     metadata: dict[str, str]
+    """Metadata of the file; empty if it has none."""
     iterations: int | None
+    """Training steps, if the file counts them (as "iter")."""
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """An AetherNet checkpoint as read, its keys freed of wrappers and prefixes."""
+class Checkpoint(Weights):
+    """The content of an AetherNet checkpoint."""
 
-    path: Path
     state_dict: dict[str, Tensor]
     """Floating point, on the CPU, in the dtype of the file."""
     hyperparameters: dict[str, Any]
-    """Arguments of `AetherNet` that take the state dict with `strict=True`."""
-    wrapper: str | None
-    """The key that held the state dict, e.g. "params_ema"; None for a bare one."""
-    other_wrappers: tuple[str, ...]
-    """Further state dicts in the same file, which `param_key` would select."""
-    metadata: dict[str, str]
-    """What the file says of itself; empty where it says nothing."""
-    iterations: int | None = None
-    """Training steps, where the file counts them (as "iter")."""
+    """Arguments of `AetherNet` that fit the state dict with `strict=True`."""
+    device: str | torch.device = "cpu"
+    """Device on which `reference` computes."""
 
     @property
     def form(self) -> str:
+        """ "training" or "fused"."""
         return form_name(self.hyperparameters["fused_init"])
 
     @property
     def scale(self) -> int:
         return self.hyperparameters["scale"]
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of input and output image."""
+        return self.hyperparameters["in_chans"]
 
     @property
     def variant(self) -> str | None:
@@ -115,88 +139,71 @@ class Checkpoint:
         network.load_state_dict(self.state_dict)
         return network.eval()
 
-    def expect(
-        self,
-        model_type: str | None = None,
-        scale: int | None = None,
-        in_chans: int | None = None,
-    ) -> None:
-        """Compare what the user says of the file with what its weights say.
+    def reference(self) -> AetherNet:
+        """As `build`, on `device` and in channels last, which halves the time on a CPU.
 
-        Args:
-            model_type: a variant's name; "aether" stands for any.
-            scale: 1, 2, 3, 4 or 8.
-            in_chans: channels of the image.
-
-        Raises:
-            ContradictionError: when they are not the same; None is never compared.
+        Files made from the checkpoint are compared with its output.
         """
-        said = {"type": model_type, "scale": scale, "number of channels": in_chans}
-        found = {
-            "type": model_type if model_type == "aether" else self.variant,
-            "scale": self.scale,
-            "number of channels": self.hyperparameters["in_chans"],
-        }
-        for what, value in said.items():
-            if value is not None and value != found[what]:
-                have = found[what] or "of none of the named variants"
-                raise ContradictionError(
-                    f"The {what} was given as {value}, but the weights in {self.path} "
-                    f"are {have}. Leave the flag out: it is read from the weights."
-                )
+        return self.build().to(memory_format=torch.channels_last).to(self.device)
 
 
 def form_name(is_fused: bool) -> str:
     return "fused" if is_fused else "training"
 
 
-def load_checkpoint(path: str | Path, param_key: str | None = None) -> Checkpoint:
-    """Read an AetherNet checkpoint that neosr, traiNNer-redux, spandrel or we wrote.
+def load_checkpoint(
+    path: str | Path, options: CheckpointOptions = DEFAULT_OPTIONS
+) -> Checkpoint:
+    """Read an AetherNet checkpoint of neosr, traiNNer-redux, spandrel or our own.
 
     Args:
         path: `.safetensors`, `.pth`, `.pt` or `.ckpt`.
-        param_key: which of the file's state dicts to take, e.g. "params", or with dots
-            where they are nested, "net_g.params"; by default the exponential moving
-            average where there is one (see `WRAPPERS`).
+        options: which state dict to read, and what it has to be.
 
     Raises:
-        CheckpointError: as `load_weights`, and when they are foreign or not finite.
+        CheckpointError: as `load_weights`; also when the weights are of another
+            architecture or not finite.
+        ContradictionError: when the weights are not what `options` expects.
         AetherError: when there is no such file, or it cannot be read.
     """
-    weights = load_weights(path, param_key)
-    path, state_dict = weights.path, weights.state_dict
+    weights = load_weights(path, options.param_key)
     try:
-        hyperparameters = hyperparameters_from_state_dict(state_dict)
+        derived = hyperparameters_from_state_dict(weights.state_dict)
     except ValueError as error:
-        raise CheckpointError(f"{path} holds no AetherNet weights. {error}") from error
-    _check_values(path, state_dict)
-    told = _told_by_metadata(path, weights.metadata, hyperparameters)
-    return Checkpoint(
-        path,
-        state_dict,
-        {**hyperparameters, **told},
-        weights.wrapper,
-        weights.other_wrappers,
-        weights.metadata,
-        weights.iterations,
+        raise CheckpointError(
+            f"Not an AetherNet checkpoint: {error}", weights.path
+        ) from error
+    _check_values(weights)
+    checkpoint = Checkpoint(
+        path=weights.path,
+        state_dict=weights.state_dict,
+        wrapper=weights.wrapper,
+        other_wrappers=weights.other_wrappers,
+        metadata=weights.metadata,
+        iterations=weights.iterations,
+        hyperparameters={**derived, **_told_by_metadata(weights, derived)},
+        device=options.device,
     )
+    _check_expectations(checkpoint, options)
+    return checkpoint
 
 
 def load_weights(path: str | Path, param_key: str | None = None) -> Weights:
-    """Read a checkpoint of whatever network; what it holds is not looked at yet.
+    """Read a checkpoint of any network, without looking at its weights.
 
     Args:
-        path, param_key: as for `load_checkpoint`.
+        path: `.safetensors`, `.pth`, `.pt` or `.ckpt`.
+        param_key: as in `CheckpointOptions`.
 
     Raises:
-        CheckpointError: when the file is truncated, no checkpoint, or holds Python
-            objects other than tensors and plain values.
+        CheckpointError: when the file is truncated, is not a checkpoint, or holds
+            Python objects other than tensors and plain values.
         AetherError: when there is no such file, or it cannot be read.
     """
     path = Path(path)
     check_source(path, "a checkpoint")
     if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes).")
+        raise CheckpointError("The file is empty (0 bytes).", path)
     if path.suffix.lower() == ".safetensors":
         content, metadata = _read_safetensors(path)
     elif path.suffix.lower() in PICKLE_SUFFIXES:
@@ -204,7 +211,7 @@ def load_weights(path: str | Path, param_key: str | None = None) -> Weights:
         metadata = _plain_metadata(content)
     else:
         raise CheckpointError(
-            f"{path} is no checkpoint by its name; expected {', '.join(SUFFIXES)}."
+            f"Checkpoints have the suffix {', '.join(SUFFIXES)}.", path
         )
     state_dict, wrapper, others = _unwrap(path, content, param_key)
     state_dict = _without_prefixes(state_dict)
@@ -226,11 +233,12 @@ def save_checkpoint(
         path: `.safetensors`, with metadata; or `.pth`, as `{"params": state_dict,
             "metadata": ..}`, which neosr, traiNNer-redux and spandrel read.
         dtype: of the file, `torch.float32` or `torch.float16`.
-        check: called with the written file, read again, before it takes its place; what
-            it raises is passed on and leaves nothing behind.
+        check: called with the content of the written file before the file is moved to
+            `path`. An error that it raises is passed on, and no file is kept.
 
     Raises:
-        CheckpointError: when `path` has another suffix or `dtype` is another one.
+        CheckpointError: when `path` has another suffix, `dtype` is another one, or a
+            weight is not finite in it.
         VerificationError: when the file does not hold the network's weights.
         AetherError: when the file cannot be written.
     """
@@ -239,8 +247,28 @@ def save_checkpoint(
         raise CheckpointError(f"Checkpoints are {' or '.join(DTYPES)}, not {dtype}.")
     if path.suffix.lower() not in (".safetensors", ".pth"):
         raise CheckpointError(
-            f"Cannot write {path}: name it .safetensors (metadata, no pickle) or .pth."
+            "Cannot be written: the suffix is neither .safetensors nor .pth.", path
         )
+    state_dict = _stored_state_dict(network, path, dtype)
+    content = _file_content(network, path, state_dict, dtype)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+        written = load_checkpoint(temporary)
+        if written.state_dict.keys() != state_dict.keys() or not all(
+            torch.equal(written.state_dict[key], value)
+            for key, value in state_dict.items()
+        ):
+            raise VerificationError(
+                "Not written: the weights read back are not those that were written.",
+                path,
+            )
+        if check:
+            check(written)
+
+
+def _stored_state_dict(
+    network: AetherNet, path: Path, dtype: torch.dtype
+) -> dict[str, Tensor]:
     state_dict = {
         key: value.detach().to("cpu", dtype).contiguous()
         for key, value in network.state_dict().items()
@@ -248,8 +276,14 @@ def save_checkpoint(
     for key, value in state_dict.items():
         if not torch.isfinite(value).all():
             raise CheckpointError(
-                f"Cannot write {path}: in {dtype} {key!r} is not finite."
+                f"Cannot be written: {key!r} is not finite in {dtype}.", path
             )
+    return state_dict
+
+
+def _file_content(
+    network: AetherNet, path: Path, state_dict: dict[str, Tensor], dtype: torch.dtype
+) -> bytes:
     metadata = {
         "architecture": "AetherNet",
         "hyperparameters": json.dumps(network.hyperparameters),
@@ -259,24 +293,11 @@ def save_checkpoint(
     }
     if path.suffix.lower() == ".safetensors":
         safetensors = import_optional("safetensors.torch")
-        # "format" is what transformers and others look for in the header.
-        content = safetensors.save(state_dict, {"format": "pt", **metadata})
-    else:
-        buffer = io.BytesIO()
-        torch.save({"params": state_dict, "metadata": metadata}, buffer)
-        content = buffer.getvalue()
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-        written = load_checkpoint(temporary)
-        if written.state_dict.keys() != state_dict.keys() or not all(
-            torch.equal(written.state_dict[key], value)
-            for key, value in state_dict.items()
-        ):
-            raise VerificationError(
-                f"{path} was not kept: what was read back is not what was written."
-            )
-        if check:
-            check(written)
+        # transformers and others look for "format" in the header.
+        return safetensors.save(state_dict, {"format": "pt", **metadata})
+    buffer = io.BytesIO()
+    torch.save({"params": state_dict, "metadata": metadata}, buffer)
+    return buffer.getvalue()
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -286,47 +307,44 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is no .safetensors file, or a truncated one ({_one_line(error)})."
-        ) from error
+        raise damaged_safetensors(path, error) from error
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"PK\x03\x04" and magic[:1] != b"\x80":  # zip, or a bare pickle
-        raise CheckpointError(
-            f"{path} is no PyTorch checkpoint, whatever its name says."
-        )
+        raise CheckpointError("Not a PyTorch checkpoint, despite its suffix.", path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on TorchScript, which is refused anyway
+            warnings.simplefilter("ignore")  # about TorchScript, which is refused
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Damage surfaces as RuntimeError, EOFError, KeyError and others. What torch
-        # says is not passed on: it advises to load with weights_only=False.
-        if "TorchScript" in str(error):
-            what = "is a TorchScript archive, not a state dict"
-        elif isinstance(error, pickle.UnpicklingError) and "truncated" not in str(
-            error
-        ):
-            what = (
-                "holds Python objects other than tensors, which could run code when "
-                "loaded, so it was not; ask its author for the bare state dict"
-            )
-        else:
-            what = "is truncated or damaged; download or copy it again"
-        raise CheckpointError(f"{path} {what}.") from error
+    except Exception as error:  # RuntimeError, EOFError, KeyError and others
+        raise _unpickling_error(path, error) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, where a dict of weights belongs."
+            f"The file holds a {type(content).__name__}, not a dict of weights.", path
         )
     return dict(content)
 
 
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+def _unpickling_error(path: Path, error: Exception) -> CheckpointError:
+    """What is wrong with a file that torch refuses.
+
+    The message of torch is left out: it advises to load with weights_only=False.
+    """
+    if "TorchScript" in str(error):
+        return CheckpointError("A TorchScript archive, not a state dict.", path)
+    if isinstance(error, pickle.UnpicklingError) and "truncated" not in str(error):
+        return CheckpointError(
+            "The file holds Python objects other than tensors. They could run code "
+            "when loaded, so the file was not loaded.",
+            path,
+            "Ask its author for the bare state dict.",
+        )
+    return CheckpointError(
+        "The file is truncated or damaged.", path, "Download or copy it again."
+    )
 
 
 def _plain_metadata(content: Mapping[str, Any]) -> dict[str, str]:
@@ -344,9 +362,9 @@ def _unwrap(
 ) -> tuple[dict[Any, Any], str | None, tuple[str, ...]]:
     wrapped = dict(_wrapped(content))
     if param_key is not None and param_key not in wrapped:
-        have = ", ".join(wrapped) or "none, its weights are bare"
+        have = ", ".join(wrapped) or "none, the weights are not wrapped"
         raise CheckpointError(
-            f"{path} has no state dict under the key {param_key!r}; it has: {have}."
+            f"There is no state dict under the key {param_key!r}; it has: {have}.", path
         )
     chosen = param_key
     while True:
@@ -368,7 +386,7 @@ def _unwrap(
 def _wrapped(
     content: Mapping[Any, Any], prefix: str = "", depth: int = 3
 ) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Dicts inside the file by dotted name; a file may contain itself, hence depth."""
+    """Dicts in a file by dotted name. It may contain itself, so `depth` is limited."""
     for key, value in content.items():
         if isinstance(value, Mapping) and value and key != "metadata":
             yield f"{prefix}{key}", value
@@ -393,8 +411,8 @@ def _without_prefixes(state_dict: dict[str, Any]) -> dict[str, Any]:
     return state_dict
 
 
-def _check_values(path: Path, state_dict: dict[str, Tensor]) -> None:
-    for key, value in state_dict.items():
+def _check_values(weights: Weights) -> None:
+    for key, value in weights.state_dict.items():
         kind: object = (
             value.dtype if isinstance(value, Tensor) else type(value).__name__
         )
@@ -402,35 +420,54 @@ def _check_values(path: Path, state_dict: dict[str, Tensor]) -> None:
             kind = f"a {'meta' if value.is_meta else value.layout} tensor"
         if kind not in _FLOATS:
             raise CheckpointError(
-                f"{path}: key {key!r} holds {kind}, not float weights."
+                f"The key {key!r} holds {kind}, not floating-point weights.",
+                weights.path,
             )
         if not torch.isfinite(value).all():
             raise CheckpointError(
-                f"{path}: key {key!r} holds NaN or infinite weights, so the training "
-                "diverged; use an earlier checkpoint."
+                f"The key {key!r} holds NaN or infinite weights, so the training "
+                "diverged.",
+                weights.path,
+                "Use an earlier checkpoint.",
             )
 
 
-def _told_by_metadata(
-    path: Path, metadata: dict[str, str], derived: dict[str, Any]
-) -> dict[str, Any]:
+def _told_by_metadata(weights: Weights, derived: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `AetherNet` that only the metadata tells."""
+    metadata = weights.metadata
     try:
-        stored: Mapping[str, Any] = metadata  # as traiNNer-redux puts it in a .pth
+        stored: Mapping[str, Any] = metadata  # traiNNer-redux's, in a .pth
         # Ours, and traiNNer-redux's in a .safetensors.
         for key in ("hyperparameters", "metadata"):
             if metadata.get(key, "").startswith("{"):
                 stored = json.loads(metadata[key])
         told: dict[str, Any] = {k: float(stored[k]) for k in _UNTOLD if k in stored}
         if derived["fused_init"] and "sk_kernel" in stored:
-            told["sk_kernel"] = int(stored["sk_kernel"])  # fused weights lost it
+            told["sk_kernel"] = int(stored["sk_kernel"])  # fused weights do not tell it
         with torch.device("meta"):
-            AetherNet(**{**derived, **told})  # are they possible?
+            AetherNet(**{**derived, **told})  # raises where they are impossible
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        detail = first_line(error).rstrip(".")
         raise CheckpointError(
-            f"{path} has damaged metadata ({_one_line(error)})."
+            f"The metadata is damaged ({detail}).", weights.path
         ) from error
     return told
 
 
-def is_checkpoint(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
+def _check_expectations(checkpoint: Checkpoint, options: CheckpointOptions) -> None:
+    variant = checkpoint.variant or "of no named variant"
+    if options.model_type not in (None, "aether", checkpoint.variant):
+        _contradict(checkpoint, "type", options.model_type, f"are {variant}")
+    if options.scale not in (None, checkpoint.scale):
+        _contradict(checkpoint, "scale", options.scale, f"are {checkpoint.scale}x")
+    if options.in_chans not in (None, checkpoint.in_chans):
+        found = f"take {checkpoint.in_chans}"
+        _contradict(checkpoint, "number of channels", options.in_chans, found)
+
+
+def _contradict(checkpoint: Checkpoint, what: str, given: object, found: str) -> None:
+    raise ContradictionError(
+        f"The {what} was given as {given}, but the weights {found}.",
+        checkpoint.path,
+        "Leave this option out: the weights tell it.",
+    )

@@ -1,4 +1,4 @@
-"""What a checkpoint or an ONNX file is, in words."""
+"""Facts about checkpoints and ONNX files, for people to read."""
 
 import json
 from pathlib import Path
@@ -8,31 +8,44 @@ import torch
 from torch import nn
 
 from aethernet.aether_core import AetherNet, variant_name
-from aethernet.checkpoints.checkpoint import form_name, load_checkpoint
+from aethernet.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointOptions,
+    form_name,
+    load_checkpoint,
+)
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import check_source
 
+# Names and values, in reading order.
 Facts = list[tuple[str, str]]
 
 
 def describe_file(path: str | Path, param_key: str | None = None) -> Facts:
-    """Facts about a checkpoint or an ONNX file, as (name, value) in reading order.
+    """Facts about a checkpoint or an ONNX file.
+
+    Args:
+        path: of the file.
+        param_key: of a checkpoint, as in `CheckpointOptions`.
 
     Raises:
-        AetherError: when the file is neither.
+        MissingExtraError: for an ONNX file when onnx is not installed.
+        AetherError: when the file is neither, or is damaged.
     """
     path = Path(path)
     if path.suffix.lower() == ".onnx":
         return _describe_onnx(path)
-    return _describe_checkpoint(path, param_key)
+    options = CheckpointOptions(param_key=param_key)
+    return _describe_checkpoint(load_checkpoint(path, options))
 
 
 def multiply_adds_per_pixel(network: AetherNet) -> int:
     """Multiply-adds of one forward pass per LR pixel.
 
-    Every weight of a convolution or a product is used once per position; positions are
-    LR pixels up to the first PixelShuffle, its factor squared as many after it. The
-    small kernel of the training form is added to the large one, not used by itself.
+    Each weight of a convolution or a product is used once per position. Positions are
+    LR pixels up to the first PixelShuffle; a PixelShuffle multiplies their number by
+    its factor squared. The small kernel of the training form is added to the large one
+    before it is used.
     """
     total, positions = 0, 1
     for name, module in network.named_modules():
@@ -43,7 +56,14 @@ def multiply_adds_per_pixel(network: AetherNet) -> int:
     return total
 
 
-def _describe_network(network: AetherNet) -> Facts:
+def describe_network(hyperparameters: dict[str, Any]) -> Facts:
+    """Facts about the network that `AetherNet(**hyperparameters)` makes.
+
+    Raises:
+        TypeError, ValueError, ArithmeticError, RuntimeError: when it is impossible.
+    """
+    with torch.device("meta"):  # takes no memory
+        network = AetherNet(**hyperparameters)
     hyperparameters = network.hyperparameters
     depths = hyperparameters["depths"]
     kernels = str(hyperparameters["lk_kernel"])
@@ -52,7 +72,7 @@ def _describe_network(network: AetherNet) -> Facts:
     scale = hyperparameters["scale"]
     return [
         ("form", form_name(network.is_fused)),
-        ("variant", variant_name(hyperparameters) or "none of the named ones"),
+        ("variant", variant_name(hyperparameters) or "not a named one"),
         ("scale", f"{scale}x" + (" (restoration)" if scale == 1 else "")),
         ("image channels", str(network.in_chans)),
         ("width", f"{hyperparameters['embed_dim']} channels"),
@@ -64,14 +84,13 @@ def _describe_network(network: AetherNet) -> Facts:
     ]
 
 
-def _describe_checkpoint(path: Path, param_key: str | None) -> Facts:
-    checkpoint = load_checkpoint(path, param_key)
+def _describe_checkpoint(checkpoint: Checkpoint) -> Facts:
     wrapper = checkpoint.wrapper or "none, bare weights"
     if checkpoint.other_wrappers:
         wrapper += f" (the file also has {', '.join(checkpoint.other_wrappers)})"
     return [
-        ("file", str(path)),
-        *_describe_network(_without_weights(checkpoint.hyperparameters)),
+        ("file", str(checkpoint.path)),
+        *describe_network(checkpoint.hyperparameters),
         ("dtype", str(checkpoint.dtype).removeprefix("torch.")),
         ("wrapper", wrapper),
         *_metadata(checkpoint.metadata),
@@ -85,7 +104,7 @@ def _describe_onnx(path: Path) -> Facts:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf's and the checker's errors share no base
-        raise AetherError(f"{path} is no valid ONNX file.") from error
+        raise AetherError("Not a valid ONNX file.", path) from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     facts: Facts = [("file", str(path))]
     if metadata.get("architecture") == "AetherNet":
@@ -93,7 +112,7 @@ def _describe_onnx(path: Path) -> Facts:
             arguments = json.loads(metadata["hyperparameters"])
             if sum(arguments["depths"]) > len(model.graph.node):
                 raise ValueError("more blocks than the graph has nodes")
-            facts += _describe_network(_without_weights(arguments))
+            facts += describe_network(arguments)
         except (
             LookupError,
             TypeError,
@@ -101,9 +120,9 @@ def _describe_onnx(path: Path) -> Facts:
             ValueError,
             RuntimeError,
         ) as error:
-            raise AetherError(f"{path} has damaged AetherNet metadata.") from error
+            raise AetherError("The AetherNet metadata is damaged.", path) from error
     else:
-        facts.append(("architecture", "unknown: not exported by AetherNet's tools"))
+        facts.append(("architecture", "unknown, not exported by AetherNet"))
     for kind, values in (("input", model.graph.input), ("output", model.graph.output)):
         for value in values:
             tensor = value.type.tensor_type
@@ -112,11 +131,6 @@ def _describe_onnx(path: Path) -> Facts:
             facts.append((kind, f"{value.name} ({', '.join(sides)}) {dtype}"))
     opsets = [f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import]
     return [*facts, ("opset", ", ".join(opsets)), *_metadata(metadata)]
-
-
-def _without_weights(hyperparameters: dict[str, Any]) -> AetherNet:
-    with torch.device("meta"):  # takes no memory
-        return AetherNet(**hyperparameters)
 
 
 def _metadata(metadata: dict[str, str]) -> Facts:

@@ -1,105 +1,91 @@
-"""Checkpoint in, int8 ONNX file out, measured on the user's own pictures.
+"""Write checkpoints as int8 ONNX files, calibrated and verified on given pictures.
 
-The 1x1 convolutions, two thirds and more of the work, compute in int8, between
-QuantizeLinear and DequantizeLinear (QDQ), the form every runtime reads. The depthwise
-and the 3x3 convolutions stay in float32: their activations span too many magnitudes,
-and in int8 they cost more than 10 dB (docs/performance.md).
+The 1x1 convolutions, at least two thirds of the work, compute in int8, between
+QuantizeLinear and DequantizeLinear (QDQ), which every runtime reads. The depthwise and
+the 3x3 convolutions stay in float32: their activations span too many magnitudes, and in
+int8 they cost more than 10 dB (docs/performance.md).
 """
 
 import copy
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from aethernet.checkpoints.checkpoint import Checkpoint
 from aethernet.checkpoints.onnx import (
+    ExportOptions,
     OnnxExport,
-    ShapeRange,
+    check_export,
     describe,
-    open_for_export,
-    opset_of,
+    export_result,
     to_onnx,
-    trtexec_command,
 )
 from aethernet.checkpoints.onnx_check import open_session, verification_images, verify
-from aethernet.checkpoints.tolerances import MIN_PSNR, Limits
-from aethernet.errors import AetherError, import_optional
+from aethernet.checkpoints.tolerances import MIN_PSNR, Tolerance
+from aethernet.errors import AetherError, first_line, import_optional
 from aethernet.files import replacing
-from aethernet.pictures.calibration import calibration_pictures
 
 _log = logging.getLogger(__name__)
 
 
 def export_int8(
-    source: str | Path,
+    source: Checkpoint,
     target: str | Path,
-    pictures: str | Path,
-    *,
-    model_type: str | None = None,
-    scale: int | None = None,
-    param_key: str | None = None,
-    dynamic: bool = True,
-    shapes: ShapeRange | None = None,
-    opset: int | None = None,
-    license: str | None = None,
+    pictures: Mapping[str, np.ndarray],
+    options: ExportOptions | None = None,
     min_psnr: float = MIN_PSNR["int8"],
-    device: str | torch.device = "cpu",
 ) -> OnnxExport:
-    """Write an int8 ONNX file of a checkpoint; input and output stay float32.
+    """Write a checkpoint as an int8 ONNX file; input and output stay float32.
 
-    Calibrated on pictures like those it will see: the largest absolute value of every
-    activation there becomes 127 (symmetric, as TensorRT wants it); weights have one
-    scale a channel. The file is then compared with PyTorch float32 on each of them.
+    The largest absolute value of each activation on the pictures becomes 127
+    (symmetric, as TensorRT requires); weights have one scale per channel. The file is
+    then compared with PyTorch float32 on each picture.
 
     Args:
-        source, model_type, scale, param_key, dynamic, shapes, opset, license, device:
-            as for `onnx_export.export_onnx`.
+        source: either form; PyTorch computes on its `device`.
         target: `.onnx`.
-        pictures: a folder of LR pictures, searched deeply; the middle 128x128 pixels
-            (or the fixed size) of up to 64 of them, spread evenly, are used.
-        min_psnr: dB that every picture has to reach.
+        pictures: by name, `(batch, in_chans, H, W)`, float32, 0..1, of the fixed size
+            if the file has one: pictures like those the model will see
+            (`pictures.calibration`).
+        options: `precision`, `atol` and `rtol` do not apply.
+        min_psnr: dB that the file has to reach on each picture.
 
     Returns:
-        `differences` has one entry for each picture, then for the extreme frames, on
-        which the values only have to be finite.
+        `differences` has an entry for each picture and for each extreme frame. On the
+        frames, the values only have to be finite.
 
     Raises:
-        ImageError: when the folder holds no picture that can be used.
         VerificationError: when a picture stays below `min_psnr`; nothing is written.
-        CheckpointError, ContradictionError, AetherError: as for `export_onnx`.
+        MissingExtraError, AetherError: as for `export_onnx`.
     """
-    target = Path(target)
-    shapes = shapes or ShapeRange()
-    checkpoint = open_for_export(source, target, param_key)
-    checkpoint.expect(model_type, scale)
-    fixed = None if dynamic else shapes.typical
-    images = dict(calibration_pictures(Path(pictures), checkpoint, fixed))
+    target, options = Path(target), options or ExportOptions()
+    check_export(target)
     _log.info("exporting")
-    model = to_onnx(checkpoint, fixed, opset, "float32")
-    _log.info("calibrating on %d pictures", len(images))
+    model = to_onnx(source, options.fixed_size, options.opset, "float32")
+    _log.info("calibrating on %d pictures", len(pictures))
     nodes = convolutions(model)["1x1"]
-    model = quantized(model, list(images.values()), nodes)
+    model = quantized(model, [*pictures.values()], nodes)
+    images = [(name, torch.from_numpy(image)) for name, image in pictures.items()]
     with replacing(target) as temporary:
-        describe(model, checkpoint, "int8", license)
+        describe(model, source, "int8", options.license)
         content = model.SerializeToString()
         temporary.write_bytes(content)
         session = open_session(content)
-        limits = Limits(min_psnr)
-        differences = verify(session, checkpoint, images.items(), limits, device)
-        frames = verification_images(checkpoint, fixed)
-        differences |= verify(session, checkpoint, frames, None, device)
-    channels = checkpoint.hyperparameters["in_chans"]
-    command = trtexec_command(target, channels, shapes if dynamic else None, "int8")
-    return OnnxExport(checkpoint, opset_of(model), differences, command)
+        differences = verify(session, source, images, Tolerance(min_psnr))
+        frames = verification_images(source, options.fixed_size)
+        differences |= verify(session, source, frames, None)
+    options = replace(options, precision="int8")
+    return export_result(model, source, target, options, differences)
 
 
 def convolutions(model: Any) -> dict[str, list[str]]:
-    """Names of the convolutions of an exported network: 1x1, depthwise, others."""
+    """Names of an exported network's convolutions, by kind: 1x1, depthwise, others."""
     weights = {weight.name: weight.dims for weight in model.graph.initializer}
     found: dict[str, list[str]] = {"1x1": [], "depthwise": [], "others": []}
     for node in model.graph.node:
@@ -110,12 +96,13 @@ def convolutions(model: Any) -> dict[str, list[str]]:
     return found
 
 
-def quantized(model: Any, images: Sequence[Tensor], nodes: Sequence[str]) -> Any:
-    """An exported float32 model with these convolutions in int8 (QDQ).
+def quantized(model: Any, images: Sequence[np.ndarray], nodes: Sequence[str]) -> Any:
+    """A copy of an exported float32 model with some convolutions in int8 (QDQ).
 
     Args:
+        model: is not changed.
         images: `(B, in_chans, H, W)`, float32, 0..1, to calibrate on.
-        nodes: as `convolutions` names them.
+        nodes: names of these convolutions.
 
     Raises:
         AetherError: when a temporary file cannot be written.
@@ -129,9 +116,9 @@ def quantized(model: Any, images: Sequence[Tensor], nodes: Sequence[str]) -> Any
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.rest, None)
-            return None if image is None else {"input": image.numpy()}
+            return None if image is None else {"input": image}
 
-    # It gives advice on the root logger, which would make itself a handler for it.
+    # ONNX Runtime logs advice on the root logger, which would then print it.
     root, silence = logging.getLogger(), logging.NullHandler()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -140,7 +127,7 @@ def quantized(model: Any, images: Sequence[Tensor], nodes: Sequence[str]) -> Any
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "int8.onnx")
             quantization.quantize_static(
-                copy.deepcopy(model),  # which it changes
+                copy.deepcopy(model),  # it changes its argument
                 file,
                 Reader(),
                 quant_format=quantization.QuantFormat.QDQ,
@@ -148,12 +135,13 @@ def quantized(model: Any, images: Sequence[Tensor], nodes: Sequence[str]) -> Any
                 per_channel=True,
                 activation_type=quantization.QuantType.QInt8,
                 weight_type=quantization.QuantType.QInt8,
-                # As TensorRT takes them: no zero points, biases left in float32.
+                # As TensorRT requires: no zero points, biases in float32.
                 extra_options={"ActivationSymmetric": True, "QuantizeBias": False},
             )
             result = onnx.load(file)
     except OSError as error:
-        raise AetherError(f"Cannot calibrate: {error.strerror or error}.") from error
+        detail = (error.strerror or first_line(error)).rstrip(".")
+        raise AetherError(f"Cannot calibrate: {detail}.") from error
     finally:
         root.setLevel(level)
         root.removeHandler(silence)

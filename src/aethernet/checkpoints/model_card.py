@@ -1,4 +1,4 @@
-"""The card of a released model: a page of Markdown about what it is and how good."""
+"""The card of a released model: a Markdown page with its facts, quality and files."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,30 +19,30 @@ class File:
     size: int
     """In bytes."""
     check: str
-    """How it compares with the checkpoint it was made of."""
+    """The result of the comparison with the checkpoint that it was made from."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says."""
+    """The content of a card."""
 
     name: str
     description: str
     facts: Sequence[tuple[str, str]]
-    """Rows of the first table: what, and how it is."""
+    """Rows of the first table: name and value."""
     files: Sequence[File]
     notes: str = ""
-    """Markdown of the author's own, with headings from ## on."""
+    """Markdown by the author, with headings from ## on."""
     protocol: str = ""
     """How the figures were measured."""
     figures: "Mapping[str, Mapping[str, Figures]]" = field(default_factory=dict)
-    """By set, then by method; the model's own first. Methods are those of any set."""
+    """By set, then by method, the model first. All sets have the same methods."""
     pictures: Sequence[tuple[str, str]] = ()
-    """Files beside the card, and what each shows."""
+    """Picture files, relative to the card, and their captions."""
 
 
 def as_markdown(card: Card) -> str:
-    """The whole page."""
+    """The card as a page of Markdown."""
     parts = [
         f"# {card.name}",
         card.description,
@@ -52,7 +52,7 @@ def as_markdown(card: Card) -> str:
     if card.figures:
         methods = [*next(iter(card.figures.values()))]
         rows = [
-            (name, *(_in_words(by_method[method]) for method in methods))
+            (name, *(_as_text(by_method[method]) for method in methods))
             for name, by_method in card.figures.items()
         ]
         parts += ["## Figures", card.protocol, _table(("set", *methods), rows)]
@@ -68,12 +68,12 @@ def as_markdown(card: Card) -> str:
 
 
 def figures_of(text: str) -> dict[str, float]:
-    """PSNR in dB of the model of a card, by set, read off its table."""
+    """PSNR of the model in dB by set, read from the table of a card."""
     rows = re.findall(r"^\| (\S[^|]*?) \| ([0-9.]+) dB / ", text, re.MULTILINE)
     return {name: float(figure) for name, figure in rows}
 
 
-def _in_words(figures: "Figures") -> str:
+def _as_text(figures: "Figures") -> str:
     return f"{figures.psnr:.3f} dB / {figures.ssim:.4f}"
 
 
@@ -83,5 +83,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _inline(text: str) -> str:
-    """A text that ends neither its line nor its cell."""
+    """Text that fits into a table cell: one line, with `|` escaped."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Checkpoint in, ONNX file out, proven to compute the same."""
+"""Write checkpoints as ONNX files, and verify that these compute the same."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from aethernet.aether_core import AetherNet
-from aethernet.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from aethernet.checkpoints.checkpoint import Checkpoint
 from aethernet.checkpoints.onnx_check import (
     open_session,
     rounding_session,
@@ -22,7 +22,7 @@ from aethernet.checkpoints.onnx_check import (
     verify,
 )
 from aethernet.checkpoints.rewrites import PRECISIONS, ConvolutionBlock, rewritten
-from aethernet.checkpoints.tolerances import Limits
+from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import Difference
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import command_line, replacing
@@ -30,15 +30,15 @@ from aethernet.version import __version__
 
 _log = logging.getLogger(__name__)
 
-# The first that has GELU as one operator: ONNX Runtime does not put its parts together
-# again. The first whose convolution takes bfloat16 is 22.
+# The first opset with GELU as one operator: ONNX Runtime does not fuse its parts.
 DEFAULT_OPSET = 20
-
+# The first opset whose convolution takes bfloat16.
 BFLOAT16_OPSET = 22
 
-_LARGEST = 1 << 20  # of batch, height and width; what comes of it still has to fit
+# Largest batch, height and width. The tensors of an image still have to fit in memory.
+_LARGEST = 1 << 20
 
-# What the exporter sees: none of them 1, which it would take for a constant.
+# Size of the image that the exporter traces; a 1 would become a constant.
 _EXAMPLE_SIZE = (2, 24, 40)
 
 
@@ -57,112 +57,137 @@ class ShapeRange:
         ):
             if not 1 <= low <= middle <= high:
                 raise AetherError(
-                    f"The {side} must rise from 1: min {low}, opt {middle}, max {high}."
+                    f"The {side} must not fall from min to opt to max, or be below 1: "
+                    f"min {low}, opt {middle}, max {high}."
                 )
             if high > _LARGEST:
-                raise AetherError(f"The {side} ends at {_LARGEST}, {high} is beyond.")
+                raise AetherError(f"The {side} is at most {_LARGEST}, not {high}.")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How an ONNX file is written, and how close to PyTorch it has to compute."""
+
+    dynamic: bool = False
+    """Leave batch, height and width free; else they are `shapes.typical`."""
+    shapes: ShapeRange = field(default_factory=ShapeRange)
+    """The fixed size, and the range for the TensorRT command."""
+    opset: int | None = None
+    """17 or newer. None: `DEFAULT_OPSET`, or `BFLOAT16_OPSET` for bfloat16."""
+    precision: str = "float32"
+    """ "float32"; "float16", with input and output in float16; "bfloat16", with input
+    and output in float32. LayerNorm is always in float32."""
+    license: str | None = None
+    """SPDX identifier of the weights' licence, for the metadata. None: the one in the
+    metadata of the checkpoint, if any."""
+    atol: float | None = None
+    rtol: float | None = None
+    """Limits: `|output - expected| <= atol + rtol * |expected|`. If both are None, the
+    limits are `FLOAT32_ATOL` and `FLOAT32_RTOL` in float32, else `MIN_PSNR` dB."""
+
+    @property
+    def fixed_size(self) -> tuple[int, int, int] | None:
+        """Batch, height and width that the file takes; None if they are free."""
+        return None if self.dynamic else self.shapes.typical
 
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What `export_onnx` found and proved."""
+    """What was written, and how it was verified."""
 
-    source: Checkpoint
     opset: int
     differences: dict[str, Difference]
     """By frame and size: ONNX Runtime on the file against PyTorch float32."""
     trtexec: str
-    """The command that builds a TensorRT engine of the file."""
+    """The command that builds a TensorRT engine from the file."""
 
 
 def export_onnx(
-    source: str | Path,
-    target: str | Path,
-    *,
-    model_type: str | None = None,
-    scale: int | None = None,
-    in_chans: int | None = None,
-    param_key: str | None = None,
-    dynamic: bool = False,
-    shapes: ShapeRange | None = None,
-    opset: int | None = None,
-    precision: str = "float32",
-    license: str | None = None,
-    atol: float | None = None,
-    rtol: float | None = None,
-    device: str | torch.device = "cpu",
+    source: Checkpoint, target: str | Path, options: ExportOptions | None = None
 ) -> OnnxExport:
-    """Write an ONNX file of a checkpoint: input "input", output "output", NCHW, 0..1.
+    """Write a checkpoint as an ONNX file: "input" to "output", NCHW, 0..1.
 
-    What is exported is the rewritten network (`aethernet.rewrites`), fused on the way.
-    The file is run in ONNX Runtime and compared with the checkpoint's own network in
-    PyTorch float32, on a photograph, noise and extreme frames, and with free sizes on
-    five sizes down to 1x1; it takes its place only when all of them agree.
+    The file holds the rewritten network (`checkpoints.rewrites`), fused. It is run in
+    ONNX Runtime and compared with the checkpoint's own network in PyTorch float32 on a
+    photograph, noise and extreme frames, and with free sizes on five sizes down to 1x1.
+    It is kept only if all of them agree.
 
     Args:
-        source: any checkpoint `load_checkpoint` reads.
+        source: either form; PyTorch computes on its `device`.
         target: `.onnx`.
-        model_type, scale, in_chans: what the user believes; None reads the weights.
-        param_key: as for `load_checkpoint`.
-        dynamic: leave batch, height and width free; else they are `shapes.typical`.
-        shapes: fixed size, and range for the TensorRT command.
-        opset: of the ONNX file, 17 or newer; None is `DEFAULT_OPSET`, or
-            `BFLOAT16_OPSET` for bfloat16.
-        precision: "float32"; "float16" with input and output in float16; "bfloat16"
-            with input and output in float32. LayerNorm is always in float32.
-        license: of the weights, an SPDX identifier, for the metadata; None takes what
-            the checkpoint says of itself.
-        atol, rtol: limits `|out - expected| <= atol + rtol * |expected|`. By default
-            `FLOAT32_ATOL`, `FLOAT32_RTOL` in float32, else `MIN_PSNR` dB.
-        device: where PyTorch computes what is expected.
+        options: None is `ExportOptions()`.
 
     Raises:
-        CheckpointError, ContradictionError: about the source.
         VerificationError: when the file would not compute the same; nothing is written.
-        AetherError: when it cannot be exported or written.
+        MissingExtraError: when a library for ONNX is not installed.
+        AetherError: when the network cannot be exported or the file not written.
     """
-    target = Path(target)
-    shapes = shapes or ShapeRange()
-    checkpoint = open_for_export(source, target, param_key)
-    checkpoint.expect(model_type, scale, in_chans)
-    limits = Limits.of(precision, atol, rtol)
-    fixed = None if dynamic else shapes.typical
+    target, options = Path(target), options or ExportOptions()
+    tolerance = Tolerance.of(options.precision, options.atol, options.rtol)
+    check_export(target)
     _log.info("exporting")
     with replacing(target) as temporary:
-        model = to_onnx(checkpoint, fixed, opset, precision)
-        describe(model, checkpoint, precision, license)
+        model = to_onnx(source, options.fixed_size, options.opset, options.precision)
+        describe(model, source, options.precision, options.license)
         temporary.write_bytes(model.SerializeToString())
         content = temporary.read_bytes()
-        half = precision in ("float16", "bfloat16")
+        half = options.precision in ("float16", "bfloat16")
         session = rounding_session(content) if half else open_session(content)
-        images = [*verification_images(checkpoint, fixed)]
-        differences = verify(session, checkpoint, images, limits, device)
-        if precision == "float16":  # the file itself, too; bfloat16 needs a GPU
-            verify(open_session(content), checkpoint, images[:1], limits, device)
-    channels = checkpoint.hyperparameters["in_chans"]
-    command = trtexec_command(target, channels, shapes if dynamic else None, precision)
-    return OnnxExport(checkpoint, opset_of(model), differences, command)
+        images = [*verification_images(source, options.fixed_size)]
+        differences = verify(session, source, images, tolerance)
+        if options.precision == "float16":  # the file itself, too; bfloat16 needs a GPU
+            verify(open_session(content), source, images[:1], tolerance)
+    return export_result(model, source, target, options, differences)
 
 
-def open_for_export(
-    source: str | Path, target: Path, param_key: str | None
-) -> Checkpoint:
-    """Load a checkpoint, once it is clear that exporting it to `target` can begin."""
+def check_export(target: Path) -> None:
+    """Check that an ONNX file can be written, before any work is done for it.
+
+    Raises:
+        MissingExtraError: when a library for ONNX is not installed.
+        AetherError: when `target` has another suffix than `.onnx`.
+    """
     if target.suffix.lower() != ".onnx":
-        raise AetherError(f"Cannot write {target}: name it .onnx.")
+        raise AetherError("Cannot be written: the suffix is not .onnx.", target)
+    check_libraries()
+
+
+def check_libraries() -> None:
+    """Import the libraries that an export needs.
+
+    Raises:
+        MissingExtraError: when one is not installed.
+    """
     for module in ("onnx", "onnxscript", "onnxruntime"):
         import_optional(module, "onnx")
-    return load_checkpoint(source, param_key)
+
+
+def export_result(
+    model: Any,
+    source: Checkpoint,
+    target: Path,
+    options: ExportOptions,
+    differences: dict[str, Difference],
+) -> OnnxExport:
+    """The result of writing an ONNX model to `target`."""
+    shapes = options.shapes if options.dynamic else None
+    command = trtexec_command(target, source.in_chans, shapes, options.precision)
+    return OnnxExport(opset_of(model), differences, command)
 
 
 def trtexec_command(
     model: Path, in_chans: int, shapes: ShapeRange | None, precision: str
 ) -> str:
-    """The line that builds an engine of an ONNX file of ours, TensorRT 10 or 11.
+    """The command line that builds an engine from an ONNX file with TensorRT 10 or 11.
 
-    A file of one fixed size takes no shapes (`shapes` None). `--stronglyTyped` keeps
-    the precisions written in a file, where LayerNorm is float32; `--fp16` would let
-    TensorRT compute it in float16, where it overflows.
+    `--stronglyTyped` keeps the types of the file, in which LayerNorm is float32. With
+    `--fp16`, TensorRT could compute it in float16, where it overflows.
+
+    Args:
+        model: the ONNX file.
+        in_chans: channels of its input.
+        shapes: sizes that the engine takes; None for a file of one fixed size.
+        precision: of the file.
     """
     engine = model.with_suffix(".engine")
     words = ["trtexec", f"--onnx={model}", f"--saveEngine={engine}"]
@@ -184,29 +209,34 @@ def to_onnx(
     opset: int | None,
     precision: str,
 ) -> Any:
-    """The rewritten network as an ONNX model; batch, height, width free unless `fixed`.
+    """The rewritten network as an ONNX model.
+
+    Args:
+        checkpoint: either form.
+        fixed: batch, height and width; None leaves them free.
+        opset, precision: as in `ExportOptions`.
 
     Raises:
         AetherError: when it cannot be exported with this opset.
     """
-    oldest = BFLOAT16_OPSET if precision == "bfloat16" else DEFAULT_OPSET
     if precision not in PRECISIONS:
         known = ", ".join(PRECISIONS)
         raise AetherError(f"There is no precision {precision!r}, only {known}.")
-    if precision == "bfloat16" and opset is not None and opset < oldest:
+    default = BFLOAT16_OPSET if precision == "bfloat16" else DEFAULT_OPSET
+    if precision == "bfloat16" and opset is not None and opset < BFLOAT16_OPSET:
         raise AetherError(
-            f"Opset {opset} has no convolution in bfloat16; {oldest} is the first."
+            f"Opset {opset} has no convolution in bfloat16; {BFLOAT16_OPSET} is the "
+            "first that has one."
         )
     network = rewritten(checkpoint.build(), precision, ConvolutionBlock)
     dtype = torch.float16 if precision == "float16" else torch.float32
-    opset = oldest if opset is None else opset
-    return exported(network, network.in_chans, fixed, opset, dtype)
+    return exported(network, network.in_chans, fixed, opset or default, dtype)
 
 
 def plain_onnx(network: AetherNet, size: tuple[int, int, int]) -> bytes:
-    """A float32 file of one `(batch, height, width)` without any rewriting.
+    """An ONNX file of one `(batch, height, width)` in float32, without rewriting.
 
-    What benchmarks compare with; `network` is exported in the form it has.
+    Benchmarks compare with it. `network` is exported in the form that it has.
     """
     model = exported(network, network.in_chans, size, DEFAULT_OPSET, torch.float32)
     return model.SerializeToString()
@@ -219,11 +249,14 @@ def exported(
     opset: int,
     dtype: torch.dtype,
 ) -> Any:
-    """A network of pictures as an ONNX model, with our names for input and output.
+    """Any network for pictures as an ONNX model, from "input" to "output".
 
     Args:
-        network: takes `(batch, in_chans, height, width)` of this dtype.
+        network: takes `(batch, in_chans, height, width)`.
+        in_chans: channels of its input.
         fixed: batch, height and width; None leaves them free.
+        opset: of the file.
+        dtype: of the input.
 
     Raises:
         AetherError: when it cannot be exported with this opset.
@@ -234,8 +267,8 @@ def exported(
         example = torch.zeros(batch, in_chans, height, width, dtype=dtype)
     except RuntimeError as error:
         raise AetherError(
-            f"No memory for an input of {batch}x{in_chans}x{height}x{width}; choose a "
-            "smaller size."
+            f"Not enough memory for an input of {batch}x{in_chans}x{height}x{width}.",
+            hint="Choose a smaller size.",
         ) from error
     free = {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings(), _quiet_exporter():
@@ -254,18 +287,20 @@ def exported(
         except torch.onnx.OnnxExporterError as error:
             raise AetherError(
                 f"torch {torch.__version__} cannot export this network with opset "
-                f"{opset}; leave it at its default."
+                f"{opset}.",
+                hint="Use the default opset.",
             ) from error
-    assert program is not None  # as only a path for it to write to would make it
+    assert program is not None  # it is None only when torch writes the file itself
     model = program.model_proto
     written = {entry.domain: entry.version for entry in model.opset_import}
     if written != {"": opset}:
         raise AetherError(
-            f"torch {torch.__version__} wrote opset {written.get('', written)} where "
-            f"{opset} was asked for; leave it at its default."
+            f"torch {torch.__version__} wrote opset {written.get('', written)} "
+            f"instead of {opset}.",
+            hint="Use the default opset.",
         )
     _forget_origin(model)
-    # As old as the opset allows: readers refuse a newer one than they know.
+    # The oldest that the opset allows: readers refuse versions that they do not know.
     model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
     return model
 
@@ -273,10 +308,16 @@ def exported(
 def describe(
     model: Any, checkpoint: Checkpoint, precision: str, license: str | None
 ) -> None:
-    """Write down in an ONNX model what it is, and have it checked by onnx.
+    """Add metadata to an ONNX model, and check it with onnx.
+
+    Args:
+        model: in float32, or what `precision` names.
+        checkpoint: its source.
+        precision: of its weights and activations.
+        license: as in `ExportOptions`.
 
     Raises:
-        onnx.checker.ValidationError: when the model is not a valid one.
+        onnx.checker.ValidationError: when the model is not valid.
     """
     onnx = import_optional("onnx", "onnx")
     stated = license or checkpoint.metadata.get("license")
@@ -298,11 +339,12 @@ def describe(
 
 
 def opset_of(model: Any) -> int:
+    """The version of the standard operators in an ONNX model."""
     return next(e.version for e in model.opset_import if e.domain == "")
 
 
 def _forget_origin(model: Any) -> None:
-    """Drop the stack traces the exporter notes down: they name the author's folders."""
+    """Drop the exporter's stack traces: they contain the author's folders."""
     graph = model.graph
     for part in (
         graph,
@@ -318,7 +360,7 @@ def _forget_origin(model: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Hold back the exporter's progress; its errors are exceptions anyway."""
+    """Hide the exporter's progress messages; its errors are exceptions."""
     loggers = [
         logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")
     ]

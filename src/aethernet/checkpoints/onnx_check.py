@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aethernet.checkpoints.checkpoint import Checkpoint
-from aethernet.checkpoints.tolerances import Limits
+from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import (
     Difference,
     compare,
@@ -21,17 +21,21 @@ from aethernet.errors import VerificationError, import_optional
 
 _log = logging.getLogger(__name__)
 
-# LR sizes (batch, height, width) that a file with free sizes has to take.
+# LR sizes (batch, height, width) that a file with free sizes has to accept.
 _FREE_SIZES = ((1, 1, 1), (1, 7, 5), (2, 13, 17), (3, 33, 31), (1, 64, 96))
-
 _FRAME_SIZE = (64, 96)
 
 
 def verification_images(
     checkpoint: Checkpoint, fixed: tuple[int, int, int] | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Frames `(batch, in_chans, H, W)` by name; if sizes are free, several of them."""
-    channels = checkpoint.hyperparameters["in_chans"]
+    """Images to verify a file with, by name: `(B, in_chans, H, W)`, float32, 0..1.
+
+    Args:
+        checkpoint: the source of the file.
+        fixed: batch, height and width of the file; None adds images of several sizes.
+    """
+    channels = checkpoint.in_chans
     batch, height, width = fixed or (1, *_FRAME_SIZE)
     for name, frame in verification_frames(height, width, channels).items():
         yield name, frame.expand(batch, -1, -1, -1)
@@ -42,25 +46,25 @@ def verification_images(
 
 
 def open_session(content: bytes) -> Any:
-    """The content of an ONNX file in ONNX Runtime on the CPU.
+    """Load the content of an ONNX file in ONNX Runtime on the CPU.
 
-    Not its path: a session that holds the file would keep Windows from moving it.
+    Takes the content because Windows cannot move a file that a session holds open.
     """
     ort = import_optional("onnxruntime", "onnx")
     return ort.InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
 def rounding_session(content: bytes) -> Any:
-    """As `open_session`, every result inside rounded to the type that the file states.
+    """As `open_session`, with each intermediate result rounded to its type in the file.
 
-    This is what a processor does that multiplies in half precision and sums in float32.
-    ONNX Runtime on a CPU has no bfloat16, and computes chains of float16 operators in
-    float32, where an overflow between two of them would not show: a GPU would make a
-    black picture of it.
+    A processor that multiplies in half precision and sums in float32 computes like
+    this. ONNX Runtime on a CPU has no bfloat16, and computes chains of float16
+    operators in float32. An overflow between two of them would not show there, although
+    it makes the picture of a GPU black.
     """
     ort = import_optional("onnxruntime", "onnx")
     options = ort.SessionOptions()
-    # As written: optimising could take a Cast and its inverse for nothing.
+    # Optimisation could remove a Cast together with its inverse.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers = ["CPUExecutionProvider"]
     return ort.InferenceSession(_rounding(content), options, providers=providers)
@@ -70,52 +74,55 @@ def verify(
     session: Any,
     checkpoint: Checkpoint,
     images: Iterable[tuple[str, Tensor]],
-    limits: Limits | None,
-    device: str | torch.device,
+    tolerance: Tolerance | None,
 ) -> dict[str, Difference]:
-    """Run an ONNX file in ONNX Runtime and the checkpoint in PyTorch float32.
+    """Compare an ONNX file in ONNX Runtime with its checkpoint in PyTorch float32.
 
     Args:
-        session: as `open_session` gives it.
+        session: from `open_session` or `rounding_session`.
+        checkpoint: PyTorch computes on its `device`.
         images: by name, `(B, in_chans, H, W)`, float32, 0..1.
-        limits: None asks for finite values of the right shape only.
+        tolerance: None accepts all finite values of the right shape.
+
+    Returns:
+        By the name of the image.
 
     Raises:
-        VerificationError: at the first image on which they are not the same.
+        VerificationError: at the first image on which the outputs differ too much.
     """
     half = session.get_inputs()[0].type == "tensor(float16)"
-    # Channels last halves the time on a CPU.
-    reference = checkpoint.build().to(memory_format=torch.channels_last).to(device)
+    reference = checkpoint.reference()
     differences: dict[str, Difference] = {}
     for name, image in images:
         _log.info("checking %s", name)
         with torch.inference_mode(), exact_float32():
-            expected = reference(image.to(device)).cpu()
+            expected = reference(image.to(checkpoint.device)).cpu()
         feed = (image.half() if half else image).numpy()
         output = torch.from_numpy(session.run(["output"], {"input": feed})[0])
         for what, values in (("ONNX file", output), ("network itself", expected)):
             if not torch.isfinite(values).all():
                 raise VerificationError(
-                    f"The {what} makes NaN or infinite values on {name}"
-                    f"{', float16 ends at 65504' if half else ''}; nothing was written."
+                    f"The {what} gives NaN or infinite values on {name}"
+                    f"{' (float16 ends at 65504)' if half else ''}. "
+                    "Nothing was written."
                 )
         if output.shape != expected.shape:
             raise VerificationError(
-                f"The ONNX file makes {[*output.shape]} where PyTorch makes "
-                f"{[*expected.shape]} ({name}); nothing was written."
+                f"On {name} the ONNX file gives the shape {[*output.shape]}, and "
+                f"PyTorch gives {[*expected.shape]}. Nothing was written."
             )
         differences[name] = compare(output, expected)
-        problem = limits and limits.problem(output, expected)
+        problem = tolerance and tolerance.problem(output, expected)
         if problem:
             raise VerificationError(
                 f"The ONNX file differs from PyTorch on {name}: {differences[name]}, "
-                f"{problem}; nothing was written."
+                f"{problem}. Nothing was written."
             )
     return differences
 
 
 def _rounding(content: bytes) -> bytes:
-    """The same graph in float32 operators, half-precision results cast to and fro."""
+    """The same graph in float32; results in half precision are cast to it and back."""
     onnx = import_optional("onnx", "onnx")
     helper, arrays = onnx.helper, onnx.numpy_helper
     kinds = onnx.TensorProto

@@ -1,16 +1,17 @@
 """The network as it is exported and run: the same function in fewer steps.
 
-What is rewritten holds for every weight and is computed in float64:
+Each step is exact for all weights, and is computed in float64:
 
-- LayerNorm's scale g and shift b go into the projections behind it,
+- The projections after a LayerNorm take over its scale g and shift b:
   `W (g * n + b) + c = (W g) n + (W b + c)`.
-- Nothing non-linear stands between the last 3x3 convolution before a PixelShuffle, that
-  PixelShuffle and `conv_last`: they are one 5x5 convolution on the smaller grid, and a
-  PixelShuffle. At 2x that takes an eighth of the multiply-adds. Only the outermost
-  output pixels see another padding; they are computed the old way.
-- `img_range` goes into the first and the last convolution.
+- The last 3x3 convolution before the last PixelShuffle, that PixelShuffle and
+  `conv_last` have nothing non-linear between them. They become one 5x5 convolution on
+  the smaller grid and a PixelShuffle. At 2x this saves an eighth of the multiply-adds.
+  The padding differs for the outermost output pixels only, which are computed in the
+  original way.
+- The first and the last convolution take over `img_range`.
 
-A checkpoint never holds any of this: its keys are the public format.
+Checkpoints never hold this form: their keys are the public format.
 """
 
 import copy
@@ -42,7 +43,7 @@ class ProductBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         t = self.conv(x).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
         pixels = t.flatten(0, 2)  # (B * H * W, C), without a copy in channels last
-        # PyTorch sums in float32 here, whatever the dtype.
+        # PyTorch sums in float32 here in every dtype.
         pixels = functional.layer_norm(pixels, t.shape[-1:], eps=self.eps)
         pixels = functional.gelu(self.gate(pixels)) * self.main(pixels)
         return x + self.last(pixels).view(t.shape).permute(0, 3, 1, 2)
@@ -51,7 +52,7 @@ class ProductBlock(nn.Module):
 class ConvolutionBlock(nn.Module):
     """An AetherBlock as 1x1 convolutions, for exported graphs.
 
-    Runtimes that block channels then leave that layout once a block, for LayerNorm,
+    Runtimes with a blocked channel layout then leave it once per block, for LayerNorm,
     and add bias and residual inside the convolutions. LayerNorm is in float32: sums of
     squares overflow float16 at 65504.
     """
@@ -77,21 +78,21 @@ class ShuffledConvolution(nn.Module):
         self.widen, self.last, self.factor = widen, last, factor
         channels = widen.in_channels
         rows = last.out_channels * factor**2
-        # The answer to nothing is the bias, to a single 1 amid zeros the kernel.
+        # The response to zeros is the bias, and to a single 1 among zeros the kernel.
         impulses = torch.zeros(channels, channels, 5, 5).to(widen.weight)
         impulses[range(channels), range(channels), 2, 2] = 1
         padded = functional.pad(impulses, [2] * 4)
-        answers = functional.pixel_unshuffle(self.in_two_steps(padded), factor)
-        nothing = self.in_two_steps(torch.zeros_like(padded[:1]))
-        bias = functional.pixel_unshuffle(nothing, factor)[0, :, 4, 4]
-        kernel = (answers - bias.view(1, -1, 1, 1))[:, :, 2:-2, 2:-2]
+        responses = functional.pixel_unshuffle(self.in_two_steps(padded), factor)
+        to_zeros = self.in_two_steps(torch.zeros_like(padded[:1]))
+        bias = functional.pixel_unshuffle(to_zeros, factor)[0, :, 4, 4]
+        kernel = (responses - bias.view(1, -1, 1, 1))[:, :, 2:-2, 2:-2]
         self.both = nn.Conv2d(channels, rows, 5, padding=2)
         self.both.weight = nn.Parameter(kernel.flip(2, 3).transpose(0, 1).contiguous())
         self.both.bias = nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y = functional.pixel_shuffle(self.both(x), self.factor)
-        # `last` pads with zeros, where `both` sees what `widen` makes of its padding.
+        # `last` pads with zeros; `both` has the output of `widen` on its padding there.
         top = self.in_two_steps(x[:, :, :2])[:, :, :1]
         bottom = self.in_two_steps(x[:, :, -2:])[:, :, -1:]
         y = torch.cat([top, y[:, :, 1:-1], bottom], 2)
@@ -104,10 +105,10 @@ class ShuffledConvolution(nn.Module):
 
 
 class RewrittenNet(nn.Module):
-    """An AetherNet, rewritten.
+    """An AetherNet in fewer steps.
 
     Input `(B, in_chans, H, W)`, float32 or the precision's dtype, 0..1; output
-    `(B, in_chans, scale*H, scale*W)` of the input's dtype, not clamped.
+    `(B, in_chans, scale*H, scale*W)` in the dtype of the input, not clamped.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class RewrittenNet(nn.Module):
         for parameter in network.conv_last.parameters():
             parameter.div_(network.img_range)
         self.conv_first = network.conv_first
-        groups: Any = network.layers  # of any modules to the type checker
+        groups: Any = network.layers  # modules of any type to the type checker
         blocks = (block_type(block) for group in groups for block in group)
         self.blocks = nn.Sequential(*blocks)
         self.conv_after_body = network.conv_after_body
@@ -150,30 +151,42 @@ def rewritten(
     precision: str = "float32",
     block_type: Callable[[AetherBlock], nn.Module] = ProductBlock,
 ) -> RewrittenNet:
-    """The same function as `network` in evaluation mode, which stays as it is.
+    """The same function as `network` in evaluation mode; `network` is not changed.
 
-    In float32 they differ by rounding alone, about 2e-6 on the shipped model.
+    In float32 the results differ by rounding only, about 2e-6 on the shipped model.
 
     Args:
         network: either form.
-        precision: a key of `PRECISIONS`: weights and activations, LayerNorm apart.
-        block_type: `ProductBlock` to be run by PyTorch, `ConvolutionBlock` to be
-            exported; docs/performance.md has the measurements.
+        precision: of weights and activations, a key of `PRECISIONS`. LayerNorm is
+            always in float32.
+        block_type: `ProductBlock` to run in PyTorch, `ConvolutionBlock` to export;
+            docs/performance.md has the measurements.
     """
     return RewrittenNet(network, PRECISIONS[precision], block_type).eval()
 
 
 def projections(block: AetherBlock) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    """Gate, main, last; the first two are made to hold LayerNorm's scale and shift."""
-    norm = block.norm
-    ffn: Any = block.ffn  # any module to the type checker
-    for linear in (ffn.fc1_gate, ffn.fc1_main):
-        linear.bias.add_(linear.weight @ norm.bias)
-        linear.weight.mul_(norm.weight)
-    return ffn.fc1_gate, ffn.fc1_main, ffn.fc2
+    """Copies of the projections of a block: gate, main and last.
+
+    The first two include the scale and shift of LayerNorm, so they take its output
+    before these are applied. The block is not changed.
+    """
+    ffn: Any = block.ffn  # a submodule of any type to the type checker
+    gate, main = (_with_norm(each, block.norm) for each in (ffn.fc1_gate, ffn.fc1_main))
+    return gate, main, copy.deepcopy(ffn.fc2)
+
+
+@torch.no_grad()
+def _with_norm(linear: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
+    """`linear(norm.weight * x + norm.bias)` as one linear layer."""
+    folded = copy.deepcopy(linear)
+    folded.bias.add_(linear.weight @ norm.bias)
+    folded.weight.mul_(norm.weight)
+    return folded
 
 
 def as_convolution(linear: nn.Linear) -> nn.Conv2d:
+    """A 1x1 convolution that shares the weights of a linear layer."""
     convolution = nn.Conv2d(linear.in_features, linear.out_features, 1)
     convolution.weight = nn.Parameter(linear.weight[:, :, None, None])
     convolution.bias = linear.bias
@@ -181,7 +194,7 @@ def as_convolution(linear: nn.Linear) -> nn.Conv2d:
 
 
 def _upsampling(network: AetherNet) -> list[nn.Module]:
-    """What follows `conv_before_upsample`, its last part the tail."""
+    """The modules after `conv_before_upsample`; the last one is the tail."""
     if not len(network.upsample):  # scale 1
         return [network.conv_last]
     upsample: Any = network.upsample

@@ -1,6 +1,6 @@
-"""How files of a model are named; the models that ship, and the names they go by.
+"""The models that ship with AetherNet, their names and their files.
 
-A file `2x_aether_small_fp16.onnx` in `models/` is called `2x-small-fp16`; the fused
+The file `models/2x_aether_small_fp16.onnx` has the name `2x-small-fp16`. The fused
 checkpoint has the short name, `2x-small`.
 """
 
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aethernet.checkpoints.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
-from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints import formats
 from aethernet.checkpoints.model_card import figures_of
 from aethernet.errors import AetherError
 from aethernet.version import PACKAGE
@@ -20,7 +19,7 @@ from aethernet.version import PACKAGE
 DEFAULT_MODEL = "2x-small"
 
 FUSED = ".safetensors"
-"""How the name of a released model goes on for its fused form."""
+"""Ending of the fused form of a released model, after the model's name."""
 
 ENDINGS = {
     "training": "_training.safetensors",
@@ -28,12 +27,12 @@ ENDINGS = {
     "fp32": "_fp32.onnx",
     "fp16": "_fp16.onnx",
 }
-"""Likewise for its other files."""
+"""Endings of its other files."""
 
-# What our tools take as a model, by its name.
-_MODEL_SUFFIXES = (*CHECKPOINT_SUFFIXES, ".onnx", ".engine")
+# Suffixes of the files that `--model` accepts.
+_MODEL_SUFFIXES = (*formats.SUFFIXES, ".onnx", ".engine")
 
-# Of the files of a model: scale, what stands for its size, what kind of file it is.
+# Names of model files without suffix: scale, size of the network, kind of file.
 _STEM = re.compile(r"(\d+x)_aether_([a-z]+)(?:_(training|fp16|fp32))?")
 
 _FORMS = {None: "fused", "training": "training", "fp16": "ONNX", "fp32": "ONNX"}
@@ -41,65 +40,68 @@ _FORMS = {None: "fused", "training": "training", "fp16": "ONNX", "fp32": "ONNX"}
 
 @dataclass(frozen=True)
 class Shipped:
-    """A file that ships."""
+    """A model file that ships."""
 
     name: str
-    """What `--model` takes, e.g. "2x-small"."""
+    """Name that `--model` accepts, e.g. "2x-small"."""
     path: Path
     scale: int
     variant: str
     form: str
-    """ "fused", "training", or "ONNX", which is fused too."""
+    """ "fused", "training", or "ONNX" (fused, too)."""
     precision: str
     """ "float32" or "float16"."""
     size: int
     """In bytes."""
     license: str | None
-    """SPDX identifier, as the model's entry says; None where there is no entry."""
+    """SPDX identifier, from the model's entry; None if it has none."""
     psnr: dict[str, float]
-    """By set, in dB, as the model's card says."""
+    """In dB by set, from the model's card."""
 
 
 def shipped_model() -> Path:
-    """The model used when none is named.
+    """The file of the default model.
 
     Raises:
-        AetherError: when the installation has none.
+        AetherError: when it is not installed.
     """
     known = _named_files()
     if DEFAULT_MODEL not in known:
         raise AetherError(
-            f"The shipped model {DEFAULT_MODEL} is not installed; name one with "
-            "--model."
+            f"The default model {DEFAULT_MODEL} is not installed.",
+            hint="Name a model with --model.",
         )
     return known[DEFAULT_MODEL]
 
 
-def find_model(words: str | Path) -> Path:
-    """A model file by its path, or by the name it ships under.
+def find_model(name: str | Path) -> Path:
+    """The file of a model, given by its path or by the name of a model that ships.
 
-    A file or folder that exists wins over a shipped name; what looks like a path is
-    returned as it is, for its reader to judge.
+    An existing file or folder with that name takes precedence. What looks like a path
+    is returned even if there is no such file: its reader raises the error.
 
     Raises:
-        AetherError: when it is neither.
+        AetherError: when `name` is neither.
     """
-    path, known = Path(words), _named_files()
+    path, known = Path(name), _named_files()
     if os.path.exists(path):
         return path
-    if str(words) in known:
-        return known[str(words)]
+    if str(name) in known:
+        return known[str(name)]
     if path.suffix.lower() in _MODEL_SUFFIXES or len(path.parts) != 1:
         return path
     names = ", ".join(known) or "none in this installation"
     raise AetherError(
-        f"There is no file {path}, and no shipped model of that name; those are: "
-        f"{names}."
+        "There is no such file, and no model of this name ships.",
+        path,
+        f"Shipped models: {names}.",
     )
 
 
 def shipped_models() -> list[Shipped]:
-    """Everything that ships, by scale and name; of each model the fused file first.
+    """All model files that ship, by scale and name; the fused file of a model first.
+
+    Only headers of checkpoints are read, and torch is not imported.
 
     Raises:
         CheckpointError: when a shipped checkpoint is damaged.
@@ -109,12 +111,12 @@ def shipped_models() -> list[Shipped]:
 
 def _described(name: str, path: Path) -> Shipped:
     stem = re.fullmatch(_STEM, path.stem)
-    assert stem  # or it would have no name
+    assert stem  # else it would have no name
     scale, variant, kind = stem.groups()
     base = path.with_name(f"{scale}_aether_{variant}")
     precision = "float16" if kind == "fp16" else "float32"
     if kind not in ("fp16", "fp32"):
-        precision = str(load_checkpoint(path).dtype).removeprefix("torch.")
+        precision = formats.stored_dtype(path)
     card = base.with_suffix(".md")
     figures = figures_of(card.read_text("utf-8")) if card.is_file() else {}
     return Shipped(
@@ -130,9 +132,9 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _named_files() -> dict[str, Path]:
-    """Model files by the names they go by: by scale, model and kind."""
+    """Model files by name, in the order of scale, model and kind."""
     found = []
-    for path in _folder().glob("*"):
+    for path in models_folder().glob("*"):
         stem = re.fullmatch(_STEM, path.stem)
         if stem and path.suffix in (".safetensors", ".onnx"):
             scale, variant, kind = stem.groups(default="")
@@ -141,7 +143,7 @@ def _named_files() -> dict[str, Path]:
     return {name: path for *_, name, path in sorted(found)}
 
 
-def _folder() -> Path:
-    # Inside the package when installed from a wheel, beside src/ in a clone.
+def models_folder() -> Path:
+    """The folder with the models: in the package of a wheel, beside src/ in a clone."""
     inside = PACKAGE / "models"
     return inside if inside.is_dir() else PACKAGE.parents[1] / "models"

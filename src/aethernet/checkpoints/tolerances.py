@@ -1,4 +1,4 @@
-"""How far an exported file may differ from the network it came from."""
+"""How far an exported file may differ from the network it was made from."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -9,39 +9,41 @@ from torch import Tensor
 from aethernet.checkpoints.verification import compare
 from aethernet.errors import AetherError
 
-# What a file may differ by from PyTorch float32. Float32 against float32 is rounding:
-# 2e-6 on the shipped model, more on deeper ones; 1e-4 is 1/40 of an 8-bit step. Others
-# round as part of the format, with 11, 8 and 8 bits, and have to reach a PSNR in dB.
+# Limits for files against PyTorch float32. A float32 file differs by rounding: 2e-6 on
+# the shipped model, more on deeper ones; 1e-4 is 1/40 of an 8-bit step. The other types
+# round as part of the format, to 11, 8 and 8 bits, and have to reach a PSNR in dB.
 FLOAT32_ATOL, FLOAT32_RTOL = 1e-4, 1e-4
-
 MIN_PSNR = {"float16": 50.0, "bfloat16": 40.0, "int8": 40.0}
 
 
 @dataclass(frozen=True)
-class Limits:
-    """When a file counts as the same network: by PSNR in dB, else by atol and rtol."""
+class Tolerance:
+    """What an output has to reach to pass as equal: a PSNR, or `atol` and `rtol`."""
 
     min_psnr: float | None = None
+    """In dB. None: the output has to be within `atol + rtol * |expected|`."""
     atol: float = FLOAT32_ATOL
     rtol: float = FLOAT32_RTOL
 
     @classmethod
-    def of(cls, precision: str, atol: float | None, rtol: float | None) -> Self:
-        """What a precision has to reach unless the user named another limit.
+    def of(
+        cls, precision: str, atol: float | None = None, rtol: float | None = None
+    ) -> Self:
+        """The usual tolerance of a precision, or the given limits.
 
         Raises:
-            AetherError: when one of them is below 0 or NaN.
+            AetherError: when a limit is below 0 or NaN.
         """
         for limit in (atol, rtol):
             if limit is not None and not limit >= 0:  # NaN is not
-                raise AetherError(f"atol and rtol start at 0, {limit} is no limit.")
+                raise AetherError(f"atol and rtol must be 0 or more, not {limit}.")
         if atol is None and rtol is None:
             return cls(MIN_PSNR.get(precision))
         atol = FLOAT32_ATOL if atol is None else atol
         return cls(None, atol, FLOAT32_RTOL if rtol is None else rtol)
 
     def problem(self, output: Tensor, expected: Tensor) -> str | None:
-        """Why the output is not close enough, or None."""
+        """Why two tensors of one shape are too different, or None if they are not."""
         if self.min_psnr is not None:
             if compare(output, expected).psnr >= self.min_psnr:
                 return None

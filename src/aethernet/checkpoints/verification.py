@@ -1,4 +1,4 @@
-"""The pictures on which two forms of a network are compared, and the comparison."""
+"""Pictures on which two forms of a network are compared, and the comparison."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# A 96 x 64 cut-out of "Chelsea" by Stefan van der Walt (CC0). A binary PPM needs no
-# image library to be read, so that checking works where only torch is installed.
+# A part of "Chelsea" by Stéfan van der Walt (CC0), 96x64 pixels. A binary PPM is read
+# without an image library, so the checks run where only torch is installed.
 _NATURAL_IMAGE = Path(__file__).with_name("natural_image.ppm")
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -17,14 +17,14 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an output is from the expected one, over all its values."""
+    """The difference between an output and the expected one, over all values."""
 
     max_abs_error: float
-    """Largest absolute difference; pictures are 0..1. Infinite where not finite."""
+    """Largest absolute difference; pictures are 0..1. Infinite if not `finite`."""
     psnr: float
-    """Peak signal-to-noise ratio in dB for a peak of 1; infinite where equal."""
+    """Peak signal-to-noise ratio in dB for a peak of 1; infinite if they are equal."""
     finite: bool
-    """Whether the output is free of NaN and infinity."""
+    """Whether no difference is NaN or infinite."""
 
     def __str__(self) -> str:
         if not self.finite:
@@ -49,7 +49,7 @@ def compare(output: Tensor, expected: Tensor) -> Difference:
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Keep a GPU from computing float32 convolutions in TF32 (10-bit mantissa)."""
+    """Stop a GPU from computing float32 convolutions in TF32 (10-bit mantissa)."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = False
@@ -60,9 +60,10 @@ def exact_float32() -> Iterator[None]:
 
 
 def natural_image(height: int, width: int, channels: int = 3) -> Tensor:
-    """A photograph `(1, channels, height, width)`, float32, 0..1, mirrored to fill.
+    """A photograph `(1, channels, height, width)`, float32, 0..1.
 
-    One channel is its luma; a number other than 1 and 3 repeats red, green and blue.
+    It is mirrored to fill the size. One channel is luma; other numbers than 1 and 3
+    repeat red, green and blue.
     """
     _, size, _, pixels = _NATURAL_IMAGE.read_bytes().split(b"\n", 3)
     columns, rows = map(int, size.split())
@@ -77,7 +78,7 @@ def natural_image(height: int, width: int, channels: int = 3) -> Tensor:
 
 
 def noise_image(height: int, width: int, channels: int = 3) -> Tensor:
-    """Uniform noise `(1, channels, height, width)`, float32, 0..1, always the same."""
+    """Uniform noise `(1, channels, height, width)`, float32, 0..1; never changes."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(1, channels, height, width, generator=generator)
 
@@ -87,7 +88,7 @@ def verification_frames(
 ) -> dict[str, Tensor]:
     """Ordinary and extreme pictures by name, `(1, channels, height, width)`, float32.
 
-    The flat and the checkered ones drive activations to where half precision breaks.
+    The flat ones and the checkerboard drive activations to where half precision fails.
     """
     natural = natural_image(height, width, channels)
     checkerboard = (torch.arange(height).view(-1, 1) + torch.arange(width)) % 2

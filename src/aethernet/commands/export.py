@@ -1,102 +1,55 @@
-"""`aethernet export`: write a checkpoint as ONNX."""
+"""`aethernet export`: write a checkpoint as an ONNX file."""
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from aethernet.checkpoints.onnx import BFLOAT16_OPSET, DEFAULT_OPSET, export_onnx
+from aethernet.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointOptions,
+    load_checkpoint,
+)
+from aethernet.checkpoints.int8 import export_int8
+from aethernet.checkpoints.onnx import (
+    BFLOAT16_OPSET,
+    DEFAULT_OPSET,
+    ExportOptions,
+    OnnxExport,
+    ShapeRange,
+    check_export,
+    export_onnx,
+)
+from aethernet.checkpoints.rewrites import PRECISIONS
 from aethernet.checkpoints.shipped import find_model
 from aethernet.checkpoints.tolerances import MIN_PSNR
 from aethernet.commands.conversion import (
     add_conversion,
+    checkpoint_options,
     print_differences,
     print_source,
 )
-from aethernet.commands.values import fixed_size
-from aethernet.devices import choose_device
+from aethernet.commands.values import size
 from aethernet.errors import AetherError
-from aethernet.runtimes.base import PRECISIONS
-
-if TYPE_CHECKING:
-    from aethernet.checkpoints.onnx import OnnxExport
-
-
-def export(arguments: argparse.Namespace) -> None:
-    """Job: `checkpoint` to `output`; the rest as `onnx_export.export_onnx` has it."""
-    result = export_onnx(
-        find_model(arguments.checkpoint),
-        arguments.output,
-        in_chans=arguments.in_chans,
-        precision=arguments.precision,
-        atol=arguments.atol,
-        rtol=arguments.rtol,
-        **_export_options(arguments),
-    )
-    _print_export(arguments, result)
-
-
-def _export_command(arguments: argparse.Namespace) -> None:
-    arguments.dynamic = arguments.shapes is None
-    int8 = arguments.precision == "int8"
-    for flag, applies in (
-        ("--calibrate", int8),
-        ("--min-psnr", int8),
-        ("--atol", not int8),
-        ("--rtol", not int8),
-    ):
-        if getattr(arguments, flag[2:].replace("-", "_")) is not None and not applies:
-            raise AetherError(f"{flag} does not go with {arguments.precision}.")
-    if not int8:
-        return export(arguments)
-    if arguments.calibrate is None:
-        raise AetherError(
-            "int8 needs --calibrate FOLDER: pictures like those the model will see."
-        )
-    from aethernet.checkpoints.int8 import export_int8
-
-    bar = MIN_PSNR["int8"] if arguments.min_psnr is None else arguments.min_psnr
-    result = export_int8(
-        find_model(arguments.checkpoint),
-        arguments.output,
-        arguments.calibrate,
-        min_psnr=bar,
-        **_export_options(arguments),
-    )
-    _print_export(arguments, result)
-
-
-def _export_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What an export takes in every precision."""
-    names = ("model_type", "scale", "param_key", "dynamic", "shapes", "opset")
-    options = {name: getattr(arguments, name) for name in (*names, "license")}
-    return {**options, "device": choose_device(arguments.device)}
-
-
-def _print_export(arguments: argparse.Namespace, result: OnnxExport) -> None:
-    print_source(result.source)
-    if result.source.form == "training":
-        print("It is in training form: fused for the export.")
-    print_differences("ONNX Runtime against PyTorch float32", result.differences)
-    print(f"Wrote {arguments.output} (opset {result.opset}, {arguments.precision}).")
-    print(f"To build a TensorRT engine of it:\n{result.trtexec}")
+from aethernet.pictures.calibration import calibration_pictures
 
 
 def define(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     parser.description = (
-        "Export a checkpoint to ONNX, fused on the way. The file is run in ONNX "
-        "Runtime and compared with PyTorch; a file that differs is not kept."
+        "Export a checkpoint to ONNX. The training form is fused first. The file is "
+        "run in ONNX Runtime and compared with PyTorch; a file that differs is not "
+        "kept."
     )
     parser.epilog = (
         "example: aethernet export my_2x.safetensors -o my_2x.onnx --precision float16"
     )
     add_conversion(parser, ".onnx")
-    add_export_limits(parser, "--opset")
+    add_export_options(parser, "--opset")
     parser.add_argument(
         "--precision",
         choices=(*PRECISIONS, "int8"),
         default="float32",
         help="of weights and activations; LayerNorm is always in float32. float16 also "
-        "takes and gives float16; int8 needs --calibrate; default: float32",
+        "has float16 input and output; int8 needs --calibrate; default: float32",
     )
     parser.add_argument(
         "--calibrate",
@@ -108,19 +61,18 @@ def define(parser: argparse.ArgumentParser) -> None:
         "--min-psnr",
         type=float,
         metavar="DB",
-        help="for int8: what each of these pictures has to reach; default: 40",
+        help="for int8: PSNR that each of these pictures has to reach; default: 40",
     )
     parser.add_argument(
         "--static",
-        type=fixed_size,
-        dest="shapes",
+        type=_fixed_size,
         metavar="WxH",
-        help="one fixed LR size, e.g. 640x360; default: batch, height, width are free",
+        help="one fixed LR size, e.g. 640x360; default: any batch, height and width",
     )
-    parser.set_defaults(job=_export_command, in_chans=None)
+    parser.set_defaults(job=_export)
 
 
-def add_export_limits(parser: argparse.ArgumentParser, opset_flag: str) -> None:
+def add_export_options(parser: argparse.ArgumentParser, opset_flag: str) -> None:
     """Add the flags of an export that the command and the script share."""
     parser.add_argument(
         opset_flag,
@@ -133,14 +85,96 @@ def add_export_limits(parser: argparse.ArgumentParser, opset_flag: str) -> None:
     parser.add_argument(
         "--license",
         metavar="ID",
-        help="of the weights, for the metadata, e.g. CC0-1.0; default: what the "
-        "checkpoint says",
+        help="licence of the weights for the metadata, e.g. CC0-1.0; default: the one "
+        "in the checkpoint",
     )
     parser.add_argument(
         "--atol",
         type=float,
         metavar="A",
-        help="|ONNX - PyTorch| may be A + R * |PyTorch|; default: 1e-4, and a PSNR "
-        "instead for float16 (50 dB) and bfloat16 (40 dB)",
+        help="|ONNX - PyTorch| may be A + R * |PyTorch|; default: 1e-4, but a PSNR of "
+        "50 dB for float16 and 40 dB for bfloat16",
     )
     parser.add_argument("--rtol", type=float, metavar="R", help="default: 1e-4")
+
+
+def _fixed_size(text: str) -> ShapeRange:
+    width, height = size(text)
+    shape = (1, height, width)
+    return ShapeRange(shape, shape, shape)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    _check_flags(arguments)
+    source, target = arguments.checkpoint, arguments.output
+    options = ExportOptions(
+        dynamic=arguments.static is None,
+        shapes=arguments.static or ShapeRange(),
+        opset=arguments.opset,
+        precision=arguments.precision,
+        license=arguments.license,
+        atol=arguments.atol,
+        rtol=arguments.rtol,
+    )
+    reading = checkpoint_options(arguments)
+    if options.precision != "int8":
+        return export(source, target, reading, options)
+    check_export(target)
+    checkpoint = load_checkpoint(find_model(source), reading)
+    pictures = calibration_pictures(
+        arguments.calibrate, checkpoint.in_chans, options.fixed_size
+    )
+    usual = MIN_PSNR["int8"]
+    min_psnr = usual if arguments.min_psnr is None else arguments.min_psnr
+    done = export_int8(checkpoint, target, pictures, options, min_psnr)
+    _print_export(checkpoint, target, options, done)
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Check that the flags fit the precision.
+
+    Raises:
+        AetherError: when they do not.
+    """
+    int8 = arguments.precision == "int8"
+    for flag, value, applies in (
+        ("--calibrate", arguments.calibrate, int8),
+        ("--min-psnr", arguments.min_psnr, int8),
+        ("--atol", arguments.atol, not int8),
+        ("--rtol", arguments.rtol, not int8),
+    ):
+        if value is not None and not applies:
+            raise AetherError(f"{flag} does not apply to {arguments.precision}.")
+    if int8 and arguments.calibrate is None:
+        raise AetherError(
+            "int8 needs --calibrate FOLDER.",
+            hint="The folder holds pictures like those the model will see.",
+        )
+
+
+def export(
+    source: Path, target: Path, reading: CheckpointOptions, options: ExportOptions
+) -> None:
+    """Write a checkpoint as an ONNX file, and print what was verified.
+
+    Args:
+        source: a path, or the name of a model that ships.
+        target: `.onnx`.
+        reading: how `source` is read, and where PyTorch checks the result.
+        options: as for `export_onnx`.
+    """
+    check_export(target)
+    checkpoint = load_checkpoint(find_model(source), reading)
+    done = export_onnx(checkpoint, target, options)
+    _print_export(checkpoint, target, options, done)
+
+
+def _print_export(
+    source: Checkpoint, target: Path, options: ExportOptions, done: OnnxExport
+) -> None:
+    print_source(source)
+    if source.form == "training":
+        print("It is in training form; it was fused for the export.")
+    print_differences("ONNX Runtime against PyTorch float32", done.differences)
+    print(f"Wrote {target} (opset {done.opset}, {options.precision}).")
+    print(f"To build a TensorRT engine from it:\n{done.trtexec}")

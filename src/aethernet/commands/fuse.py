@@ -1,49 +1,62 @@
-"""`aethernet fuse`: turn a trained checkpoint into its fused form."""
+"""`aethernet fuse`: write the fused form of a trained checkpoint."""
 
 import argparse
+from pathlib import Path
 
-from aethernet.checkpoints.checkpoint import DTYPES
+from aethernet.checkpoints.checkpoint import DTYPES, CheckpointOptions, load_checkpoint
+from aethernet.checkpoints.fuse import fuse_checkpoint
 from aethernet.checkpoints.shipped import find_model
 from aethernet.commands.conversion import (
     add_conversion,
+    checkpoint_options,
     print_differences,
+    print_img_range,
     print_source,
 )
-from aethernet.devices import choose_device
-
-
-def fuse(arguments: argparse.Namespace) -> None:
-    """Job: `checkpoint` to `output`; the rest as `fusion.fuse_checkpoint` has it."""
-    from aethernet.checkpoints.fuse import fuse_checkpoint
-
-    result = fuse_checkpoint(
-        find_model(arguments.checkpoint),
-        arguments.output,
-        model_type=arguments.model_type,
-        scale=arguments.scale,
-        param_key=arguments.param_key,
-        dtype=DTYPES[arguments.dtype],
-        device=choose_device(arguments.device),
-    )
-    print_source(result.source)
-    if result.was_fused:
-        print("It is in fused form already: written again with bare keys and metadata.")
-    img_range = result.source.hyperparameters.get("img_range", 1.0)
-    if img_range != 1:
-        print(f"img_range is {img_range}: spandrel cannot know, and takes it as 1.")
-    print_differences("Written file against the source", result.differences)
-    print(f"Wrote {arguments.output} (fused form, {arguments.dtype}).")
 
 
 def define(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     parser.description = (
-        "Fuse a trained checkpoint: both depthwise kernels of a block become one. The "
-        "written file is read again and compared with the training form; a file that "
-        "differs is not kept."
+        "Fuse a trained checkpoint: both depthwise kernels of each block become one. "
+        "The written file is read again and compared with the training form; a file "
+        "that differs is not kept."
     )
     parser.epilog = "example: aethernet fuse net_g_100000.pth -o my_2x.safetensors"
     add_conversion(parser, ".safetensors or .pth")
+    add_dtype(parser)
+    parser.set_defaults(job=_fuse)
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add `--dtype`, which the command and the script share."""
     parser.add_argument(
-        "--dtype", choices=tuple(DTYPES), default="float32", help="default: float32"
+        "--dtype",
+        choices=tuple(DTYPES),
+        default="float32",
+        help="type of the written weights; default: float32",
     )
-    parser.set_defaults(job=fuse)
+
+
+def _fuse(arguments: argparse.Namespace) -> None:
+    options = checkpoint_options(arguments)
+    fuse(arguments.checkpoint, arguments.output, options, arguments.dtype)
+
+
+def fuse(source: Path, target: Path, options: CheckpointOptions, dtype: str) -> None:
+    """Write the fused form of a checkpoint, and print what was verified.
+
+    Args:
+        source: a path, or the name of a model that ships.
+        target: `.safetensors` or `.pth`.
+        options: how `source` is read, and where the result is checked.
+        dtype: a key of `DTYPES`.
+    """
+    checkpoint = load_checkpoint(find_model(source), options)
+    differences = fuse_checkpoint(checkpoint, target, DTYPES[dtype])
+    print_source(checkpoint)
+    if checkpoint.form == "fused":
+        print("It is already fused; it was written with bare keys and metadata.")
+    print_img_range(checkpoint)
+    print_differences("Written file against the source", differences)
+    print(f"Wrote {target} (fused form, {dtype}).")

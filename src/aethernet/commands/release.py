@@ -1,20 +1,23 @@
-"""The command `aethernet release`: its flags, and what it says."""
+"""`aethernet release`: make a folder to publish a model."""
 
 import argparse
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aethernet.checkpoints.shipped import ENDINGS, find_model
 from aethernet.errors import AetherError
-from aethernet.files import check_source
-from aethernet.publish.openmodeldb import NOBODY, model_id
+from aethernet.files import check_source, unreadable
+from aethernet.publish.openmodeldb import ANONYMOUS, model_id
 from aethernet.text import in_columns, printable
 
 if TYPE_CHECKING:
-    from aethernet.publish.release import About, Release
+    from aethernet.checkpoints.checkpoint import Checkpoint
+    from aethernet.publish.about import About
+    from aethernet.publish.release import Release
 
-
-# Words of --training -> fields of an entry.
+# Keys of --training -> fields of an entry.
 TRAINING = {
     "iterations": "trainingIterations",
     "epochs": "trainingEpochs",
@@ -26,19 +29,19 @@ TRAINING = {
     "pretrained": "pretrainedModelG",
 }
 
+# Keys whose values are text, even if they look like a number.
 _TEXTS = ("dataset", "pretrained")
-
 _YES_NO = {"yes": True, "no": False}
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     parser.description = (
-        "Make a folder of what is published of a checkpoint: the training form, the "
-        "fused form (.safetensors and .pth), ONNX in float32 and float16, each checked "
-        "against the checkpoint; a model card; the entry for OpenModelDB, with sizes "
-        "and hashes; pictures before and after. It appears when all of it is right. "
-        "Needs the extra `onnx`."
+        "Make a folder with everything to publish of a checkpoint: the training form, "
+        "the fused form (.safetensors and .pth) and ONNX in float32 and float16, each "
+        "compared with the checkpoint; a model card; the entry for OpenModelDB, with "
+        "sizes and hashes; pictures before and after. The folder is written only if "
+        "all of it is correct. Needs the extra `onnx`."
     )
     parser.epilog = (
         "example: aethernet release net_g_100000.pth -o release --name leaves --author "
@@ -49,7 +52,7 @@ def define(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
-        help="best in training form, from which others can train on",
+        help="preferably in training form, so that others can continue the training",
     )
     parser.add_argument(
         "-o",
@@ -57,42 +60,42 @@ def define(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="the folder, which must not exist yet, or be empty",
+        help="the folder, which must be new or empty",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace an earlier release in DIR, once the new one is whole",
+        help="replace an earlier release in DIR when the new one is complete",
     )
-    _define_about(parser.add_argument_group("what you say of it"))
-    group = parser.add_argument_group("what is made of it")
+    _define_about(parser.add_argument_group("your statements about the model"))
+    group = parser.add_argument_group("content of the release")
     group.add_argument(
         "--data",
         nargs="+",
         type=Path,
         default=(),
         metavar="HR",
-        help="folders of HR pictures, each a set whose PSNR-Y and SSIM-Y the card says",
+        help="folders of HR pictures; the card states PSNR-Y and SSIM-Y on each",
     )
     group.add_argument(
         "--picture",
         nargs="*",
         type=Path,
         metavar="P",
-        help="to show before and after, as the model takes them; default: a small "
-        "photograph that ships; none after it: none",
+        help="LR pictures to show before and after; default: a small photograph that "
+        "ships; give the flag without files for none",
     )
     group.add_argument(
         "--without",
         nargs="+",
         choices=tuple(ENDINGS),
         default=(),
-        help="model files to leave out; the fused .safetensors is always there",
+        help="model files to leave out; the fused .safetensors is always written",
     )
     group.add_argument(
         "--param-key",
         metavar="KEY",
-        help="which state dict of the file to take; default: a moving average",
+        help="key of the state dict to read; default: a moving average, if any",
     )
     group.add_argument(
         "--device",
@@ -105,23 +108,25 @@ def define(parser: argparse.ArgumentParser) -> None:
 def _define_about(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--name",
-        help="of the files, which begin with the scale; default: the variant's",
+        help="of the files, after the scale; default: the name of the variant",
     )
     group.add_argument(
         "--author",
         nargs="+",
-        default=(NOBODY,),
+        default=(ANONYMOUS,),
         metavar="ID",
-        help=f"as OpenModelDB spells it, e.g. helaman; default: {NOBODY}",
+        help=f"id in OpenModelDB, e.g. helaman; default: {ANONYMOUS}",
     )
     group.add_argument(
         "--license",
         metavar="ID",
-        help="of the weights, an SPDX identifier, e.g. CC0-1.0, CC-BY-4.0, MIT; "
-        "default: not stated",
+        help="licence of the weights, an SPDX identifier, e.g. CC0-1.0, CC-BY-4.0 or "
+        "MIT; default: not stated",
     )
     group.add_argument(
-        "--description", metavar="TEXT", help="what it is for, in a sentence or two"
+        "--description",
+        metavar="TEXT",
+        help="purpose of the model, in one or two sentences",
     )
     group.add_argument(
         "--tags",
@@ -137,44 +142,47 @@ def _define_about(group: "argparse._ArgumentGroup") -> None:
         nargs="+",
         type=_fact,
         default=(),
-        metavar="WORD=VALUE",
-        help=f"how it was trained: {', '.join(TRAINING)}; iterations are read from the "
-        "checkpoint where it counts them",
+        metavar="KEY=VALUE",
+        help=f"how it was trained; keys: {', '.join(TRAINING)}; iterations are read "
+        "from the checkpoint if it counts them",
     )
     group.add_argument(
         "--notes",
         type=Path,
         metavar="FILE.md",
-        help="more for the card: the recipe, known limits, thanks; Markdown, headings "
-        "from ## on",
+        help="text for the card in Markdown, with headings from ## on: recipe, known "
+        "limits, thanks",
     )
     group.add_argument(
         "--url",
         metavar="BASE",
-        help="where the files will lie, e.g. "
+        help="address of the folder with the published files, e.g. "
         "https://github.com/me/models/releases/download/leaves",
     )
 
 
 def release(arguments: argparse.Namespace) -> None:
-    """Job: a folder `output` of what is published of `checkpoint`."""
+    """Make a release of a checkpoint, and print what is in it."""
+    # Imported here, so that the flags and the help need no torch.
+    from aethernet.checkpoints.checkpoint import CheckpointOptions, load_checkpoint
     from aethernet.devices import choose_device
-    from aethernet.publish import release as room
+    from aethernet.publish import release as publisher
 
-    done = room.release(
-        find_model(arguments.checkpoint),
-        arguments.output,
-        _about(arguments),
+    about = _about(arguments)
+    options = publisher.ReleaseOptions(
         data=arguments.data,
         pictures=arguments.picture,
         without=arguments.without,
-        param_key=arguments.param_key,
-        device=choose_device(arguments.device),
         overwrite=arguments.overwrite,
     )
-    _print(done)
-    if arguments.author == (NOBODY,):
-        print(f"No author was named (--author): the entry says {NOBODY}.")
+    reading = CheckpointOptions(
+        param_key=arguments.param_key, device=choose_device(arguments.device)
+    )
+    source = load_checkpoint(find_model(arguments.checkpoint), reading)
+    done = publisher.release(source, arguments.output, about, options)
+    _print_release(source, done)
+    if arguments.author == (ANONYMOUS,):
+        print(f"No author was named (--author): the entry has {ANONYMOUS}.")
     if arguments.license is None:
         print("No licence was named (--license): nobody may use it without asking.")
     if arguments.url is None:
@@ -182,62 +190,68 @@ def release(arguments: argparse.Namespace) -> None:
 
 
 def _about(arguments: argparse.Namespace) -> "About":
-    from aethernet.publish.release import About
+    from aethernet.publish.about import About
 
-    said: dict[str, Any] = {
-        name: getattr(arguments, name)
-        for name in ("author", "license", "name", "description", "tags", "url")
-    }
-    if arguments.date is not None:
-        said["date"] = arguments.date
-    if arguments.notes is not None:
-        said["notes"] = _read(arguments.notes)
-    return About(**said, training=dict(arguments.training))
+    return About(
+        author=arguments.author,
+        license=arguments.license,
+        name=arguments.name,
+        description=arguments.description,
+        tags=arguments.tags,
+        date=arguments.date or date.today().isoformat(),
+        training=dict(arguments.training),
+        notes="" if arguments.notes is None else _read_text(arguments.notes),
+        url=arguments.url,
+    )
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     check_source(path, "a text")
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise AetherError(f"{path} is no text in UTF-8.") from error
+        raise AetherError("The text is not in UTF-8.", path) from error
+    except OSError as error:
+        raise unreadable(error, path) from error
 
 
 def _fact(text: str) -> tuple[str, Any]:
-    word, _, value = text.partition("=")
-    if word not in TRAINING or not value:
+    """A field of the entry and its value, from KEY=VALUE."""
+    key, _, value = text.partition("=")
+    if key not in TRAINING or not value:
         known = ", ".join(TRAINING)
         raise argparse.ArgumentTypeError(
-            f"expected WORD=VALUE of {known}, not {text!r}"
+            f"expected KEY=VALUE with a key of {known}, not {text!r}"
         )
-    if word in _TEXTS:
-        return TRAINING[word], value
+    if key in _TEXTS:
+        return TRAINING[key], value
     if value.isdecimal():
-        return TRAINING[word], int(value)
-    return TRAINING[word], _YES_NO.get(value, value)
+        return TRAINING[key], int(value)
+    return TRAINING[key], _YES_NO.get(value, value)
 
 
-def _print(done: "Release") -> None:
-    source = done.source
+def _print_release(source: "Checkpoint", done: "Release") -> None:
+    from aethernet.commands.conversion import print_img_range
+
     print(
         f"Read {printable(str(source.path))}: {source.variant or 'AetherNet'} "
         f"{source.scale}x, {source.form} form."
     )
     if source.form == "fused":
-        print("Without its training form nobody can train on from it.")
-    img_range = source.hyperparameters.get("img_range", 1.0)
-    if img_range != 1:
-        print(f"img_range is {img_range}: spandrel cannot know, and takes it as 1.")
-    rows = [(file.name, f"{file.size / 1e6:.1f} MB", file.check) for file in done.files]
+        print("The training form is missing: nobody can continue the training.")
+    print_img_range(source)
     print("Written files against the checkpoint:")
-    for line in in_columns(rows):
-        print(f"  {line}")
+    _print_table(
+        [(file.name, f"{file.size / 1e6:.1f} MB", file.check) for file in done.files]
+    )
     for name, by_method in done.figures.items():
         print(f"{printable(name)}:")
-        for line in in_columns([(m, str(f)) for m, f in by_method.items()]):
-            print(f"  {line}")
-    print(f"Wrote {printable(str(done.folder))} with {done.name}.md, the card, and")
-    print(
-        f"{done.name}.json, the entry: data/models/{model_id(done.name, source.scale)}"
-        ".json in OpenModelDB."
-    )
+        _print_table([(method, str(each)) for method, each in by_method.items()])
+    entry = f"data/models/{model_id(done.name, source.scale)}.json"
+    print(f"Wrote {printable(str(done.folder))}. Its {done.name}.md is the card, and")
+    print(f"{done.name}.json is the entry: {entry} in OpenModelDB.")
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    for line in in_columns(rows):
+        print(f"  {line}")

@@ -1,6 +1,6 @@
-"""Entries of OpenModelDB, where upscaling models are listed: one JSON file for each.
+"""Entries of OpenModelDB, the database of upscaling models: one JSON file per model.
 
-What an entry may hold is read off the database's own program, as of August 2026:
+The fields and their rules follow the program of the database, as of August 2026:
 `schema.ts`, `model-props.ts` and `schema-util.ts` in `src/lib`, and `data/tags.json`.
 """
 
@@ -16,10 +16,10 @@ from aethernet.errors import import_optional
 from aethernet.files import sha256_of
 
 ARCHITECTURE = "aethernet"
-"""Our architecture's id. The database has to be told of it (docs/release.md)."""
+"""Id of our architecture, which the database has to learn first (docs/release.md)."""
 
-NOBODY = "anonymous"
-"""The author where none is named."""
+ANONYMOUS = "anonymous"
+"""The author if none is named."""
 
 TAGS = (
     *("ai-generated", "anime", "anti-aliasing", "cartoon", "cgi", "colorization"),
@@ -29,7 +29,7 @@ TAGS = (
     *("pretrained", "research", "restoration", "text", "texture-generation"),
     "video-frame",
 )
-"""Those an author chooses from; the site derives others from the other fields."""
+"""Tags that authors choose from; the site derives others from the other fields."""
 
 _TYPES = {".safetensors": "safetensors", ".pth": "pth", ".onnx": "onnx"}
 
@@ -41,11 +41,14 @@ _MODEL_ID = rf"\d+x-(?i:{_WORDS})"
 
 
 def resource(path: Path, base_url: str | None) -> dict[str, Any]:
-    """A file as an entry lists it: size in bytes, SHA-256, where it can be had.
+    """A file as an entry lists it: size in bytes, SHA-256, address.
 
     Args:
         path: a .safetensors, .pth or .onnx file.
-        base_url: of the folder it will be downloaded from; None where not yet known.
+        base_url: of the folder that it will be downloaded from; None if not yet known.
+
+    Raises:
+        AetherError: when the file cannot be read.
     """
     kind = _TYPES[path.suffix]
     return {
@@ -63,7 +66,7 @@ def url_of(base: str, name: str) -> str:
 
 
 def model_id(name: str, scale: int) -> str:
-    """What the database calls a model, and its file: 2x_mine becomes 2x-mine."""
+    """Id and file name of a model in the database: 2x_mine becomes 2x-mine."""
     words = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
     words = re.sub(rf"^{scale}x-?", "", words, flags=re.IGNORECASE)
     words = re.sub(rf"-(?:x{scale}|{scale}x)$", "", words, flags=re.IGNORECASE)
@@ -71,18 +74,17 @@ def model_id(name: str, scale: int) -> str:
 
 
 def as_text(entry: Mapping[str, Any]) -> str:
-    """An entry as the database keeps it: four spaces, no newline at the end."""
+    """An entry in the format of the database: four spaces, no newline at the end."""
     return json.dumps(entry, indent=4, ensure_ascii=False)
 
 
 def problems(entry: Any) -> list[str]:
-    """What is wrong with an entry, in sentences; empty when it can be handed in.
+    """All problems of an entry as sentences; empty if it is valid.
 
-    Whether the database knows its author, architecture and pretrained models is not
-    asked: it grows.
+    Authors, architectures and pretrained models are not looked up in the database.
     """
     if not isinstance(entry, dict):
-        return ["An entry is an object of fields."]
+        return ["An entry has to be a JSON object."]
     found = [f"{name} is missing." for name in _REQUIRED if name not in entry]
     return found + [
         f"{name} {problem}."
@@ -92,11 +94,12 @@ def problems(entry: Any) -> list[str]:
 
 
 def problem_of(name: str, value: Any) -> str | None:
-    """What is wrong with one field, as the end of a sentence that begins with it."""
+    """The problem of one field, as the end of a sentence that begins with its name."""
     fields = {**_REQUIRED, **_OPTIONAL}
-    return fields[name](value) if name in fields else "is no field of an entry"
+    return fields[name](value) if name in fields else "is not a field of an entry"
 
 
+# Each takes a value and returns its problem, as the end of a sentence, or None.
 Check = Callable[[Any], str | None]
 
 
@@ -104,8 +107,8 @@ def _text(value: Any) -> str | None:
     if not isinstance(value, str) or not value:
         return f"has to be a text, not {value!r}"
     if value != value.strip():
-        return "has blanks around it"
-    if re.search("[\ud800-\udfff]", value):  # which no file could hold
+        return "begins or ends with a blank"
+    if re.search("[\ud800-\udfff]", value):  # cannot be written to a file
         return "is not valid Unicode"
     return None
 
@@ -120,13 +123,13 @@ def _matching(pattern: str, what: str) -> Check:
 
 
 def _whole(least: int, most: int | None = None) -> Check:
-    said = f"a whole number, {least} or more" + (f", at most {most}" if most else "")
+    what = f"a whole number, {least} or more" + (f", at most {most}" if most else "")
 
     def check(value: Any) -> str | None:
         good = isinstance(value, int) and not isinstance(value, bool)
         if good and least <= value and (most is None or value <= most):
             return None
-        return f"has to be {said}, not {value!r}"
+        return f"has to be {what}, not {value!r}"
 
     return check
 
@@ -153,7 +156,7 @@ def _or_null(check: Check) -> Check:
 def _tag(value: Any) -> str | None:
     if value in TAGS:
         return None
-    return f"has {value!r}, which is none of {', '.join(TAGS)}"
+    return f"has {value!r}, which is not one of {', '.join(TAGS)}"
 
 
 def _author(value: Any) -> str | None:
@@ -165,7 +168,7 @@ def _license(value: Any) -> str | None:
     what = "has to be an SPDX identifier, e.g. CC0-1.0, CC-BY-4.0 or MIT"
     if not isinstance(value, str):
         return f"{what}, not {value!r}"
-    for name in value.split(" OR "):  # the one operator that the database reads
+    for name in value.split(" OR "):  # the only operator that the database reads
         try:
             proper = licenses.canonicalize_license_expression(name)
         except licenses.InvalidLicenseExpression:
@@ -173,7 +176,7 @@ def _license(value: Any) -> str | None:
         if not re.fullmatch(r"[A-Za-z0-9.-]+", proper):
             return f"{what}, not {value!r}"
         if proper != name:
-            return f"is spelt {proper}, not {name}"
+            return f"has to be spelled {proper}, not {name}"
     return None
 
 
@@ -187,7 +190,7 @@ def _date(value: Any) -> str | None:
 
 
 def problem_of_url(value: Any) -> str | None:
-    """What is wrong with an address, as the end of a sentence."""
+    """The problem of an address, as the end of a sentence."""
     return _matching(r"https?://[^\s/]+/\S+", "an address (https://..)")(value)
 
 
@@ -223,7 +226,7 @@ def _object(value: Any, checks: Mapping[str, Check]) -> str | None:
         return f"needs objects of {', '.join(checks)}, not {value!r}"
     for name, check in checks.items():
         if problem := check(value[name]):
-            return f"is not right: {name} {problem}"
+            return f"is not valid: {name} {problem}"
     return None
 
 
