@@ -1,4 +1,4 @@
-"""What a run says, to terminals, pipes and programs."""
+"""What a run prints on terminals, into pipes and for programs."""
 
 import contextlib
 import io
@@ -17,7 +17,6 @@ from PIL import Image
 from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
 from aethernet.commands.progress import progress, steps_progress
-from aethernet.text import in_columns, printable
 from aethernet.upscaling.folders import Job, Outcome
 
 terminals = pytest.mark.skipif(
@@ -25,7 +24,7 @@ terminals = pytest.mark.skipif(
 )
 
 JOBS = [Job(Path(f"in/{i}.png"), Path(f"out/{i}.png")) for i in range(4)]
-REASON = "in/1.png is no whole picture."
+REASON = "in/1.png: The file is damaged, or ends early."
 SUMMARY = (
     "Upscaled 1 of 3 pictures; 1 was there already (--overwrite to replace); 2 failed."
 )
@@ -41,7 +40,7 @@ def failed(job, reason=REASON):
 
 
 def run(*outcomes, quiet=False, json=False, on_start=None):
-    """As a job does it; those done before are told first."""
+    """Report these outcomes as a job does: first those that were done before."""
     skipped = [o for o in outcomes if o.status == "skipped"]
     with progress(quiet, json) as shown:
         shown.total(len(outcomes) - len(skipped), len(skipped))
@@ -69,7 +68,7 @@ class TestPipes:
         out, error = capsys.readouterr()
         assert out == "in/2.png (100x50) -> out/2.png (200x100)\n"
         assert error.splitlines() == [
-            "error: in/1.png is no whole picture.",
+            f"error: {REASON}",
             "error: in/3.png: Out of memory.",
             SUMMARY,
         ]
@@ -80,17 +79,17 @@ class TestPipes:
         assert out.count("\n") == 1
         assert error == ""
 
-    def test_a_single_failure_is_one_sentence(self, capsys):
+    def test_a_single_failure_is_one_line(self, capsys):
         run(failed(JOBS[0], "Out of memory."))
         assert capsys.readouterr() == ("", "error: Out of memory.\n")
 
-    def test_nothing_left_to_do_is_said(self, capsys):
+    def test_a_run_with_nothing_left_to_do(self, capsys):
         run(*(Outcome(job, "skipped", "it is there already") for job in JOBS))
         out, error = capsys.readouterr()
         assert out == ""
         assert error == "4 were there already (--overwrite to replace).\n"
 
-    def test_an_interrupted_run_says_how_far_it_came(self, capsys):
+    def test_an_interrupted_run_prints_how_far_it_got(self, capsys):
         with pytest.raises(KeyboardInterrupt), progress(False, False) as shown:
             shown.total(3, 0)
             shown.finished(done(JOBS[0]))
@@ -105,7 +104,7 @@ class TestPipes:
         assert "\x1b" not in out + error
         assert "MP/s" not in out + error
 
-    def test_each_line_is_there_as_soon_as_its_picture(self, monkeypatch):
+    def test_each_line_is_printed_when_its_picture_is_done(self, monkeypatch):
         sent = io.BytesIO()
         monkeypatch.setattr("sys.stdout", io.TextIOWrapper(sent))
         with progress(False, False) as shown:
@@ -119,7 +118,7 @@ class TestPipes:
         run(*MIXED)
         run(*MIXED, json=True)
 
-    def test_errors_do_not_get_into_the_output_where_stderr_is_closed(
+    def test_errors_do_not_go_to_stdout_where_stderr_is_closed(
         self, capsys, monkeypatch
     ):
         monkeypatch.setattr("sys.stderr", None)
@@ -135,7 +134,7 @@ class TestQuiet:
             f"error: {REASON}\nerror: in/3.png: Out of memory.\n",
         )
 
-    def test_json_that_was_asked_for_is_no_noise(self, capsys):
+    def test_json_is_printed_if_asked_for(self, capsys):
         run(*MIXED, quiet=True, json=True)
         out, error = capsys.readouterr()
         assert len(out.splitlines()) == 4
@@ -143,7 +142,7 @@ class TestQuiet:
 
 
 class TestJson:
-    def test_an_object_a_line_for_every_file(self, capsys):
+    def test_one_object_per_line_for_every_file(self, capsys):
         run(*MIXED, json=True)
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [line["status"] for line in lines] == [
@@ -167,7 +166,7 @@ class TestJson:
         assert lines[2]["seconds"] == 0.25
 
     @pytest.mark.skipif(os.name != "posix", reason="needs names of bytes, as on POSIX")
-    def test_any_name_is_text_there(self, capsys):
+    def test_any_name_is_valid_text(self, capsys):
         names = ["two\nlines", "été 東京 🖼", "\x1b[31m", 'a"b\\c', "\u2028"]
         for name in (*names, os.fsdecode(b"caf\xe9")):
             job = Job(Path(name), Path(f"{name}.png"))
@@ -198,17 +197,10 @@ class TestNames:
         assert len(out.splitlines()) == 1
         assert len(error.splitlines()) == 2
 
-    def test_letters_of_all_scripts_and_spaces_stay(self):
-        for name in ("été", "東京\u3000駅", "🖼", "a\u00a0b", "[red]", ":smile:"):
-            assert printable(name) == name
-
-    def test_lines_end_somewhere(self):
-        assert len(printable("x" * 5000)) == 1002
-
 
 @contextlib.contextmanager
 def terminal(monkeypatch, *streams, width=100, kind="xterm-256color"):
-    """A pseudo terminal as these streams; yields a list, in the end of what it got."""
+    """A pseudo terminal as these streams; yields a list for what it receives."""
     monkeypatch.setenv("TERM", kind)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("LINES", "24")
@@ -219,7 +211,9 @@ def terminal(monkeypatch, *streams, width=100, kind="xterm-256color"):
     received = bytearray()
 
     def receive():
-        with contextlib.suppress(OSError):  # Linux says so of a terminal that is closed
+        with contextlib.suppress(
+            OSError
+        ):  # raised by Linux when the terminal is closed
             while block := os.read(ours, 1 << 16):
                 received.extend(block)
 
@@ -239,7 +233,7 @@ def terminal(monkeypatch, *streams, width=100, kind="xterm-256color"):
 
 
 def screen(sent):
-    """What stands there at the end, for the few sequences that a bar is made of."""
+    """The lines on the screen at the end; knows the few sequences that a bar uses."""
     lines, row, column = [""], 0, 0
     for part in re.findall(r"\x1b\[[?0-9;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", sent):
         command = re.fullmatch(r"\x1b\[([?0-9;]*)([A-Za-z])", part)
@@ -263,7 +257,7 @@ def screen(sent):
 
 @terminals
 class TestTerminals:
-    def test_a_bar_with_pictures_rate_time_left_and_name(self, monkeypatch):
+    def test_the_bar_shows_pictures_rate_time_left_and_name(self, monkeypatch):
         with terminal(monkeypatch, "stderr") as sent:
             run(
                 *(done(job) for job in JOBS), on_start=lambda shown: shown.bar.refresh()
@@ -278,16 +272,18 @@ class TestTerminals:
         assert capsys.readouterr().out.count(" -> ") == 2
         assert " -> " not in sent[0]
 
-    def test_nothing_tears_the_bar_or_is_torn(self, monkeypatch):
+    def test_other_output_is_printed_above_the_bar(self, monkeypatch):
         with terminal(monkeypatch, "stderr", "stdout") as sent:
             logger = logging.getLogger("aethernet")
-            handler = logging.StreamHandler()  # bound to the terminal, as in `cli`
+            handler = (
+                logging.StreamHandler()
+            )  # bound to the terminal, as in the command
             logger.addHandler(handler)
 
             def talk(shown):
                 shown.bar.refresh()
-                logger.warning("a word of ours")
-                sys.stderr.write("a word of a library's\n")
+                logger.warning("a message of ours")
+                sys.stderr.write("a message of a library\n")
 
             try:
                 run(*MIXED, on_start=talk)
@@ -295,7 +291,7 @@ class TestTerminals:
                 assert handler.stream is sys.stderr
             finally:
                 logger.removeHandler(handler)
-        words = ["a word of ours", "a word of a library's"]
+        words = ["a message of ours", "a message of a library"]
         assert screen(sent[0]) == [
             *words,
             f"error: {REASON}",
@@ -316,14 +312,14 @@ class TestTerminals:
         lines = [line for line in screen(sent[0]) if line.startswith("{")]
         assert json.loads(lines[0])["source"] == str(job.source)
 
-    def test_a_name_is_neither_markup_nor_a_command(self, monkeypatch):
+    def test_names_are_not_markup_and_not_commands(self, monkeypatch):
         job = Job(Path("[red]a\x1b[2J:smile:"), Path("out.png"))
         with terminal(monkeypatch, "stderr") as sent:
             run(done(job), on_start=lambda shown: shown.bar.refresh())
         assert r"[red]a\x1b[2J:smile:" in sent[0]
         assert "\x1b[2J" not in sent[0]
 
-    def test_steps_are_named_and_counted_while_they_last(self, monkeypatch):
+    def test_steps_are_named_and_counted(self, monkeypatch):
         with terminal(monkeypatch, "stderr") as sent, steps_progress(3) as told:
             for name in ("model, a.png", "model, b\x07.png"):
                 told(name)
@@ -331,13 +327,13 @@ class TestTerminals:
         assert re.search(r"model, b\\x07\.png +\S+ +1/3", text), text
         assert screen(sent[0]) == []
 
-    def test_a_narrow_terminal_is_no_error(self, monkeypatch):
+    def test_a_narrow_terminal(self, monkeypatch):
         with terminal(monkeypatch, "stderr", "stdout", width=20) as sent:
             run(*MIXED, on_start=lambda shown: shown.bar.refresh())
         assert "".join(screen(sent[0])).count("in/2.png") == 1
 
     def test_pictures_that_overlap_count_once(self, monkeypatch):
-        """One is read and run while the one before it is being written."""
+        """One picture is upscaled while the one before it is written."""
         with terminal(monkeypatch, "stderr"), progress(False, False) as shown:
             shown.total(3, 0)
             counted = []
@@ -346,13 +342,13 @@ class TestTerminals:
                 lambda: (shown.started(JOBS[1]), shown.advanced(2500, 5000)),
                 lambda: shown.finished(done(JOBS[0])),
                 lambda: shown.finished(failed(JOBS[1])),
-                lambda: shown.finished(done(JOBS[2])),  # of which nothing was heard
+                lambda: shown.finished(done(JOBS[2])),  # whose start was not reported
             ):
                 step()
                 counted.append(shown.bar.tasks[0].completed)
         assert counted == [1, 1.5, 1.5, 2, 3]
 
-    def test_quiet_terminals_and_dumb_ones_have_no_bar(self, monkeypatch):
+    def test_no_bar_with_quiet_or_on_a_dumb_terminal(self, monkeypatch):
         for kind, quiet in (("xterm", True), ("dumb", False)):
             with terminal(monkeypatch, "stderr", kind=kind) as sent:
                 run(*MIXED, quiet=quiet)
@@ -360,7 +356,7 @@ class TestTerminals:
             assert "MP/s" not in sent[0]
             assert "" not in sent[0].splitlines()
 
-    def test_an_error_gives_the_terminal_back(self, monkeypatch):
+    def test_an_error_restores_the_terminal(self, monkeypatch):
         with terminal(monkeypatch, "stderr") as sent:
             before = sys.stderr
             with (
@@ -375,12 +371,12 @@ class TestTerminals:
 
 
 @terminals
-def test_the_command_shows_the_bar_to_those_who_watch(tmp_path, monkeypatch, capsys):
+def test_the_command_shows_the_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     save_checkpoint(lively_network(), tmp_path / "m.safetensors")
     (tmp_path / "in").mkdir()
     for name in ("frame10.png", "frame2.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / "in" / name)
-    (tmp_path / "in/frame3.png").write_text("no picture")
+    (tmp_path / "in/frame3.png").write_text("not a picture")
     logger = logging.getLogger("aethernet")
     monkeypatch.setattr(logger, "handlers", [])  # the command adds one
     monkeypatch.setattr(logger, "level", logger.level)
@@ -396,8 +392,8 @@ def test_the_command_shows_the_bar_to_those_who_watch(tmp_path, monkeypatch, cap
     assert frames == ["frame2", "frame10"]
 
 
-def test_a_reader_that_left_is_heard_of(monkeypatch):
-    """The command ends on a broken pipe; nobody would see what else it says."""
+def test_a_closed_pipe_ends_a_run(monkeypatch):
+    """Nobody would read the rest of the output."""
     reader, writer = os.pipe()
     os.close(reader)
     stdout = io.TextIOWrapper(os.fdopen(writer, "wb", buffering=0), write_through=True)
@@ -407,12 +403,3 @@ def test_a_reader_that_left_is_heard_of(monkeypatch):
         shown.finished(done(JOBS[0]))
     with contextlib.suppress(OSError):
         stdout.close()
-
-
-def test_columns_are_as_wide_as_their_widest_cell_and_numbers_end_together():
-    rows = [("name", "dB", "path"), ("2x", "9.5", "a"), ("bicubic", "33.68", "b")]
-    assert in_columns(rows, right=[1]) == [
-        "name        dB  path",
-        "2x         9.5  a",
-        "bicubic  33.68  b",
-    ]

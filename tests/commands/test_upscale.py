@@ -1,4 +1,4 @@
-"""`aethernet upscale` as people and programs use it: folders, pipes, kills, flags."""
+"""`aethernet upscale` in folders and pipes, when it is killed, and its flags."""
 
 import io
 import json
@@ -12,15 +12,15 @@ import zlib
 
 import numpy as np
 import pytest
-from helpers import ROOT, SAMPLE, lively_network, without_hidden
+from helpers import ROOT, SAMPLE, lively_network, photo, without_hidden, write
 from large_picture import draw
 from PIL import Image
 
 from aethernet.checkpoints.checkpoint import save_checkpoint
-from aethernet.checkpoints.verification import natural_image
 from aethernet.commands.main import main
 from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
+from aethernet.runtimes.registry import open_model
 
 COMMAND = [sys.executable, "-m", "aethernet", "upscale"]
 PLAINLY = ["--runtime", "pytorch", "--device", "cpu"]
@@ -35,7 +35,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def upscale(model):
-    """Run the command in this process; what it returns."""
+    """Run the command in this process; return its exit code."""
 
     def call(*words):
         return main(["upscale", *map(str, words), "--model", str(model), *PLAINLY])
@@ -44,9 +44,7 @@ def upscale(model):
 
 
 def picture(path, height=20, width=30):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.rint(255 * natural_image(height, width)[0].numpy()).astype(np.uint8)
-    write_picture(Picture(np.ascontiguousarray(pixels.transpose(1, 2, 0))), path)
+    return write(photo(height, width), path)
 
 
 def files_in(folder):
@@ -58,13 +56,13 @@ def files_in(folder):
 def wait_until(process, happened, patience=120):
     deadline = time.monotonic() + patience
     while not happened():
-        assert process.poll() is None, "it ended before"
+        assert process.poll() is None, "the process ended early"
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.005)
 
 
 class TestFolders:
-    def test_structure_and_names_are_kept_and_what_fails_is_listed(
+    def test_structure_and_names_are_kept_and_failures_are_listed(
         self, tmp_path, upscale, capsys
     ):
         source, target = tmp_path / "in", tmp_path / "out"
@@ -74,16 +72,16 @@ class TestFolders:
         (source / "deep/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
         (source / "notes.txt").write_text("no picture by its name")
         assert upscale(source, "-o", target) == 1
-        told = capsys.readouterr()
+        printed = capsys.readouterr()
         assert files_in(target) == sorted(names)
         for name in names:
             assert read_picture(target / name).pixels.shape == (40, 60, 3)
-        assert told.err.count("broken.png") == 1
-        assert "4 of 5 pictures; 1 failed" in told.err
-        assert "Traceback" not in told.err
-        assert told.out.count(" -> ") == 4
+        assert printed.err.count("broken.png") == 1
+        assert "4 of 5 pictures; 1 failed" in printed.err
+        assert "Traceback" not in printed.err
+        assert printed.out.count(" -> ") == 4
 
-    def test_goes_on_where_it_stopped(self, tmp_path, upscale, capsys):
+    def test_a_second_run_continues_the_first(self, tmp_path, upscale, capsys):
         source, target = tmp_path / "in", tmp_path / "out"
         for name in ("1.png", "2.png", "3.png"):
             picture(source / name)
@@ -107,7 +105,7 @@ class TestFolders:
         for name in made:
             assert read_picture(tmp_path / "out" / name).pixels.shape[:2] == (30, 45)
 
-    def test_a_line_of_json_for_each_file_and_nothing_else(
+    def test_json_is_one_line_per_picture_and_nothing_else(
         self, tmp_path, upscale, capsys
     ):
         picture(tmp_path / "in/a.png")
@@ -125,22 +123,24 @@ class TestFolders:
         assert found["a.png"]["size_after"] == [60, 40]
         assert "no picture" in found["c.png"]["reason"]
 
-    def test_quiet_says_nothing_but_errors(self, tmp_path, upscale, capsys):
+    def test_quiet_prints_only_errors(self, tmp_path, upscale, capsys):
         picture(tmp_path / "in/a.png")
         assert upscale(tmp_path / "in", "-o", tmp_path / "out", "--quiet") == 0
         assert capsys.readouterr() == ("", "")
 
-    def test_verbose_says_how_busy_the_network_was(self, tmp_path, upscale, capsys):
+    def test_verbose_prints_how_busy_the_network_was(self, tmp_path, upscale, capsys):
         picture(tmp_path / "a.png")
         assert upscale(tmp_path / "a.png", "--verbose") == 0
         assert "% of" in capsys.readouterr().out
 
-    def test_a_pattern_makes_a_folder_however_much_it_matches(self, tmp_path, upscale):
+    def test_the_output_for_a_pattern_is_a_folder(self, tmp_path, upscale):
         picture(tmp_path / "in/a.png")
         assert upscale(tmp_path / "in/*.png", "-o", tmp_path / "out") == 0
         assert files_in(tmp_path / "out") == ["a.png"]
 
-    def test_a_picture_that_fails_twice_is_one_line(self, tmp_path, upscale, capsys):
+    def test_a_picture_with_two_errors_is_reported_once(
+        self, tmp_path, upscale, capsys
+    ):
         pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 4), np.uint8)
         write_picture(Picture(pixels), tmp_path / "whole.png")
         content = (tmp_path / "whole.png").read_bytes()
@@ -153,7 +153,7 @@ class TestFolders:
 
 
 class TestKilled:
-    def test_whatever_the_moment_only_whole_files_are_left(self, tmp_path, model):
+    def test_only_whole_files_are_left_at_any_moment(self, tmp_path, model):
         source, target = tmp_path / "in", tmp_path / "out"
         names = [f"{index:02}.png" for index in range(12)]
         for name in names:
@@ -174,7 +174,7 @@ class TestKilled:
 
             wait_until(process, lambda n=wanted: len(made()) >= n)
             os.kill(process.pid, signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL, "it was done before the kill"
+            assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
             for name in made():
                 assert read_picture(target / name).pixels.shape == (300, 400, 3)
         done = subprocess.run(
@@ -189,7 +189,7 @@ class TestKilled:
         assert "there already" in done.stderr
         assert files_in(source) == names
 
-    def test_ctrl_c_is_a_sentence(self, tmp_path, model):
+    def test_ctrl_c_prints_one_line(self, tmp_path, model):
         picture(tmp_path / "1.png")
         picture(tmp_path / "2.png", 1500, 1500)
         words = [str(tmp_path / "1.png"), str(tmp_path / "2.png"), "--tile", "16"]
@@ -202,10 +202,10 @@ class TestKilled:
         )
         wait_until(process, (tmp_path / "1_2x.png").exists)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, message = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert "interrupted" in said
-        assert "Traceback" not in said
+        assert "interrupted" in message
+        assert "Traceback" not in message
         assert without_hidden(tmp_path) == ["1.png", "1_2x.png", "2.png"]
 
 
@@ -228,18 +228,18 @@ class TestPipes:
         found = np.asarray(Image.open(io.BytesIO(done.stdout)))
         assert np.array_equal(found, read_picture(tmp_path / "b.png").pixels)
 
-    def test_its_format_is_the_one_asked_for(self, tmp_path, model):
+    def test_format_of_standard_output(self, tmp_path, model):
         picture(tmp_path / "a.png")
         done = self.run(tmp_path / "a.png", "-o", "-", "--format", "webp", model=model)
         assert done.stdout[:4] == b"RIFF"
 
-    def test_what_is_no_picture_is_a_sentence(self, model):
+    def test_an_unreadable_picture_is_one_line(self, model):
         done = self.run("-", "-o", "-", given=b"hello", model=model)
         assert done.returncode == 1
         assert done.stdout == b""
-        said = done.stderr.decode()
-        assert said.startswith("error: standard input is no picture")
-        assert len(said.splitlines()) == 1
+        printed = done.stderr.decode()
+        assert printed.startswith("error: standard input: ")
+        assert len(printed.splitlines()) == 1
 
 
 class TestFramesThroughPipes:
@@ -252,7 +252,7 @@ class TestFramesThroughPipes:
     @pytest.mark.parametrize(
         ("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
     )
-    def test_an_end_while_the_pipe_is_silent(self, model, stop, code):
+    def test_signals_while_the_pipe_is_silent(self, model, stop, code):
         process = subprocess.Popen(
             self.words(model, "-o", "-"),
             cwd=ROOT,
@@ -266,12 +266,12 @@ class TestFramesThroughPipes:
         assert len(process.stdout.read(whole - 20)) == whole - 20
         process.send_signal(stop)
         assert process.wait(timeout=60) == code
-        said = process.stderr.read().decode()
+        message = process.stderr.read().decode()
         process.stdin.close()
-        assert "Fatal" not in said
-        assert "Traceback" not in said
+        assert "Fatal" not in message
+        assert "Traceback" not in message
 
-    def test_whole_frames_are_kept_in_a_file_too(self, tmp_path, model):
+    def test_whole_frames_before_an_error_are_kept(self, tmp_path, model):
         target = tmp_path / "out.y4m"
         done = subprocess.run(
             self.words(model, "-o", target),
@@ -285,7 +285,7 @@ class TestFramesThroughPipes:
         assert target.read_bytes().count(b"FRAME\n") == 2
         assert without_hidden(tmp_path) == ["out.y4m"]
 
-    def test_bare_frames_are_not_called_a_film(self, tmp_path, model):
+    def test_frames_need_a_suffix_of_their_own(self, tmp_path, model):
         done = subprocess.run(
             self.words(model, "-o", tmp_path / "out.mkv"),
             input=self.HEADER + self.FRAME,
@@ -294,13 +294,13 @@ class TestFramesThroughPipes:
             cwd=ROOT,
         )
         assert done.returncode == 1
-        assert b"name it .y4m" in done.stderr
+        assert b"Name the output .y4m" in done.stderr
         assert without_hidden(tmp_path) == []
 
 
 class TestFlags:
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("words", "message"),
         [
             (["--scale", "0"], "above 0"),
             (["--width", "1.5"], "whole number"),
@@ -314,34 +314,34 @@ class TestFlags:
             (["--limit", "nan"], "argument --limit: expected a number above 0"),
         ],
     )
-    def test_nonsense_is_refused_before_anything_runs(self, words, said, capsys):
+    def test_wrong_values_are_refused(self, words, message, capsys):
         with pytest.raises(SystemExit) as stop:
             main(["upscale", str(SAMPLE), *words])
         assert stop.value.code == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("words", "message"),
         [
             (["--codec", "ffv1"], "--codec does not go with pictures"),
             (["--format", "xyz"], "Cannot write .xyz"),
             (["--limit", "0.01"], "--limit"),
         ],
     )
-    def test_what_does_not_go_together_is_a_sentence(
-        self, words, said, capsys, upscale, tmp_path
+    def test_flags_that_do_not_go_together(
+        self, words, message, capsys, upscale, tmp_path
     ):
         assert upscale(SAMPLE, "-o", f"{tmp_path}/", *words) == 1
-        told = capsys.readouterr()
-        assert said in told.err
-        assert len(told.err.splitlines()) == 1
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert len(printed.err.splitlines()) == 1
         assert without_hidden(tmp_path) == []
 
-    def test_keys_in_a_forgotten_clusters_address_are_not_shown(self, capsys, upscale):
+    def test_keys_in_a_remote_address_are_not_printed(self, capsys, upscale):
         assert upscale("s3://KEY:SECRET@bucket/in", "-o", "out") == 1
-        said = capsys.readouterr().err
-        assert "s3://bucket/in is no file here" in said
-        assert "SECRET" not in said
+        message = capsys.readouterr().err
+        assert "s3://bucket/in is not a file on this machine" in message
+        assert "SECRET" not in message
 
     def test_tile_and_context_reach_the_model(self, tmp_path, upscale):
         picture(tmp_path / "a.png", 90, 70)
@@ -359,6 +359,38 @@ class TestFlags:
         )
         assert np.abs(whole - close).max() <= 1
         assert np.abs(whole - blind).max() > 10
+
+
+class TestModel:
+    @pytest.fixture
+    def opened(self, monkeypatch):
+        """The files that the command opened as models."""
+        paths = []
+
+        def counted(path, *words):
+            paths.append(path)
+            return open_model(path, *words)
+
+        monkeypatch.setattr("aethernet.commands.upscale_request.open_model", counted)
+        return paths
+
+    def test_it_is_opened_once_also_if_it_names_the_outputs(
+        self, tmp_path, upscale, model, opened
+    ):
+        picture(tmp_path / "a.png")
+        assert upscale(tmp_path / "a.png") == 0
+        assert (tmp_path / "a_2x.png").exists()
+        assert opened == [model]
+
+    def test_it_is_not_opened_if_an_input_is_missing(self, tmp_path, upscale, opened):
+        assert upscale(tmp_path / "absent.png") == 1
+        assert opened == []
+
+    def test_it_is_not_opened_if_nothing_is_left_to_do(self, tmp_path, upscale, opened):
+        picture(tmp_path / "in/a.png")
+        picture(tmp_path / "out/a.png")
+        assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 0
+        assert opened == []
 
 
 @pytest.mark.slow
@@ -404,41 +436,41 @@ print(done.size_after, (peak - before) // 1024)
 
 
 class TestBadInput:
-    def refused(self, capsys, code, said):
-        told = capsys.readouterr()
+    def refused(self, capsys, code, reason):
+        printed = capsys.readouterr()
         assert code == 1
-        assert said in told.err
-        assert told.err.startswith("error: ")
-        assert len(told.err.splitlines()) == 1
-        assert told.out == ""
+        assert reason in printed.err
+        assert printed.err.startswith("error: ")
+        assert len(printed.err.splitlines()) == 1
+        assert printed.out == ""
 
     @pytest.mark.parametrize(
-        ("name", "content", "said"),
+        ("name", "content"),
         [
-            ("text.png", b"hello " * 100, "is no picture that can be read"),
-            ("empty.jpg", b"", "is no picture that can be read"),
-            ("page.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no picture"),
-            ("numbers.csv", b"1,2\n3,4\n", "is no picture that can be read"),
+            ("text.png", b"hello " * 100),
+            ("empty.jpg", b""),
+            ("page.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+            ("numbers.csv", b"1,2\n3,4\n"),
         ],
     )
-    def test_what_is_no_picture(self, tmp_path, upscale, capsys, name, content, said):
+    def test_a_file_of_another_kind(self, tmp_path, upscale, capsys, name, content):
         (tmp_path / name).write_bytes(content)
         code = upscale(tmp_path / name, "-o", tmp_path / "out.png")
-        self.refused(capsys, code, said)
+        self.refused(capsys, code, f"{name}: This is no picture")
         assert without_hidden(tmp_path) == [name]
         assert (tmp_path / name).read_bytes() == content
 
     @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif"])
-    def test_what_ends_early(self, tmp_path, upscale, capsys, suffix):
+    def test_a_truncated_picture(self, tmp_path, upscale, capsys, suffix):
         picture(tmp_path / f"whole{suffix}", 200, 300)
         content = (tmp_path / f"whole{suffix}").read_bytes()
         (tmp_path / f"cut{suffix}").write_bytes(content[: len(content) * 2 // 3])
         (tmp_path / f"whole{suffix}").unlink()
         code = upscale(tmp_path / f"cut{suffix}", "-o", tmp_path / "out.png")
-        self.refused(capsys, code, f"cut{suffix} is ")
+        self.refused(capsys, code, f"cut{suffix}: ")
         assert without_hidden(tmp_path) == [f"cut{suffix}"]
 
-    def test_a_bomb_is_refused_by_its_first_bytes(self, tmp_path, upscale, capsys):
+    def test_a_huge_picture_is_refused_before_decoding(self, tmp_path, upscale, capsys):
         header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
         chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000)))]
         content = b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -472,9 +504,9 @@ class TestBadInput:
         before = (tmp_path / "in/a.png").read_bytes()
         for target in (tmp_path / "in/a.png", f"{tmp_path}/in/../in/a.png"):
             code = upscale(tmp_path / "in/a.png", "-o", target)
-            self.refused(capsys, code, "name another output")
+            self.refused(capsys, code, "Name another output")
         code = upscale(tmp_path / "in", "-o", tmp_path / "in")
-        self.refused(capsys, code, "name another output folder")
+        self.refused(capsys, code, "Name another output folder")
         assert (tmp_path / "in/a.png").read_bytes() == before
         assert without_hidden(tmp_path / "in") == ["a.png"]
 
@@ -486,7 +518,7 @@ class TestBadInput:
         self.refused(capsys, code, "takes 4 channels")
         assert not (tmp_path / "b.png").exists()
 
-    def test_a_folder_one_may_not_write(self, tmp_path, upscale, capsys):
+    def test_an_output_folder_that_is_a_file(self, tmp_path, upscale, capsys):
         picture(tmp_path / "in/a.png")
         (tmp_path / "out").write_text("a file where a folder should be")
         code = upscale(tmp_path / "in", "-o", tmp_path / "out")
@@ -494,31 +526,31 @@ class TestBadInput:
         code = upscale(tmp_path / "in", "-o", tmp_path / "out/deeper")
         self.refused(capsys, code, "Cannot make the folder")
 
-    def test_a_name_that_is_no_utf8(self, tmp_path, upscale, capsys):
+    def test_a_name_that_is_not_utf8(self, tmp_path, upscale, capsys):
         picture(tmp_path / "a.png")
         code = upscale(tmp_path / "a.png", "-o", tmp_path / os.fsdecode(b"b\xff.png"))
         self.refused(capsys, code, "not valid UTF-8")
 
-    def test_a_result_beyond_what_can_be_held(self, tmp_path, upscale, capsys):
+    def test_a_result_too_large_for_its_format(self, tmp_path, upscale, capsys):
         picture(tmp_path / "a.png")
         words = ["-o", tmp_path / "b.png", "--scale", "10000000"]
         self.refused(
             capsys, upscale(tmp_path / "a.png", *words), "is too large for PNG"
         )
 
-    def test_a_pipe_by_name(self, tmp_path, upscale, capsys):
+    def test_a_named_pipe(self, tmp_path, upscale, capsys):
         if not hasattr(os, "mkfifo"):
             pytest.skip("needs named pipes, which POSIX has")
         os.mkfifo(tmp_path / "a.png")
         code = upscale(tmp_path / "a.png", "-o", tmp_path / "b.png")
         self.refused(capsys, code, "is a pipe")
 
-    def test_lossless_where_that_is_not(self, tmp_path, upscale, capsys):
+    def test_lossless_jpeg(self, tmp_path, upscale, capsys):
         picture(tmp_path / "a.png")
         words = ["-o", tmp_path / "b.jpg", "--quality", "lossless"]
         self.refused(capsys, upscale(tmp_path / "a.png", *words), "never lossless")
 
-    def test_standard_output_that_takes_nothing(self, tmp_path, model):
+    def test_a_full_standard_output(self, tmp_path, model):
         if not os.path.exists("/dev/full"):
             pytest.skip("needs /dev/full, which Linux has")
         picture(tmp_path / "a.png")
@@ -545,9 +577,9 @@ class TestBadInput:
         words += ["--model", str(model), *PLAINLY]
         code = (
             "import resource, sys\n"
-            "from aethernet import images\n"
             "from aethernet.commands.main import main\n"
-            "images.SPOOL_BYTES = 1000\n"
+            "from aethernet.pictures import write\n"
+            "write.SPOOL_BYTES = 1000\n"
             f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
             "sys.exit(main(['upscale', *sys.argv[1:]]))\n"
         )
@@ -559,6 +591,7 @@ class TestBadInput:
             cwd=ROOT,
         )
         assert done.returncode == 1
-        assert done.stderr.startswith(f"error: Cannot write {tmp_path / 'out.png'}: ")
+        path = tmp_path / "out.png"
+        assert done.stderr.startswith(f"error: {path}: Cannot be written: ")
         assert len(done.stderr.splitlines()) == 1
         assert without_hidden(tmp_path) == ["in.png"]
