@@ -12,14 +12,14 @@ from helpers import ROOT, SAMPLE, without_hidden
 from PIL import Image
 
 from aethernet.errors import AetherError, ImageError
-from aethernet.pictures import files as images
+from aethernet.pictures import write
 from aethernet.pictures.files import (
     FORMATS,
     READABLE,
     SUFFIXES,
-    Encoding,
     Header,
     Picture,
+    PictureEncoding,
     PictureReader,
     read_picture,
     stored_depth,
@@ -103,7 +103,7 @@ class TestFormats:
     def test_lossless_where_the_format_can(self, tmp_path, suffix):
         pixels = sample()
         path = tmp_path / f"a{suffix}"
-        write_picture(Picture(pixels), path, Encoding(lossless=True))
+        write_picture(Picture(pixels), path, PictureEncoding(lossless=True))
         found = read_picture(path).pixels.astype(int)
         # AVIF turns RGB into luma and chroma, and back, in integers.
         assert np.abs(found - pixels).max() <= (0 if suffix == ".webp" else 3)
@@ -112,8 +112,9 @@ class TestFormats:
     def test_quality_is_obeyed(self, tmp_path, suffix):
         sizes = []
         for quality in (30, 70, 97):
-            write_picture(Picture(sample()), tmp_path / f"a{suffix}", Encoding(quality))
-            sizes.append((tmp_path / f"a{suffix}").stat().st_size)
+            path = tmp_path / f"a{suffix}"
+            write_picture(Picture(sample()), path, PictureEncoding(quality))
+            sizes.append(path.stat().st_size)
         assert sizes[0] < sizes[1] < sizes[2]
 
     def test_a_gif_of_one_frame_is_read(self, tmp_path):
@@ -138,7 +139,7 @@ class TestFormats:
             red, _, blue = (pixels[8, 8] / peak).tolist()
             assert red < 0.4 < blue, name
 
-    def test_what_a_picture_does_not_hold_is_a_sentence(self, tmp_path):
+    def test_pictures_of_other_kinds_are_refused(self, tmp_path):
         image = pyvips.Image.new_from_array(np.zeros((8, 8, 3), np.float32))
         image.tiffsave(str(tmp_path / "float.tif"))
         with pytest.raises(ImageError, match="values of the type float"):
@@ -159,7 +160,7 @@ class TestFormats:
         with pytest.raises(ImageError, match="animated"):
             read_picture(tmp_path / "a.gif")
 
-    def test_lab_of_16_bits_becomes_rgb_and_of_8_bits_is_a_sentence(self, tmp_path):
+    def test_lab_of_16_bits_becomes_rgb_and_of_8_bits_is_refused(self, tmp_path):
         image = pyvips.Image.new_from_array(sample(), interpretation="srgb")
         image.colourspace("labs").tiffsave(str(tmp_path / "deep.tif"))
         found = read_picture(tmp_path / "deep.tif").pixels
@@ -194,7 +195,7 @@ class TestFormats:
         assert read_picture(tmp_path / "named.xyz").pixels.shape[:2] == (96, 96)
 
     @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".avif"])
-    def test_too_large_for_the_format_is_said_at_once(self, tmp_path, suffix):
+    def test_too_large_for_the_format_is_found_at_once(self, tmp_path, suffix):
         with pytest.raises(ImageError, match=r"70000x10 is too large .* \.png or"):
             PictureWriter(tmp_path / f"a{suffix}", Header(70000, 10, 3))
         assert os.listdir(tmp_path) == []
@@ -244,7 +245,7 @@ class TestStrips:
             pixels = sample(4, dtype)
             write_picture(Picture(pixels), tmp_path / "whole.png")
             with monkeypatch.context() as patch:
-                patch.setattr(images, "SPOOL_BYTES", 1000)
+                patch.setattr(write, "SPOOL_BYTES", 1000)
                 writer = PictureWriter(tmp_path / "pieces.png", Picture(pixels).header)
                 writer.write(pixels[:50])
                 hidden = [n for n in os.listdir(tmp_path) if n.startswith(".")]
@@ -255,9 +256,10 @@ class TestStrips:
             assert np.array_equal(read_picture(tmp_path / "pieces.png").pixels, pixels)
 
     def test_what_is_discarded_leaves_nothing(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(images, "SPOOL_BYTES", 1000)
+        monkeypatch.setattr(write, "SPOOL_BYTES", 1000)
         writer = PictureWriter(tmp_path / "a.png", Picture(sample()).header)
         writer.write(sample()[:50])
+        assert len(os.listdir(tmp_path)) == 1
         writer.discard()
         assert os.listdir(tmp_path) == []
 
@@ -270,16 +272,17 @@ class TestStrips:
         with pytest.raises(ImageError, match=r"96x96 pixels.*--limit"):
             PictureReader(path, limit_mp=0.009)
 
-    def test_a_full_disk_leaves_nothing_but_a_sentence(self, tmp_path):
+    def test_a_full_disk_leaves_nothing_but_an_error(self, tmp_path):
         code = (
             "import resource, sys, numpy as np\n"
-            "from aethernet import images\n"
             "from aethernet.errors import AetherError\n"
+            "from aethernet.pictures.files import Picture\n"
+            "from aethernet.pictures.write import write_picture\n"
             "random = np.random.default_rng(0)\n"
             "pixels = random.integers(0, 256, (400, 400, 3), np.uint8)\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
             "try:\n"
-            "    images.write_picture(images.Picture(pixels), sys.argv[1])\n"
+            "    write_picture(Picture(pixels), sys.argv[1])\n"
             "except AetherError as error:\n"
             "    print(error)\n"
         )
@@ -293,7 +296,7 @@ class TestStrips:
             check=False,
             cwd=ROOT,
         )
-        assert done.stdout.startswith(f"Cannot write {target}: "), done.stderr
+        assert done.stdout.startswith(f"{target}: Cannot be written: "), done.stderr
         assert target.read_bytes() == b"older"
         assert without_hidden(tmp_path) == ["a.png"]
 
@@ -409,7 +412,7 @@ def test_depth_stored_is_what_format_and_picture_have(tmp_path):
         assert stored_depth(tmp_path / f"a{suffix}", shallow) == 8
 
 
-def test_a_name_that_is_not_utf8_is_said(tmp_path):
+def test_a_name_that_is_not_utf8_is_an_error(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     try:
         (tmp_path / name).write_bytes(b"x")

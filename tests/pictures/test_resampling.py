@@ -1,4 +1,4 @@
-"""Resizing as MATLAB does it, which published tables rest on."""
+"""Resizing like MATLAB, on which published tables are based."""
 
 import numpy as np
 import pytest
@@ -60,8 +60,8 @@ def test_lr_pictures_are_of_8_bits_and_whole():
     assert np.array_equal(whole_pixels(hr, 4), hr[:40, :28])
 
 
-def test_a_size_that_is_no_multiple_is_refused():
-    with pytest.raises(ValueError, match="31x41 pixels are no multiple of 4"):
+def test_a_size_that_is_not_a_multiple_is_refused():
+    with pytest.raises(ValueError, match="31x41 pixels are not a multiple of 4"):
         reduce(torch.zeros(1, 1, 41, 31), 4)
 
 

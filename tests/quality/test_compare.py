@@ -8,11 +8,10 @@ import re
 import numpy as np
 import pytest
 from browser import chromium, watch
-from helpers import lively_network, without_hidden
+from helpers import lively_network, photo, without_hidden
 from PIL import Image, ImageCms
 
 from aethernet.checkpoints.checkpoint import save_checkpoint
-from aethernet.checkpoints.verification import natural_image
 from aethernet.commands.main import main
 from aethernet.metrics import measure
 from aethernet.pictures.files import Picture, read_picture
@@ -26,11 +25,6 @@ from aethernet.upscaling.planes import upscale_picture
 MODEL = "<img src=x onerror=\"document.title='hacked'\">"
 PICTURE = "<!--<script>alert('é & more')"
 RUNNING = ("--runtime", "pytorch", "--device", "cpu", "--precision", "float32")
-
-
-def photo(height, width):
-    pixels = natural_image(height, width)[0].numpy().transpose(1, 2, 0)
-    return (pixels * 255).round().astype(np.uint8)
 
 
 def small(pixels):
@@ -199,9 +193,7 @@ class TestFile:
         names = [method["name"] for method in content(target)["methods"]]
         assert names == ["bicubic", *map(str, models)]
 
-    def test_a_large_page_is_said_to_be_large(
-        self, folder, tmp_path, capsys, monkeypatch
-    ):
+    def test_a_large_page_is_reported(self, folder, tmp_path, capsys, monkeypatch):
         lr = folder / "lr/z second.png"
         self.written(lr, folder, target=tmp_path / "r.html")
         assert "--crop" not in capsys.readouterr().out
@@ -237,17 +229,19 @@ class TestBadInput:
         return folder / "lr/z second.png"
 
     def test_no_picture(self, capsys, tmp_path, model):
-        assert "no file" in self.refused(capsys, tmp_path, tmp_path / "a.png", *model)
+        assert "no such file" in self.refused(
+            capsys, tmp_path, tmp_path / "a.png", *model
+        )
         (tmp_path / "text.png").write_text("hello " * 99)
         said = self.refused(capsys, tmp_path, tmp_path / "text.png", *model)
         assert "no picture" in said
         (tmp_path / "empty").mkdir()
         said = self.refused(capsys, tmp_path, tmp_path / "empty", *model)
-        assert "has no pictures" in said
+        assert "There are no pictures" in said
 
     def test_hr_that_does_not_fit(self, capsys, tmp_path, folder, model, lr):
         said = self.refused(capsys, tmp_path, lr, "--hr", lr, *model)
-        assert "has 80x64 at 2x" in said
+        assert "it needs 80x64 at 2x" in said
         said = self.refused(capsys, tmp_path, lr, lr, "--hr", lr, *model)
         assert "2 LR and 1 HR" in said
         write_picture(Picture(photo(8, 8)), tmp_path / "lonely.png")
@@ -284,7 +278,7 @@ class TestBadInput:
         assert lr.read_bytes() == before
 
     @pytest.mark.parametrize("text", ["1,2,3", "1,2,3,0", "a,b,c,d", "-1,0,2,2"])
-    def test_words_that_are_no_part(self, capsys, text):
+    def test_values_that_are_no_part(self, capsys, text):
         with pytest.raises(SystemExit) as stop:
             main(["compare", "a.png", "-o", "r.html", f"--crop={text}"])
         assert stop.value.code == 2

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from aethernet.commands.model_flags import add_runtime, model_loader, models_of
 from aethernet.commands.values import crop
-from aethernet.text import printable
+from aethernet.text import in_columns
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Job: a page about `lr` with `model` (may be None) and, if known, `hr`."""
+    """Job: write a page about `lr`, its HR pictures if there are any, and `model`."""
     from aethernet.quality.baselines import model_names
-    from aethernet.quality.compare import LARGE_PAGE, find_pairs, write_report
+    from aethernet.quality.compare import LARGE_PAGE, find_pairs, write_page
 
     logging.getLogger("pyvips").setLevel(logging.ERROR)
     pairs = find_pairs(arguments.lr, arguments.hr)
@@ -21,24 +21,25 @@ def compare(arguments: argparse.Namespace) -> None:
     models = {
         name: load(path) for name, path in zip(model_names(paths), paths, strict=True)
     }
-    report = write_report(pairs, arguments.output, models, arguments.crop)
-    width = max(map(len, report.means), default=0)
-    for name, figures in report.means.items():
-        print(f"{printable(name):<{width}}  {figures}")
+    page = write_page(pairs, arguments.output, models, arguments.crop)
+    if page.means:
+        rows = [(name, str(figures)) for name, figures in page.means.items()]
+        print(*in_columns(rows), sep="\n")
     count = f"{len(pairs)} picture{'s' * (len(pairs) != 1)}"
-    print(f"Wrote {arguments.output} ({count}, {report.size / 1e6:.1f} MB).")
-    if report.size > LARGE_PAGE:
+    print(f"Wrote {arguments.output} ({count}, {page.size / 1e6:.1f} MB).")
+    if page.size > LARGE_PAGE:
         print(
-            "A page of this size is slow to open: compare fewer pictures, or a part of "
+            "A page of this size opens slowly. Compare fewer pictures, or a part of "
             "each (--crop)."
         )
 
 
 def define(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     parser.description = (
         "Write one HTML file that shows bicubic and models side by side, with a slider "
-        "and zoom, and PSNR-Y and SSIM-Y where the HR picture is known. It holds the "
-        "pictures itself and opens without internet."
+        "and zoom, and PSNR-Y and SSIM-Y if the HR pictures are given. The file "
+        "contains the pictures and opens without an internet connection."
     )
     parser.epilog = (
         "examples: aethernet compare photo.png -o report.html; aethernet compare LR "
@@ -60,16 +61,16 @@ def define(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=(),
         metavar="HR",
-        help="what they should become: as many pictures in the same order, or a folder "
-        "with the same names",
+        help="the HR pictures: as many as LR, in the same order, or a folder of "
+        "pictures with the same names",
     )
     parser.add_argument(
         "--model",
         nargs="+",
         type=Path,
         metavar="M",
-        help="of one scale; .safetensors, .pth, .onnx or .engine, or names that "
-        "`aethernet models` lists; default: 2x-small",
+        help="models of one scale: .safetensors, .pth, .onnx or .engine files, or "
+        "names that `aethernet models` lists; default: 2x-small",
     )
     parser.add_argument(
         "--crop",

@@ -1,8 +1,8 @@
-"""The command `aethernet quality`: its flags, and the job they ask for."""
+"""`aethernet quality`: measure models on HR pictures."""
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,19 @@ from aethernet.errors import AetherError
 from aethernet.files import command_line
 
 if TYPE_CHECKING:
-    from aethernet.quality.measure import Table
+    from aethernet.quality.crops import CropPicker
+    from aethernet.quality.measure import SampleSet, Table
+    from aethernet.quality.perceptual import Perceptual
     from aethernet.runtimes.base import Model
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     parser.description = (
-        "Measure models on pictures whose HR picture is known, by the protocol of the "
-        "published tables: LR by MATLAB's bicubic, PSNR and SSIM of luma, LPIPS and "
-        "DISTS where the extra `quality` is installed, and the time. Bicubic and "
-        "Lanczos are always among the rows."
+        "Measure models on HR pictures by the protocol of published tables. LR "
+        "pictures are made by MATLAB's bicubic; PSNR and SSIM are those of luma. LPIPS "
+        "and DISTS are added if the extra `quality` is installed. Times are shown too. "
+        "Bicubic and Lanczos are always included."
     )
     parser.epilog = (
         "examples: aethernet quality --model my_2x.safetensors DAT_light_x2.pth --data "
@@ -35,39 +37,39 @@ def define(parser: argparse.ArgumentParser) -> None:
         **several,
         required=True,
         metavar="DIR",
-        help="folders of HR pictures; a table for each",
+        help="folders of HR pictures; each gets a table",
     )
     parser.add_argument(
         "--model",
         **several,
         metavar="M",
-        help="of one scale: .safetensors, .pth, .onnx or .engine, of AetherNet, or of "
-        "any architecture that spandrel knows; default: the shipped 2x model, with "
-        "--scale none",
+        help="models of one scale: .safetensors, .pth, .onnx or .engine, of AetherNet "
+        "or any architecture that spandrel knows, or names that `aethernet models` "
+        "lists; default: the shipped 2x model, or none with --scale",
     )
     parser.add_argument(
         "--scale",
         type=int,
         choices=tuple(UPSAMPLE_FACTORS),
-        help="without a model: measure bicubic and Lanczos alone; with one: stop "
-        "unless it is of this scale",
+        help="without a model: measure only bicubic and Lanczos; with a model: stop "
+        "if it has another scale",
     )
     parser.add_argument(
         "--lr",
         **several,
         default=[],
         metavar="DIR",
-        help="folders of LR pictures in the order of --data, paired by name: "
-        "baby.png, babyx2.png, baby_LRBI_x2.png; default: they are made",
+        help="folders of LR pictures, in the order of --data, paired by name: "
+        "baby.png, babyx2.png, baby_LRBI_x2.png; default: LR is made from HR",
     )
-    written = parser.add_argument_group("what is written")
-    for flag, metavar, said in (
-        ("--json", "FILE", "everything, per picture and means"),
-        ("--csv", "FILE", "a line for each method on each picture"),
-        ("--plot", "FILE", "draw PSNR-Y and time, .png or .svg"),
+    written = parser.add_argument_group("output files")
+    for flag, metavar, text in (
+        ("--json", "FILE", "all results, per picture and as means"),
+        ("--csv", "FILE", "one line for each method on each picture"),
+        ("--plot", "FILE", "plot of PSNR-Y and time, .png or .svg"),
         ("--crops", "DIR", "the best and the worst crop of each model, beside HR"),
     ):
-        written.add_argument(flag, type=Path, metavar=metavar, help=said)
+        written.add_argument(flag, type=Path, metavar=metavar, help=text)
     running = parser.add_argument_group("running")
     add_runtime(running)
     running.add_argument(
@@ -75,103 +77,117 @@ def define(parser: argparse.ArgumentParser) -> None:
         type=not_negative,
         default=0,
         metavar="PX",
-        help="LR pixels along each side that a model makes at a time; default: 0, the "
-        "whole picture, as published figures have it",
+        help="LR pixels along each side of the tiles that a model processes one by "
+        "one; default: 0, the whole picture, as for published figures",
     )
     parser.set_defaults(job=quality)
 
 
 def quality(arguments: argparse.Namespace) -> None:
-    """Job: measure `model` on `data`; print, and write what was asked for."""
-    from aethernet.commands.progress import steps_progress
+    """Job: measure `model` on `data`; print tables and write the files asked for."""
     from aethernet.quality import report
-    from aethernet.quality.baselines import BICUBIC, HR, LANCZOS, baselines, model_names
-    from aethernet.quality.crops import Crops, check_crop_names
-    from aethernet.quality.measure import (
-        check_pictures,
-        common_scale,
-        find_samples,
-        measure_samples,
-    )
+    from aethernet.quality.baselines import common_scale
+    from aethernet.quality.crops import CropPicker, check_crop_names
+    from aethernet.quality.measure import check_pictures
     from aethernet.quality.perceptual import open_perceptual
 
     logging.getLogger("pyvips").setLevel(logging.ERROR)
-    written = (arguments.json, arguments.csv, arguments.plot)
-    report.check_targets(*written, arguments.crops)
-    folders: list[Path] = arguments.data
-    lr_folders: list[Path] = arguments.lr
-    if lr_folders and len(lr_folders) != len(folders):
-        raise AetherError(
-            f"There are {len(folders)} folders of HR and {len(lr_folders)} of LR "
-            "pictures; name as many after --lr as after --data, in the same order."
-        )
-    paths = _model_paths(arguments)
-    if arguments.crops and not paths:
+    targets = report.Targets(
+        arguments.json, arguments.csv, arguments.plot, arguments.crops
+    )
+    targets.check()
+    _check_folders(arguments.data, arguments.lr)
+    files = _model_files(arguments)
+    if targets.crops and not files:
         raise AetherError("--crops shows what models do, and there is no --model.")
-    for folder in (*folders, *lr_folders):
+    for folder in (*arguments.data, *arguments.lr):
         check_pictures(folder)
-    files = dict(zip(model_names(paths, (BICUBIC, LANCZOS, HR)), paths, strict=True))
     models = {name: _opened(path, arguments) for name, path in files.items()}
     scale = common_scale(models, arguments.scale)
-    lr_of = dict(zip(folders, lr_folders, strict=False))
-    names = _set_names(folders)
-    sets = [
-        (name, find_samples(folder, scale, lr_of.get(folder)))
-        for name, folder in zip(names, folders, strict=True)
-    ]
-    if arguments.crops:
-        check_crop_names(names, [*models])
-    # A device may be one that PyTorch does not know; networks of these run anywhere.
+    sets = _sample_sets(arguments.data, arguments.lr, scale)
+    pickers = [CropPicker([*models]) for _ in sets] if targets.crops else []
+    if pickers:
+        check_crop_names([each.name for each in sets], [*models])
+    # PyTorch may not know the device of the models; these networks run anywhere.
     device = "cpu" if arguments.device == "cpu" else "auto"
     perceptual, missing = open_perceptual(device)
     tables: list[Table] = []
-    crops = []
-    for name, samples in sets:
-        found = Crops([*models])
-        seen = found.seen if arguments.crops else lambda *_: None
-        with steps_progress(len(samples) * len({**baselines(scale), **models})) as told:
-            table = measure_samples(
-                name, samples, models, scale, perceptual, told, seen
-            )
-        tables.append(table)
-        crops.append(found)
-        print(f"{report.as_text(table)}\n", flush=True)
+    for number, sample_set in enumerate(sets):
+        picker = pickers[number] if pickers else None
+        tables.append(_measured(sample_set, models, perceptual, picker))
+        print(f"{report.as_text(tables[-1])}\n", flush=True)
     for why in dict.fromkeys(missing.values()):
         names = [name for name, reason in missing.items() if reason == why]
         print(f"Without {' and '.join(names)}: {why}")
-    if arguments.json:
-        line = command_line(["aethernet", *arguments.words])
-        report.write_json(tables, arguments.json, line, files, missing)
-    if arguments.csv:
-        report.write_csv(tables, arguments.csv)
-    if arguments.plot:
-        report.draw(tables, arguments.plot)
-    if arguments.crops:
-        for (name, _), found in zip(sets, crops, strict=True):
-            found.write(arguments.crops, name)
+    line = command_line(["aethernet", *arguments.words])
+    report.write_all(tables, targets, report.Origin(line, files, missing))
+    for sample_set, picker in zip(sets, pickers, strict=False):
+        picker.write(arguments.crops, sample_set.name)
 
 
-def _model_paths(arguments: argparse.Namespace) -> list[Path]:
+def _check_folders(hr: Sequence[Path], lr: Sequence[Path]) -> None:
+    if lr and len(lr) != len(hr):
+        raise AetherError(
+            f"There are {len(hr)} folders of HR and {len(lr)} of LR pictures.",
+            hint="Name as many after --lr as after --data, in the same order.",
+        )
+
+
+def _model_files(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The model files by the names that the tables give them."""
     from aethernet.checkpoints.shipped import find_model, shipped_model
+    from aethernet.quality.baselines import BICUBIC, HR, LANCZOS, model_names
 
     if arguments.model:
-        return [*dict.fromkeys(map(find_model, arguments.model))]
-    return [] if arguments.scale else [shipped_model()]
+        paths = [*dict.fromkeys(map(find_model, arguments.model))]
+    else:
+        paths = [] if arguments.scale else [shipped_model()]
+    return dict(zip(model_names(paths, (BICUBIC, LANCZOS, HR)), paths, strict=True))
 
 
 def _opened(path: Path, arguments: argparse.Namespace) -> "Model":
     from aethernet.quality.measure import open_any
     from aethernet.runtimes.tiling import Tiled
 
-    words = (arguments.runtime, arguments.device, arguments.precision)
-    return Tiled(open_any(path, *words), arguments.tile)
+    model = open_any(path, arguments.runtime, arguments.device, arguments.precision)
+    return Tiled(model, arguments.tile)
+
+
+def _sample_sets(
+    hr: Sequence[Path], lr: Sequence[Path], scale: int
+) -> "list[SampleSet]":
+    """A set for each folder of HR pictures."""
+    from aethernet.quality.measure import SampleSet, find_samples
+
+    lr_of = dict(zip(hr, lr, strict=False))
+    return [
+        SampleSet(name, scale, find_samples(folder, scale, lr_of.get(folder)))
+        for name, folder in zip(_set_names(hr), hr, strict=True)
+    ]
 
 
 def _set_names(folders: Sequence[Path]) -> list[str]:
-    """What tables call sets: by their folders' names, where that tells them apart."""
+    """Names for sets: of their folders, or whole paths if those are ambiguous."""
     names = [folder.resolve().name for folder in folders]
     if len({*names}) == len(names):
         return names
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise AetherError("A folder is named twice (--data).")
     return [str(folder) for folder in folders]
+
+
+def _measured(
+    sample_set: "SampleSet",
+    models: "Mapping[str, Model]",
+    perceptual: "Sequence[Perceptual]",
+    picker: "CropPicker | None",
+) -> "Table":
+    """Measure a set, showing progress; `picker` looks at every picture."""
+    from aethernet.commands.progress import steps_progress
+    from aethernet.quality.baselines import baselines
+    from aethernet.quality.measure import measure_samples
+
+    methods = {**baselines(sample_set.scale), **models}
+    on_picture = picker.look_at if picker else lambda *_: None
+    with steps_progress(len(sample_set.samples) * len(methods)) as on_step:
+        return measure_samples(sample_set, models, perceptual, on_step, on_picture)

@@ -9,7 +9,7 @@ from aethernet.commands.values import port
 
 
 def ui(arguments: argparse.Namespace) -> None:
-    """Job: a page on this computer that upscales with `model` (may be None)."""
+    """Job: serve a page on this computer that upscales with `model`."""
     from aethernet.upscaling.ui import find_models, serve
 
     logging.getLogger("pyvips").setLevel(logging.ERROR)
@@ -22,10 +22,10 @@ def ui(arguments: argparse.Namespace) -> None:
 
 
 def define(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
     parser.description = (
-        "Open a page in the browser: drop a picture, choose a model, compare, "
-        "download. It is served on this computer for this computer only (127.0.0.1). "
-        "Needs the extra `ui`."
+        "Open a page in the browser to drop a picture, choose a model, compare and "
+        "download. Only this computer can reach it (127.0.0.1). Needs the extra `ui`."
     )
     parser.epilog = "example: aethernet ui --model models"
     parser.add_argument(
@@ -33,8 +33,8 @@ def define(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="M",
-        help="to choose from: .safetensors, .pth, .onnx or .engine files, or folders "
-        "of them, or names that `aethernet models` lists; default: 2x-small",
+        help="models to choose from: .safetensors, .pth, .onnx or .engine files, "
+        "folders of them, or names that `aethernet models` lists; default: 2x-small",
     )
     parser.add_argument(
         "--port",
@@ -46,7 +46,7 @@ def define(parser: argparse.ArgumentParser) -> None:
         "--no-browser",
         dest="browser",
         action="store_false",
-        help="print the address, and leave opening it to you",
+        help="print the address without opening the page",
     )
     add_runtime(parser)
     parser.set_defaults(job=ui)

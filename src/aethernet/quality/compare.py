@@ -1,11 +1,12 @@
-"""Bicubic and models side by side: one page that needs nothing besides itself.
+"""Bicubic and models side by side on one HTML page that needs nothing else.
 
-The pictures lie in the page as lossless WebP (PNG where a side is beyond WebP's), the
-program around them is `compare.html`. It asks nothing of the network, and its policy
-forbids it to.
+The page contains the pictures as lossless WebP (PNG where a side is too long for WebP).
+Its program is `compare.html`. It makes no network requests, and its content security
+policy forbids them.
 """
 
 import base64
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from aethernet.pictures.files import (
     in_8_bits,
 )
 from aethernet.pictures.write import for_browsers
-from aethernet.quality.baselines import BICUBIC, HR, Bicubic
+from aethernet.quality.baselines import BICUBIC, HR, Bicubic, common_scale
 from aethernet.runtimes.base import Model
 from aethernet.upscaling.planes import upscale_picture
 from aethernet.version import __version__
@@ -36,104 +37,119 @@ from aethernet.version import __version__
 _log = logging.getLogger(__name__)
 
 LARGE_PAGE = 50 * 10**6
-"""Bytes beyond which browsers become slow to open a page."""
+"""Bytes from which on browsers take long to open a page."""
 
 MOST_MEGAPIXELS = 64
-"""Of a result; what a browser holds decoded without trouble."""
+"""Largest result; browsers can hold several decoded pictures of this size."""
 
 _PLACE = "{{comparison}}"
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A picture to upscale, and what it should become where that is known."""
+class PicturePair:
+    """A picture to upscale, and its HR picture if there is one."""
 
     lr: Path
     hr: Path | None = None
 
 
 @dataclass(frozen=True)
-class Crop:
-    """The part of an LR picture to compare, in its pixels."""
+class Region:
+    """A part of a picture, in its pixels."""
 
     left: int
     top: int
     width: int
     height: int
 
+    def scaled(self, scale: int) -> "Region":
+        """The same part of a picture whose sides are `scale` times as long."""
+        return Region(*(scale * each for each in dataclasses.astuple(self)))
+
 
 @dataclass(frozen=True)
-class Report:
-    """What `write_report` wrote."""
+class WrittenPage:
+    """The result of `write_page`."""
 
     size: int
     """Of the page, in bytes."""
     means: dict[str, Figures]
-    """By method, over the pictures that have an HR picture; empty where none has."""
+    """By method, over the pictures that have an HR picture; empty if none has one."""
 
 
-def find_pairs(lr: Sequence[Path], hr: Sequence[Path]) -> list[Pair]:
-    """Pair LR with HR pictures: one by one, or a folder by names.
+@dataclass(frozen=True)
+class _Comparison:
+    """What is the same for all pictures of a page."""
+
+    scale: int
+    methods: Mapping[str, Model]
+    region: Region | None
+
+
+def find_pairs(lr: Sequence[Path], hr: Sequence[Path]) -> list[PicturePair]:
+    """Pair LR with HR pictures, one by one or by the names in a folder.
 
     Args:
         lr: files, and folders that stand for the pictures in them.
-        hr: none; as many files as there are LR pictures, in their order; or one folder
-            with pictures of the same names (suffixes may differ).
+        hr: empty; or as many files as there are LR pictures, in the same order; or one
+            folder with pictures of the same names (suffixes may differ).
 
     Raises:
-        AetherError: when there is no picture, or one has no partner.
+        AetherError: when there is no picture, or an LR picture has no HR picture.
     """
     pictures = [path for each in lr for path in _pictures(each)]
     if not hr:
-        return [Pair(path) for path in pictures]
+        return [PicturePair(path) for path in pictures]
     if len(hr) == 1 and hr[0].is_dir():
         known = {path.stem: path for path in _pictures(hr[0])}
         missing = [path.name for path in pictures if path.stem not in known]
         if missing:
-            raise AetherError(f"{hr[0]} has no HR picture for {missing[0]}.")
-        return [Pair(path, known[path.stem]) for path in pictures]
+            raise AetherError(f"There is no HR picture for {missing[0]} here.", hr[0])
+        return [PicturePair(path, known[path.stem]) for path in pictures]
     if len(hr) != len(pictures):
         raise AetherError(
-            f"There are {len(pictures)} LR and {len(hr)} HR pictures; name as many HR "
-            "pictures in the same order, or a folder that has them by the same names."
+            f"There are {len(pictures)} LR and {len(hr)} HR pictures.",
+            hint="Name as many HR pictures in the same order, or a folder with the "
+            "same names.",
         )
-    return [Pair(*both) for both in zip(pictures, hr, strict=True)]
+    return [PicturePair(*both) for both in zip(pictures, hr, strict=True)]
 
 
 def _pictures(path: Path) -> list[Path]:
     return files_in(path, READABLE, "pictures") if path.is_dir() else [path]
 
 
-def write_report(
-    pairs: Sequence[Pair],
+def write_page(
+    pairs: Sequence[PicturePair],
     target: Path,
     models: Mapping[str, Model],
-    crop: Crop | None = None,
-) -> Report:
-    """Write the page. Every picture's size is checked before the first model runs.
+    region: Region | None = None,
+) -> WrittenPage:
+    """Write the page. All pictures are checked before the first model runs.
 
     Args:
-        pairs: at least one. An HR picture is as large as the LR picture times the
-            scale, or larger by less than the scale, and then cut.
-        target: an .html file; an existing one is replaced.
-        models: by the names that the page shows; at least one, all of one scale.
-        crop: compare this part of each LR picture; None: the whole.
+        pairs: at least one. Each side of an HR picture is the LR side times the scale,
+            or longer by less than the scale, and is then cut.
+        target: an .html file. An existing one is replaced.
+        models: at least one, by the names to show, all of one scale.
+        region: compare only this part of each LR picture; None: the whole picture.
 
     Raises:
-        ImageError: when a picture cannot be read or is too large to be shown, or LR and
-            HR do not fit.
-        AetherError: when the models have different scales, one cannot do it, or the
-            page cannot be written.
+        ImageError: when a picture cannot be read, is too large for a page, or an HR
+            picture does not fit its LR picture.
+        AetherError: when the models have different scales, one fails, or the page
+            cannot be written.
     """
-    scale = _common_scale(models)
+    scale = common_scale(models)
     if target.suffix.lower() not in (".html", ".htm"):
-        raise AetherError(f"A page is an .html file; name it so, not {target}.")
+        raise AetherError("The page has to be an .html file.", target)
     check_target(target)
     for pair in pairs:
-        _check_pair(pair, scale, crop)
+        _check_pair(pair, scale, region)
     methods: dict[str, Model] = {BICUBIC: Bicubic(scale), **models}
+    comparison = _Comparison(scale, methods, region)
     figures: dict[str, list[Figures]] = {name: [] for name in methods}
-    shown = [_compared(pair, methods, scale, crop, figures) for pair in pairs]
+    shown = [_compared(pair, comparison, figures) for pair in pairs]
     means = {name: metrics.mean(found) for name, found in figures.items() if found}
     page = {
         "version": __version__,
@@ -143,7 +159,7 @@ def write_report(
             {
                 "name": name,
                 "by": str(replace(model.describe(), why="")),
-                "mean": _in_words(means[name]) if means else None,
+                "mean": _as_text(means[name]) if means else None,
             }
             for name, model in methods.items()
         ],
@@ -151,95 +167,96 @@ def write_report(
     }
     with replacing(target) as temporary:
         size = temporary.write_bytes(_page(page))
-    return Report(size, means)
+    return WrittenPage(size, means)
 
 
 def _compared(
-    pair: Pair,
-    methods: Mapping[str, Model],
-    scale: int,
-    crop: Crop | None,
+    pair: PicturePair,
+    comparison: _Comparison,
     figures: Mapping[str, list[Figures]],
 ) -> dict[str, Any]:
-    """What the page shows of a pair; what was measured is added to `figures`."""
+    """What the page shows of a pair; measurements are added to `figures`."""
     _log.info("comparing %s", pair.lr)
-    lr = _read(pair.lr, crop)
-    height, width = (side * scale for side in lr.pixels.shape[:2])
-    hr = None
-    if pair.hr:
-        left, top = (crop.left * scale, crop.top * scale) if crop else (0, 0)
-        hr = in_8_bits(_read(pair.hr, Crop(left, top, width, height)))
+    scale = comparison.scale
+    lr = _read(pair.lr, comparison.region)
+    height, width = lr.pixels.shape[:2]
+    part = comparison.region or Region(0, 0, width, height)
+    hr = in_8_bits(_read(pair.hr, part.scaled(scale))) if pair.hr else None
     images = []
-    for name, model in methods.items():
+    for name, model in comparison.methods.items():
         result = upscale_picture(lr, model, 8)
         entry = {"name": name, "source": _data_uri(result)}
         if hr:
             measured = metrics.measure(result.pixels, hr.pixels, scale)
             figures[name].append(measured)
-            entry.update(_in_words(measured))
+            entry.update(_as_text(measured))
         images.append(entry)
     if hr:
         images.append({"name": HR, "source": _data_uri(hr)})
-    return {"name": pair.lr.name, "width": width, "height": height, "images": images}
+    size = {"width": width * scale, "height": height * scale}
+    return {"name": pair.lr.name, **size, "images": images}
 
 
-def _common_scale(models: Mapping[str, Model]) -> int:
-    scales = {model.scale for model in models.values()}
-    if len(scales) > 1:
-        each = ", ".join(f"{name} {model.scale}x" for name, model in models.items())
-        raise AetherError(f"Models of one scale can be compared, not {each}.")
-    return scales.pop()
-
-
-def _check_pair(pair: Pair, scale: int, crop: Crop | None) -> None:
+def _check_pair(pair: PicturePair, scale: int, region: Region | None) -> None:
     width, height = PictureReader(pair.lr).header.size
     if pair.hr:
-        found = PictureReader(pair.hr).header.size
-        beyond = found[0] - width * scale, found[1] - height * scale
-        if not all(0 <= pixels < scale for pixels in beyond):
+        _check_hr(pair.hr, pair.lr, (width, height), scale)
+    if region:
+        if region.left + region.width > width or region.top + region.height > height:
             raise ImageError(
-                f"{pair.hr} has {found[0]}x{found[1]} pixels; the HR picture of "
-                f"{pair.lr} ({width}x{height}) has {width * scale}x{height * scale} "
-                f"at {scale}x."
+                f"The picture has {width}x{height} pixels; {region.width}x"
+                f"{region.height} at {region.left},{region.top} is not all inside "
+                "(--crop).",
+                pair.lr,
             )
-    if crop:
-        if crop.left + crop.width > width or crop.top + crop.height > height:
-            raise ImageError(
-                f"{pair.lr} has {width}x{height} pixels; {crop.width}x{crop.height} at "
-                f"{crop.left},{crop.top} is not all inside (--crop)."
-            )
-        width, height = crop.width, crop.height
+        width, height = region.width, region.height
     megapixels = width * height * scale**2 / 1e6
     if megapixels > MOST_MEGAPIXELS:
         raise ImageError(
-            f"{pair.lr} becomes {megapixels:.0f} megapixels, a page shows "
-            f"{MOST_MEGAPIXELS} at most; compare a part of it (--crop)."
+            f"The result would have {megapixels:.0f} megapixels; a page shows at most "
+            f"{MOST_MEGAPIXELS}.",
+            pair.lr,
+            "Compare a part of the picture (--crop).",
         )
 
 
-def _read(path: Path, crop: Crop | None) -> Picture:
+def _check_hr(hr: Path, lr: Path, lr_size: tuple[int, int], scale: int) -> None:
+    found = PictureReader(hr).header.size
+    width, height = (side * scale for side in lr_size)
+    if not all(
+        0 <= has - needs < scale
+        for has, needs in zip(found, (width, height), strict=True)
+    ):
+        raise ImageError(
+            f"The picture has {found[0]}x{found[1]} pixels; as the HR picture of {lr} "
+            f"({lr_size[0]}x{lr_size[1]}) it needs {width}x{height} at {scale}x.",
+            hr,
+        )
+
+
+def _read(path: Path, region: Region | None) -> Picture:
     reader = PictureReader(path)
     header = reader.header
-    crop = crop or Crop(0, 0, *header.size)
-    # Never more than a few rows beside the part, which may be small in a large picture.
-    for _ in range(crop.top):
+    region = region or Region(0, 0, *header.size)
+    # Row by row: the region may be a small part of a picture too large for memory.
+    for _ in range(region.top):
         reader.rows(1)
-    pixels = np.empty((crop.height, crop.width, header.bands), header.dtype)
-    for row in range(crop.height):
-        pixels[row] = reader.rows(1)[0, crop.left : crop.left + crop.width]
+    pixels = np.empty((region.height, region.width, header.bands), header.dtype)
+    for row in range(region.height):
+        pixels[row] = reader.rows(1)[0, region.left : region.left + region.width]
     return Picture(pixels, header.metadata)
 
 
-def _in_words(figures: Figures) -> dict[str, str]:
-    # JSON has neither infinity nor NaN.
+def _as_text(figures: Figures) -> dict[str, str]:
+    # As text, because JSON has neither infinity nor NaN.
     psnr = "equal" if figures.psnr == np.inf else f"{figures.psnr:.2f} dB"
-    words = {"psnr": psnr, "ssim": f"{figures.ssim:.4f}"}
-    return {key: "too small" if "nan" in word else word for key, word in words.items()}
+    texts = {"psnr": psnr, "ssim": f"{figures.ssim:.4f}"}
+    return {key: "too small" if "nan" in text else text for key, text in texts.items()}
 
 
 def _data_uri(picture: Picture) -> str:
     image = for_browsers(picture)
-    if max(image.width, image.height) > (FORMATS[".webp"].largest_side or 0):
+    if max(image.width, image.height) > FORMATS[".webp"].largest_side:
         kind, content = "png", image.pngsave_buffer(keep="icc")
     else:
         kind, content = "webp", image.webpsave_buffer(lossless=True, keep="icc")
@@ -250,6 +267,6 @@ def _page(content: Mapping[str, Any]) -> bytes:
     template = (
         resources.files("aethernet.quality").joinpath("compare.html").read_text("utf-8")
     )
-    # A file's name may hold </script>; JSON has < in its texts only.
+    # A file name may contain </script>. In JSON, < only occurs inside strings.
     written = json.dumps(content).replace("<", "\\u003c")
     return template.replace(_PLACE, written).encode()

@@ -1,4 +1,4 @@
-"""Crops of measured pictures, drawn side by side."""
+"""The best and the worst crop of each model, drawn side by side."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,34 +15,38 @@ from aethernet.pictures.write import write_picture
 from aethernet.quality.baselines import BICUBIC, HR
 from aethernet.text import printable
 
-# Pixels along each side of a crop, how many times they are shown, what is around them.
-CROP, _ZOOM, _MARGIN, _LINE = 96, 3, 8, 20
+CROP = 96
+"""Pixels along each side of a crop."""
+
+# How many times a crop is enlarged; pixels around it; pixels of a line of text.
+_ZOOM, _MARGIN, _LINE = 3, 8, 20
 
 
 @dataclass(frozen=True)
-class Crop:
-    """A part of a picture, as each method made it."""
+class ChosenCrop:
+    """A part of a picture, as made by each method."""
 
     picture: str
+    """File name of the HR picture."""
     left: int
     top: int
     score: float
-    """What it was chosen by, in squared 8-bit steps of luma."""
+    """The value that it was chosen by, in squared 8-bit steps of luma."""
     parts: dict[str, np.ndarray]
     """HR, bicubic, then the models: `(CROP, CROP, 3)`, uint8, or less."""
 
 
 def check_crop_names(sets: Sequence[str], models: Sequence[str]) -> None:
-    """Say where the crops of two models or sets would be one file.
+    """Check that the crops of all models and sets get different file names.
 
     Raises:
-        AetherError: when they would.
+        AetherError: when they do not.
     """
     stems = [_crop_stem(name, model).lower() for name in sets for model in models]
     twice = [stem for stem in stems if stems.count(stem) > 1]
     if twice:
         raise AetherError(
-            f"Two crops would be called {twice[0]}; rename a model or a folder."
+            f"Two crops would be called {twice[0]}.", hint="Rename a model or a folder."
         )
 
 
@@ -51,21 +55,28 @@ def _crop_stem(name: str, model: str) -> str:
 
 
 @dataclass
-class Crops:
-    """Of each model: where it gains most on bicubic, and where it is worst.
+class CropPicker:
+    """Picks each model's best and worst crop among all pictures of a set.
 
-    The best crop has the most squared error less than bicubic's, the worst the most of
-    its own; luma, as a mean over the crop, all pictures of a set together.
+    The best crop is where the model's squared error is furthest below that of bicubic,
+    the worst is where the model's squared error is largest. The error is that of luma,
+    as a mean over the crop.
     """
 
     models: Sequence[str]
-    best: dict[str, Crop] = field(default_factory=dict)
-    worst: dict[str, Crop] = field(default_factory=dict)
+    best: dict[str, ChosenCrop] = field(default_factory=dict)
+    worst: dict[str, ChosenCrop] = field(default_factory=dict)
 
-    def seen(
+    def look_at(
         self, picture: str, hr: np.ndarray, results: Mapping[str, np.ndarray]
     ) -> None:
-        """Look for better ones in a picture; as `quality.Seen`."""
+        """Compare the crops of a picture with those picked so far.
+
+        Args:
+            picture: its file name.
+            hr: `(H, W, 3)`, uint8.
+            results: by method, of the same shape; bicubic and all models.
+        """
         shown = {HR: hr, BICUBIC: results[BICUBIC]}
         shown |= {model: results[model] for model in self.models}
         luma = metrics.luma(hr)
@@ -84,10 +95,14 @@ class Crops:
                         name: pixels[top : top + size, left : left + size].copy()
                         for name, pixels in shown.items()
                     }
-                    kept[model] = Crop(picture, int(left), int(top), score, parts)
+                    kept[model] = ChosenCrop(picture, int(left), int(top), score, parts)
 
     def write(self, folder: Path, name: str) -> list[Path]:
-        """Write `SET_MODEL_best.png` and `.._worst.png` into a folder, made if need be.
+        """Write `SET_MODEL_best.png` and `SET_MODEL_worst.png` for each model.
+
+        Args:
+            folder: made if it does not exist.
+            name: of the set.
 
         Raises:
             AetherError: when they cannot be written.
@@ -95,7 +110,9 @@ class Crops:
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise AetherError(f"Cannot make {folder}: {error.strerror}.") from error
+            raise AetherError(
+                f"Cannot make the folder: {error.strerror}.", folder
+            ) from error
         written = []
         for what, kept in (("best", self.best), ("worst", self.worst)):
             for model, crop in kept.items():
@@ -106,14 +123,14 @@ class Crops:
 
 
 def _means(values: np.ndarray, size: int) -> np.ndarray:
-    """Mean of `(H, W)` over every square of that size: `(H - size + 1, ..)`."""
+    """Means over every square of that size, `(H - size + 1, W - size + 1)`."""
     total = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     sums = total[size:, size:] - total[:-size, size:] - total[size:, :-size]
     return (sums + total[:-size, :-size]) / size**2
 
 
-def _drawn(crop: Crop, title: str) -> np.ndarray:
-    """The parts side by side, each pixel as a square, with their names."""
+def _drawn(crop: ChosenCrop, title: str) -> np.ndarray:
+    """The parts side by side, enlarged without smoothing, with names and PSNR."""
     height, width = (_ZOOM * side for side in crop.parts[HR].shape[:2])
     step = width + _MARGIN
     top = 3 * _LINE + _MARGIN
@@ -141,7 +158,7 @@ def _drawn(crop: Crop, title: str) -> np.ndarray:
 def _fitting(
     text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, most: int
 ) -> str:
-    """A text, or its end where it is wider than so many pixels."""
+    """The text, or as much of its end as fits into so many pixels."""
     shown = text
     while len(shown) > 1 and font.getlength(shown) > most:
         text = text[1:]

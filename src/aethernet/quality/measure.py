@@ -1,10 +1,11 @@
-"""The yardstick: models against pictures whose HR picture is known.
+"""Measuring models on pictures whose HR picture is known.
 
-As the tables of super-resolution papers have it: the HR picture, cropped at the right
-and the bottom to a multiple of the scale, is reduced by MATLAB's bicubic `imresize`
-with antialiasing and rounded to 8 bits, unless an LR picture is given; what a model
-makes of that is clamped and rounded to 8 bits, and compared by `metrics`. Gray pictures
-are colours of three equal values, 16 bits are reduced to 8, alpha is left out.
+The protocol is that of the tables in super-resolution papers. The HR picture is cropped
+at the right and the bottom to a multiple of the scale. It is reduced by MATLAB's
+bicubic `imresize` with antialiasing and rounded to 8 bits, unless an LR picture is
+given. The output of the model is clamped, rounded to 8 bits and compared by `metrics`.
+Gray pictures count as colours of three equal values, 16 bits are reduced to 8, and
+alpha is left out.
 """
 
 import math
@@ -18,8 +19,9 @@ import numpy as np
 
 from aethernet import metrics
 from aethernet.aether_core import hyperparameters_from_state_dict
-from aethernet.checkpoints.checkpoint import is_checkpoint, load_weights
-from aethernet.errors import AetherError, ContradictionError, ImageError
+from aethernet.checkpoints.checkpoint import load_weights
+from aethernet.checkpoints.formats import is_checkpoint
+from aethernet.errors import AetherError, ImageError
 from aethernet.files import files_in
 from aethernet.metrics import Figures
 from aethernet.pictures.files import READABLE, PictureReader, read_picture, rgb_8_bits
@@ -28,6 +30,7 @@ from aethernet.quality.baselines import baselines
 from aethernet.quality.perceptual import Perceptual
 from aethernet.runtimes.base import Description, Model
 from aethernet.runtimes.registry import open_model
+from aethernet.runtimes.spandrel import SpandrelModel
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.planes import upscale_planes
 
@@ -38,10 +41,10 @@ PROTOCOL = (
     "up, the methods taking turns on each picture; per megapixel of output."
 )
 
-# Below this SSIM has no window, after the edge is left out.
+# Window of SSIM: the shortest side that can be measured once the edge is left out.
 _LEAST_SIDE = 11
 
-# Read at a time where pixels are only looked at.
+# Rows to decode at a time when pictures are only checked.
 _ROWS = 256
 
 
@@ -51,61 +54,77 @@ class Sample:
 
     hr: Path
     lr: Path | None = None
-    """None where it is made of the HR picture."""
+    """None if LR is made of the HR picture."""
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Pictures that are measured together."""
+
+    name: str
+    scale: int
+    samples: Sequence[Sample]
+    """At least one, as `find_samples` returns them."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a method made of a picture."""
+    """The result of one method on one picture."""
 
     picture: str
-    """The HR file's name."""
+    """File name of the HR picture."""
     figures: Figures
     perceptual: dict[str, float]
-    """LPIPS and DISTS by their names, where they are measured; or NaN."""
+    """LPIPS and DISTS by name, if they are measured; NaN where that failed."""
     seconds: float
+    """Time to compute the output."""
     megapixels: float
-    """Of the output."""
+    """Size of the output."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method on all pictures of a set."""
+    """The results of one method on all pictures of a set."""
 
     method: str
     by: Description
     tile: int | None
-    """LR pixels along each side, where pictures were divided; a figure of a divided
-    picture is another figure."""
+    """LR pixels along each side of a tile; None if pictures were not divided. Tiles can
+    change the figures."""
     pictures: list[Measured]
 
     @property
     def mean(self) -> Figures:
+        """Mean PSNR-Y and SSIM-Y over the pictures."""
         return metrics.mean([each.figures for each in self.pictures])
 
     def mean_of(self, perceptual: str) -> float:
+        """Mean of "LPIPS" or "DISTS" over the pictures."""
         return float(np.mean([each.perceptual[perceptual] for each in self.pictures]))
 
     @property
     def seconds_per_megapixel(self) -> float:
-        """Of all pictures together, per megapixel of output."""
+        """The time of all pictures over the size of all outputs."""
         seconds = sum(each.seconds for each in self.pictures)
         return seconds / sum(each.megapixels for each in self.pictures)
 
 
 @dataclass(frozen=True)
 class Table:
-    """All methods on a set; bicubic and Lanczos are the first."""
+    """The results of all methods on a set; bicubic and Lanczos come first."""
 
     name: str
     scale: int
     perceptual: tuple[str, ...]
-    """Names of the metrics that every row has."""
+    """Names of the perceptual metrics that every row has."""
     rows: list[Row] = field(default_factory=list)
 
 
-Seen = Callable[[str, np.ndarray, Mapping[str, np.ndarray]], None]
-"""Told a picture's name, its HR pixels, and by method what was made of it."""
+OnStep = Callable[[str], None]
+"""Called with a text before each step; a step is one method on one picture."""
+
+OnPicture = Callable[[str, np.ndarray, Mapping[str, np.ndarray]], None]
+"""Called after each picture with its name, its HR pixels and the output by method."""
 
 
 def open_any(
@@ -114,62 +133,39 @@ def open_any(
     device: str = "auto",
     precision: str = "auto",
 ) -> Model:
-    """Open a model as `open_model`, and also what spandrel knows besides AetherNet.
+    """Open a model like `open_model`, or of any architecture that spandrel knows.
 
     Raises:
-        AetherError: as `open_model` and `SpandrelModel.load`.
+        AetherError: as `open_model` and `SpandrelModel.load`; also when a runtime other
+            than PyTorch is asked for and the checkpoint is not of AetherNet.
     """
     path = Path(path)
-    if not is_checkpoint(path) or _holds_aethernet(path):
+    if not is_checkpoint(path):
         return open_model(path, runtime, device, precision)
-    if runtime not in ("auto", "pytorch"):
-        raise AetherError(
-            f"{path} is no AetherNet: PyTorch runs it, {runtime} would need an .onnx "
-            "file made by its own tools."
-        )
-    from aethernet.runtimes.spandrel import SpandrelModel
-
-    return SpandrelModel.load(path, device, precision)
-
-
-def _holds_aethernet(path: Path) -> bool:
+    weights = load_weights(path)
     try:
-        hyperparameters_from_state_dict(load_weights(path).state_dict)
-    except ValueError:
-        return False
-    return True
-
-
-def common_scale(models: Mapping[str, Model], asked: int | None = None) -> int:
-    """The scale of all models; without a model the one asked for.
-
-    Raises:
-        ContradictionError: when a model is of another one than asked for.
-        AetherError: when they are of several, or there is neither.
-    """
-    scales = {model.scale for model in models.values()}
-    each = ", ".join(f"{name} {model.scale}x" for name, model in models.items())
-    if len(scales) > 1:
-        raise AetherError(f"Models of one scale can be measured together, not {each}.")
-    if asked and scales - {asked}:
-        raise ContradictionError(
-            f"The scale was given as {asked}, but it is {each}. Leave --scale out: it "
-            "is read from the models."
-        )
-    if not scales and not asked:
-        raise AetherError("Without a model there is no scale; name one with --scale.")
-    return asked or scales.pop()
+        hyperparameters_from_state_dict(weights.state_dict)
+    except ValueError:  # another architecture
+        if runtime in ("auto", "pytorch"):
+            return SpandrelModel.load(weights, device, precision)
+        raise AetherError(
+            f"This is no AetherNet checkpoint, so {runtime} cannot run it; only "
+            "PyTorch runs it.",
+            path,
+            "Other runtimes need an .onnx file, made by the network's own tools.",
+        ) from None
+    return open_model(path, runtime, device, precision)
 
 
 def check_pictures(folder: Path) -> None:
-    """Decode every picture of a folder, so that none stops a long run half way.
+    """Decode every picture of a folder, so that no damaged one stops a long run.
 
     Raises:
         ImageError: when one cannot be read.
         AetherError: when there is none.
     """
     paths = files_in(folder, READABLE, "pictures")
-    for path in paths:  # all headers before any pixels: most of what is wrong is there
+    for path in paths:  # headers first: they take little time and show most errors
         PictureReader(path)
     for path in paths:
         reader = PictureReader(path)
@@ -178,23 +174,24 @@ def check_pictures(folder: Path) -> None:
 
 
 def find_samples(data: Path, scale: int, lr: Path | None = None) -> list[Sample]:
-    """The pictures of a folder, and the LR pictures that belong to them.
+    """Find the HR pictures of a folder and their LR pictures.
 
     Args:
         data: folder of HR pictures.
-        scale: at which they are to be made again.
-        lr: folder of LR pictures named like the HR ones, or with what data sets add:
-            `x2`, `_x2`, `_LR`, `_LRBI_x2`, `_SRF_2_LR`; None: they are made.
+        scale: HR pixels per LR pixel along each side.
+        lr: folder of LR pictures named like the HR ones, or with the endings of data
+            sets: `x2`, `_x2`, `_LR`, `_LRBI_x2`, `_SRF_2_LR`. None: LR is made of HR.
 
     Raises:
-        ImageError: when a picture's header cannot be read, it is too small, or its LR
-            picture is of another size.
-        AetherError: when there is no picture, or not one LR picture of each.
+        ImageError: when a picture cannot be read or is too small, or its LR picture has
+            the wrong size.
+        AetherError: when there is no picture, or a picture does not have exactly one LR
+            picture.
     """
     if scale == 1 and lr is None:
         raise AetherError(
-            "A 1x model restores, and pictures to restore cannot be made of the HR "
-            "ones: name their folder with --lr."
+            "A 1x model restores pictures, and those cannot be made of HR pictures.",
+            hint="Name their folder with --lr.",
         )
     paths = files_in(data, READABLE, "pictures")
     partners: Sequence[Path | None] = [None] * len(paths)
@@ -213,23 +210,25 @@ def _partners(paths: Sequence[Path], lr: Path, scale: int) -> list[Path]:
             known.setdefault(key, []).append(path)
     found = []
     for path in paths:
-        # The very name wins; else what is left of both without such endings.
+        # The same name takes precedence over names that differ in such endings.
         fitting = [p for p in known.get(path.stem, []) if p.stem == path.stem]
         fitting = fitting or known.get(_bare(path.stem, scale), [])
         if len(fitting) != 1:
             several = f"{len(fitting)} of them" if fitting else "none"
             raise AetherError(
-                f"{lr} should have one LR picture of {path.name} at {scale}x, named "
-                f"like {path.stem}.png or {path.stem}x{scale}.png; it has {several}."
+                f"Expected one LR picture of {path.name} at {scale}x, named "
+                f"{path.stem}.png, {path.stem}x{scale}.png or alike; the folder has "
+                f"{several}.",
+                lr,
             )
         found += fitting
     return found
 
 
 def _bare(stem: str, scale: int) -> str:
-    """A name without what data sets add to say what a picture is."""
-    words = rf"[-_. ]?x{scale}|[-_. ](?:{scale}x|SRF[-_]{scale}|LRBI|LR|HR|GT)"
-    return re.sub(rf"(?<=.)(?:{words})+$", "", stem, flags=re.IGNORECASE)
+    """A file name without the endings that data sets add to it."""
+    endings = rf"[-_. ]?x{scale}|[-_. ](?:{scale}x|SRF[-_]{scale}|LRBI|LR|HR|GT)"
+    return re.sub(rf"(?<=.)(?:{endings})+$", "", stem, flags=re.IGNORECASE)
 
 
 def _check_size(sample: Sample, scale: int) -> None:
@@ -237,17 +236,19 @@ def _check_size(sample: Sample, scale: int) -> None:
     least = (_LEAST_SIDE + 2 * scale + scale - 1) // scale * scale
     if min(size) < least:
         raise ImageError(
-            f"{sample.hr} has {size[0]}x{size[1]} pixels; it takes {least} along each "
-            f"side to be measured at {scale}x."
+            f"The picture has {size[0]}x{size[1]} pixels; measuring at {scale}x takes "
+            f"at least {least} along each side.",
+            sample.hr,
         )
     if sample.lr:
         found = PictureReader(sample.lr).header.size
-        right = size[0] // scale, size[1] // scale
-        if found != right:
+        needed = size[0] // scale, size[1] // scale
+        if found != needed:
             raise ImageError(
-                f"{sample.lr} has {found[0]}x{found[1]} pixels; the LR picture of "
-                f"{sample.hr} ({size[0]}x{size[1]}) has {right[0]}x{right[1]} at "
-                f"{scale}x."
+                f"The picture has {found[0]}x{found[1]} pixels; as the LR picture of "
+                f"{sample.hr} ({size[0]}x{size[1]}) it needs {needed[0]}x{needed[1]} "
+                f"at {scale}x.",
+                sample.lr,
             )
 
 
@@ -264,59 +265,51 @@ def measure_models(
         AetherError: as `find_samples` and `measure_samples`.
     """
     samples = find_samples(data, scale, lr)
-    return measure_samples(data.resolve().name, samples, models, scale)
+    return measure_samples(SampleSet(data.resolve().name, scale, samples), models)
 
 
 def measure_samples(
-    name: str,
-    samples: Sequence[Sample],
+    sample_set: SampleSet,
     models: Mapping[str, Model],
-    scale: int,
     perceptual: Sequence[Perceptual] = (),
-    told: Callable[[str], None] = lambda step: None,
-    seen: Seen = lambda picture, hr, results: None,
+    on_step: OnStep = lambda step: None,
+    on_picture: OnPicture = lambda picture, hr, results: None,
 ) -> Table:
-    """Measure models, bicubic and Lanczos on pictures; the models take turns on each.
+    """Measure models, bicubic and Lanczos; the methods take turns on each picture.
 
     Args:
-        name: of the set.
-        samples: as `find_samples` made them, at least one.
-        models: by name, all of this scale.
-        scale: of them.
-        perceptual: what is measured besides PSNR-Y and SSIM-Y.
-        told: called with a name before each step; a step is a method on a picture.
-        seen: called after each picture.
+        sample_set: the pictures.
+        models: by name, all of the scale of the set.
+        perceptual: metrics besides PSNR-Y and SSIM-Y.
+        on_step: called before each step.
+        on_picture: called after each picture.
 
     Raises:
         ImageError: when a picture cannot be read.
         AetherError: when a model fails.
     """
+    scale = sample_set.scale
     methods = {**baselines(scale), **models}
     found: dict[str, list[Measured]] = {method: [] for method in methods}
-    smallest = min(samples, key=lambda s: math.prod(PictureReader(s.hr).header.size))
-    lr, _ = read_pair(smallest, scale)
-    for model in methods.values():  # so that none is timed while it sets things up
-        upscale_planes(_planes(lr), model)
-    for sample in samples:
+    _warm_up(methods, sample_set)
+    for sample in sample_set.samples:
+        name = sample.hr.name
         lr, hr = read_pair(sample, scale)
         results = {}
         for method, model in methods.items():
-            told(f"{method}, {sample.hr.name}")
-            planes = _planes(lr)
-            start = time.perf_counter()
-            output = upscale_planes(planes, model)
-            seconds = time.perf_counter() - start
-            pixels = results[method] = _pixels(output)
+            on_step(f"{method}, {name}")
+            results[method], seconds = _timed(model, lr)
+            pixels = results[method]
             found[method].append(
                 Measured(
-                    sample.hr.name,
+                    name,
                     metrics.measure(pixels, hr, scale),
                     {p.name: p.measure(pixels, hr, scale) for p in perceptual},
                     seconds,
                     pixels.shape[0] * pixels.shape[1] / 1e6,
                 )
             )
-        seen(sample.hr.name, hr, results)
+        on_picture(name, hr, results)
     rows = [
         Row(
             method,
@@ -326,11 +319,30 @@ def measure_samples(
         )
         for method, model in methods.items()
     ]
-    return Table(name, scale, tuple(p.name for p in perceptual), rows)
+    return Table(sample_set.name, scale, tuple(p.name for p in perceptual), rows)
+
+
+def _warm_up(methods: Mapping[str, Model], sample_set: SampleSet) -> None:
+    """Run every method once, so that no time includes what it sets up at first."""
+    smallest = min(
+        sample_set.samples, key=lambda s: math.prod(PictureReader(s.hr).header.size)
+    )
+    lr, _ = read_pair(smallest, sample_set.scale)
+    for model in methods.values():
+        _timed(model, lr)
+
+
+def _timed(model: Model, lr: np.ndarray) -> tuple[np.ndarray, float]:
+    """The output for an LR picture, both `(H, W, 3)`, uint8, and the seconds taken."""
+    planes = _planes(lr)
+    start = time.perf_counter()
+    output = upscale_planes(planes, model)
+    seconds = time.perf_counter() - start
+    return _pixels(output), seconds
 
 
 def read_pair(sample: Sample, scale: int) -> tuple[np.ndarray, np.ndarray]:
-    """LR and HR pixels, `(H, W, 3)`, uint8; HR cropped to a multiple of the scale.
+    """Read LR and HR as `(H, W, 3)`, uint8; HR is cropped to a multiple of the scale.
 
     Raises:
         ImageError: when a picture cannot be read.
@@ -342,11 +354,11 @@ def read_pair(sample: Sample, scale: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _planes(pixels: np.ndarray) -> np.ndarray:
-    """`(H, W, 3)`, uint8, as `(3, H, W)`, float32, 0..1."""
+    """Convert `(H, W, 3)`, uint8, to `(3, H, W)`, float32, 0..1."""
     return pixels.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
 
 
 def _pixels(planes: np.ndarray) -> np.ndarray:
-    """`(3, H, W)` as `(H, W, 3)`, uint8, clamped and rounded."""
+    """Convert `(3, H, W)`, float32, to `(H, W, 3)`, uint8, clamped and rounded."""
     values = np.rint(np.clip(planes, 0, 1) * np.float32(255))
     return values.transpose(1, 2, 0).astype(np.uint8, order="C")

@@ -1,16 +1,14 @@
-"""LPIPS and DISTS: how different two pictures look to networks that know photographs.
+"""LPIPS and DISTS: how different two pictures look, judged by trained networks.
 
-Lower is better. Both compare RGB pictures of 8 bits as they are, not resized, with
-`border` pixels left out along every edge as in `metrics`: LPIPS of version 0.1 on
-AlexNet (Zhang et al., "The unreasonable effectiveness of deep features as a perceptual
-metric", 2018), DISTS on VGG-16 (Ding et al., "Image quality assessment: unifying
-structure and texture similarity", 2020).
+Lower is better. Both compare 8-bit RGB pictures without resizing them, and leave out
+`border` pixels along every edge like `metrics`. LPIPS is version 0.1 on AlexNet (Zhang
+et al., "The unreasonable effectiveness of deep features as a perceptual metric", 2018).
+DISTS uses VGG-16 (Ding et al., "Image quality assessment: unifying structure and
+texture similarity", 2020).
 
-torchmetrics computes them: it is released and maintained (1.9.0 is of March 2026), free
-to use, needs next to nothing besides PyTorch, and brings what was trained for both
-metrics. The authors' own packages stopped in 2021 and 2020, piq in 2023; pyiqa takes 27
-packages and forbids commercial use. The backbones, trained on ImageNet, torchvision
-downloads once into PyTorch's cache.
+Both are computed by torchmetrics, which brings the weights trained for the metrics.
+torchvision downloads the backbones, trained on ImageNet, once into PyTorch's cache.
+docs/quality.md says why torchmetrics.
 """
 
 import contextlib
@@ -26,30 +24,34 @@ import torch
 from torch import Tensor
 
 from aethernet.devices import choose_device
-from aethernet.errors import MissingExtraError, import_optional
+from aethernet.errors import MissingExtraError, first_line, import_optional
 
 _log = logging.getLogger(__name__)
 
-# Seconds that a server may be silent before a backbone counts as out of reach.
-_PATIENCE = 20.0
+# Seconds without an answer from the server after which a download fails.
+_TIMEOUT = 20.0
 
 
 @dataclass(frozen=True)
 class Perceptual:
-    """A metric that a network computes."""
+    """A metric that is computed by a network."""
 
     name: str
     """"LPIPS" or "DISTS"."""
     compare: Callable[[Tensor, Tensor], float]
-    """Of two `(1, 3, H, W)`, float32, 0..1, on `device`."""
+    """Compares two pictures `(1, 3, H, W)`, float32, 0..1, on `device`."""
     device: torch.device
 
     def measure(self, pixels: np.ndarray, reference: np.ndarray, border: int) -> float:
-        """Compare a picture with its HR picture, both `(H, W, 3)`, uint8.
+        """Compare a picture with its HR picture.
+
+        Args:
+            pixels, reference: `(H, W, 3)`, uint8.
+            border: pixels to leave out along every edge.
 
         Returns:
-            NaN, with a warning, where they are too small for the network, or the
-            memory is.
+            The distance, 0 for equal pictures. NaN, with a warning, if the pictures are
+            too small for the network or memory is not sufficient.
         """
         inner = (slice(border, -border or None),) * 2
         planes = [
@@ -61,16 +63,20 @@ class Perceptual:
                 return self.compare(planes[0], planes[1])
         except (MemoryError, RuntimeError, ValueError) as error:
             height, width = pixels.shape[:2]
-            said = str(error).partition("\n")[0]
-            _log.warning("no %s of %dx%d pixels: %s", self.name, width, height, said)
+            _log.warning(
+                "no %s of %dx%d pixels: %s", self.name, width, height, first_line(error)
+            )
             return float("nan")
 
 
 def open_perceptual(device: str = "auto") -> tuple[list[Perceptual], dict[str, str]]:
-    """The metrics that are to be had here; of the others, by name, why not.
+    """Open both metrics.
 
     Args:
         device: as for `choose_device`.
+
+    Returns:
+        The metrics that are available, and for the others, by name, the reason why not.
     """
     found, missing = [], {}
     where = choose_device(device)
@@ -81,19 +87,18 @@ def open_perceptual(device: str = "auto") -> tuple[list[Perceptual], dict[str, s
         try:
             import_optional("torchvision", "quality")
             with (
-                _at_most(_PATIENCE),
-                contextlib.redirect_stdout(sys.stderr),  # where downloads are told
+                _network_timeout(_TIMEOUT),
+                contextlib.redirect_stdout(sys.stderr),  # downloads are reported there
                 warnings.catch_warnings(),
             ):
-                warnings.simplefilter("ignore")  # on code that is not ours
+                warnings.simplefilter("ignore")  # they are about code that is not ours
                 compare = load(where)
         except MissingExtraError as error:
             missing[name] = str(error)
         except Exception as error:  # of the network, the cache, or the library
-            said = str(error).partition("\n")[0].rstrip(".")
             missing[name] = (
-                f"It needs {backbone}, trained on ImageNet, which torchvision "
-                f"downloads, and that failed: {type(error).__name__}: {said}."
+                f"It needs {backbone}, trained on ImageNet; torchvision's download "
+                f"failed: {type(error).__name__}: {first_line(error).rstrip('.')}."
             )
         else:
             found.append(Perceptual(name, compare, where))
@@ -113,15 +118,15 @@ def _lpips(device: torch.device) -> Callable[[Tensor, Tensor], float]:
 
 
 def _dists(device: torch.device) -> Callable[[Tensor, Tensor], float]:
-    # The metric built of this one reads VGG-16 again for every picture.
+    # torchmetrics' own metric class reads VGG-16 again for every picture.
     library = import_optional("torchmetrics.functional.image.dists", "quality")
     network = library.DISTSNetwork().to(device).eval()
     return lambda planes, reference: float(network(planes, reference))
 
 
 @contextlib.contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Let no connection wait for longer; torch's downloads would for ever."""
+def _network_timeout(seconds: float) -> Iterator[None]:
+    """Limit how long connections wait; torch's downloads would wait for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

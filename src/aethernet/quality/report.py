@@ -1,50 +1,71 @@
-"""What the yardstick found: as tables, JSON, CSV, a plot, and crops to look at."""
+"""Results of measuring as text, JSON, CSV and a plot."""
 
 import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aethernet.bench.machine import describe_machine
-from aethernet.devices import device_kind
+from aethernet.devices import describe_machine, device_kind
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import PLOT_SUFFIXES, check_target, replacing, sha256_of
 from aethernet.quality.baselines import BICUBIC, LANCZOS
 from aethernet.quality.measure import PROTOCOL, Measured, Row, Table
+from aethernet.runtimes.registry import runtime_distributions
 from aethernet.text import in_columns, printable
 
-# Colours that colour-blind people tell apart (Okabe and Ito).
+# Colours that colour-blind people can tell apart (Okabe and Ito).
 _MODELS, _BASELINES = "#0072B2", "#777777"
 
 
-def check_targets(
-    json_file: Path | None,
-    csv_file: Path | None,
-    plot_file: Path | None,
-    crops: Path | None,
-) -> None:
-    """Say what is wrong with what is to be written, before any work is done for it.
+@dataclass(frozen=True)
+class Targets:
+    """Where to write results; None: not written."""
 
-    Raises:
-        AetherError: when one cannot be written, or is no picture's name.
-        MissingExtraError: when there is nothing to draw with.
-    """
-    for target in filter(None, (json_file, csv_file, plot_file)):
-        check_target(target)
-    if plot_file:
-        if plot_file.suffix.lower() not in PLOT_SUFFIXES:
-            raise AetherError(f"Cannot draw {plot_file}: name it .png or .svg.")
-        import_optional("matplotlib", "bench")
-    if crops:
-        if crops.exists() and not crops.is_dir():
-            raise AetherError(f"{crops} is a file; --crops names a folder.")
-        check_target(crops / "crop.png" if crops.is_dir() else crops)
+    json: Path | None = None
+    csv: Path | None = None
+    plot: Path | None = None
+    crops: Path | None = None
+    """A folder."""
+
+    def check(self) -> None:
+        """Check that all can be written, before anything is measured.
+
+        Raises:
+            AetherError: when one cannot be written, or the plot is no .png or .svg.
+            MissingExtraError: when matplotlib is not installed for a plot.
+        """
+        for target in filter(None, (self.json, self.csv, self.plot)):
+            check_target(target)
+        if self.plot:
+            if self.plot.suffix.lower() not in PLOT_SUFFIXES:
+                raise AetherError("A plot has to be a .png or .svg file.", self.plot)
+            import_optional("matplotlib", "bench")
+        if self.crops:
+            if self.crops.exists() and not self.crops.is_dir():
+                raise AetherError(
+                    "This is a file.", self.crops, "Name a folder after --crops."
+                )
+            inside = self.crops / "crop.png"
+            check_target(inside if self.crops.is_dir() else self.crops)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where results come from, as noted in the JSON file."""
+
+    command: str
+    """The command line that measured them."""
+    files: Mapping[str, Path]
+    """Model files by the names of the models."""
+    missing: Mapping[str, str]
+    """Names of the perceptual metrics that were left out, and why."""
 
 
 def as_text(table: Table) -> str:
-    """A table for people, in plain text."""
+    """A table as plain text."""
     count = len(table.rows[0].pictures)
     pictures = f"{count} picture{'s' * (count != 1)}"
     rows = [
@@ -59,7 +80,7 @@ def _cells(row: Row, perceptual: Sequence[str]) -> tuple[str, ...]:
     by = row.by
     divided = f", tiles of {row.tile}" if row.tile else ""
     return (
-        printable(row.method),
+        row.method,
         f"{row.mean.psnr:.3f}",
         f"{row.mean.ssim:.4f}",
         *(f"{row.mean_of(name):.4f}" for name in perceptual),
@@ -68,32 +89,35 @@ def _cells(row: Row, perceptual: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def write_json(
-    tables: Sequence[Table],
-    target: Path,
-    command: str,
-    files: Mapping[str, Path],
-    missing: Mapping[str, str],
-) -> None:
-    """Write everything: per picture and means; a figure without a number is null.
-
-    Args:
-        command: the line that measured it.
-        files: of the models, by name.
-        missing: of the perceptual metrics that are not there, why.
+def write_all(tables: Sequence[Table], targets: Targets, origin: Origin) -> None:
+    """Write the files that `targets` names.
 
     Raises:
-        AetherError: when it cannot be written, or a model's file is gone.
+        AetherError: when one cannot be written.
+    """
+    if targets.json:
+        write_json(tables, targets.json, origin)
+    if targets.csv:
+        write_csv(tables, targets.csv)
+    if targets.plot:
+        draw(tables, targets.plot)
+
+
+def write_json(tables: Sequence[Table], target: Path, origin: Origin) -> None:
+    """Write all results, per picture and as means; non-finite values become null.
+
+    Raises:
+        AetherError: when the file cannot be written, or a model file cannot be read.
     """
     content = {
-        "command": command,
+        "command": origin.command,
         "protocol": PROTOCOL,
-        "machine": describe_machine(_device(tables)),
+        "machine": describe_machine(_device(tables), runtime_distributions()),
         "models": {
             name: {"file": path.name, "sha256": sha256_of(path)}
-            for name, path in files.items()
+            for name, path in origin.files.items()
         },
-        "left_out": dict(missing),
+        "left_out": dict(origin.missing),
         "sets": [
             {
                 "name": table.name,
@@ -103,14 +127,14 @@ def write_json(
             for table in tables
         ],
     }
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(target) as temporary:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        # Bytes of a file's name that are no text are written as \udc80 and so on.
+        # A file name may have bytes that are not valid UTF-8; they become \udc80 etc.
         temporary.write_text(text + "\n", "utf-8", errors="backslashreplace")
 
 
 def _device(tables: Sequence[Table]) -> str:
-    """The GPU that a method ran on, if any did."""
+    """The first GPU that a method ran on, or "cpu"."""
     devices = [row.by.device for table in tables for row in table.rows]
     return next((d for d in devices if device_kind(d) == "cuda"), "cpu")
 
@@ -142,15 +166,15 @@ def _figures(each: Measured) -> dict[str, float | None]:
 
 
 def _number(value: float) -> float | None:
-    """JSON and CSV have neither infinity (equal pictures) nor NaN."""
+    """None for infinity (equal pictures) and NaN, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def write_csv(tables: Sequence[Table], target: Path) -> None:
-    """Write a line for each method on each picture.
+    """Write one line for each method on each picture.
 
     Raises:
-        AetherError: when it cannot be written.
+        AetherError: when the file cannot be written.
     """
     lines = [
         {
@@ -177,18 +201,18 @@ def write_csv(tables: Sequence[Table], target: Path) -> None:
 
 
 def draw(tables: Sequence[Table], target: Path) -> None:
-    """Draw PSNR-Y against seconds per megapixel, a field for each set.
+    """Draw PSNR-Y against seconds per megapixel, one plot for each set.
 
     Raises:
         MissingExtraError: when matplotlib is not installed.
-        AetherError: when it cannot be written.
+        AetherError: when the file cannot be written.
     """
     import_optional("matplotlib", "bench")
     from matplotlib.figure import Figure  # draws without a display
 
     figure = Figure(figsize=(1 + 6 * len(tables), 5), layout="constrained")
-    fields = figure.subplots(1, len(tables), squeeze=False)[0]
-    for axes, table in zip(fields, tables, strict=True):
+    plots = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, table in zip(plots, tables, strict=True):
         axes.set_xscale("log")
         axes.margins(0.2, 0.12)
         axes.set_title(f"{printable(table.name)}, {table.scale}x", parse_math=False)
@@ -196,21 +220,24 @@ def draw(tables: Sequence[Table], target: Path) -> None:
         axes.set_ylabel("PSNR-Y in dB")
         axes.grid(linewidth=0.3)
         for row in table.rows:
-            if not math.isfinite(row.mean.psnr):  # equal pictures
-                continue
-            model = row.method not in (BICUBIC, LANCZOS)
-            colour = _MODELS if model else _BASELINES
-            at = (row.seconds_per_megapixel, row.mean.psnr)
-            axes.plot(*at, "o" if model else "s", color=colour)
-            axes.annotate(
-                printable(row.method),
-                at,
-                xytext=(0, 7),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color=colour,
-                parse_math=False,
-            )
+            if math.isfinite(row.mean.psnr):  # infinite for equal pictures
+                _draw_row(axes, row)
     with replacing(target) as temporary:
         figure.savefig(temporary, dpi=150)
+
+
+def _draw_row(axes: Any, row: Row) -> None:
+    model = row.method not in (BICUBIC, LANCZOS)
+    colour = _MODELS if model else _BASELINES
+    at = (row.seconds_per_megapixel, row.mean.psnr)
+    axes.plot(*at, "o" if model else "s", color=colour)
+    axes.annotate(
+        printable(row.method),
+        at,
+        xytext=(0, 7),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8,
+        color=colour,
+        parse_math=False,
+    )

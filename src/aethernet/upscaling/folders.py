@@ -104,19 +104,19 @@ def plan(
 ) -> Plan:
     """Find the pictures and name their outputs.
 
-    A file named as input is taken whatever its suffix. Folders are searched with all
-    their subfolders, and patterns that the shell did not expand are matched; both find
-    names in `READABLE`. Hidden files and folders are ignored. Nothing is taken twice,
-    also when links form circles. Outputs of an earlier run beside their sources are not
-    taken as sources, with a warning, because a shell also names them for `*.jpg`.
+    A file named as input is taken whatever its suffix. Folders with their subfolders,
+    and patterns that the shell did not expand, give files with suffixes in `READABLE`.
+    Hidden files and folders are ignored. Nothing is taken twice, also when links form
+    circles. Outputs of an earlier run beside their sources are left out, with a
+    warning, because a shell also names them for `*.jpg`.
 
     Args:
         inputs: files, folders and patterns.
         output: None for files beside their sources. For a single file the name of the
             output, which is replaced if it exists. Otherwise a folder, which gets the
             structure of the searched folder; of several inputs each folder keeps its
-            own name there. To name a new folder for a single file, end the name with a
-            separator (which only a `str` can).
+            own name there. A new folder for a single file needs a separator at its end
+            (which only a `str` can have).
         suffix: goes between the name and the format; None or "": no suffix, but
             `scale_suffix` for outputs beside their sources.
         scale_suffix: makes that suffix, e.g. "_2x". Called only if it is needed, when
@@ -129,7 +129,7 @@ def plan(
         AetherError: when an input is missing or has no picture, `output` is not a
             folder and has to be one, or an output would replace an input.
     """
-    _check_wishes(suffix, format)
+    _check_naming(suffix, format)
     paths = _expand(inputs)
     folder = None
     if output is not None:
@@ -142,11 +142,7 @@ def plan(
     ending = suffix or ("" if folder else scale_suffix())
     if ending:
         sources = _without_earlier_outputs(sources, folder, ending, real)
-    if not sources:
-        raise AetherError(
-            f"There is no picture in {_enumerated(inputs)}.",
-            hint=f"Names of pictures end in {', '.join(READABLE)}.",
-        )
+    _check_found(sources, inputs)
     sources.sort(key=lambda source: natural_order(source.path))
     targets = name_targets(sources, folder, ending, format, real)
     _check_none_is_replaced(sources, targets, real)
@@ -156,15 +152,12 @@ def plan(
     ]
     finished = {job for job in jobs if not overwrite and os.path.isfile(job.target)}
     to_do = tuple(job for job in jobs if job not in finished)
-    return Plan(
-        to_do,
-        tuple(job for job in jobs if job in finished),
-        tuple(dict.fromkeys(job.target.parent for job in to_do)) if folder else (),
-    )
+    folders = dict.fromkeys(job.target.parent for job in to_do) if folder else ()
+    return Plan(to_do, tuple(job for job in jobs if job in finished), tuple(folders))
 
 
-def _check_wishes(suffix: str | None, format: str | None) -> None:
-    """Check what outputs are to be called."""
+def _check_naming(suffix: str | None, format: str | None) -> None:
+    """Check the suffix and the format of the outputs."""
     if suffix and _NOT_IN_NAMES.search(suffix):
         raise AetherError(
             f"The suffix {suffix!r} is not allowed in file names on every system.",
@@ -173,6 +166,14 @@ def _check_wishes(suffix: str | None, format: str | None) -> None:
     if format is not None and format.lower() not in SUFFIXES:
         raise AetherError(
             f"Cannot write {format} files; the formats are {', '.join(SUFFIXES)}."
+        )
+
+
+def _check_found(sources: list[Source], inputs: Sequence[str | Path]) -> None:
+    if not sources:
+        raise AetherError(
+            f"There is no picture in {_enumerated(inputs)}.",
+            hint=f"Names of pictures end in {', '.join(READABLE)}.",
         )
 
 
