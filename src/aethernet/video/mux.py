@@ -264,8 +264,8 @@ def _is_held(stream: Any, suffix: str) -> bool:
 def _kind(stream: Any) -> str:
     """Type, codec and language, e.g. "subtitle, srt, eng"."""
     name = stream.codec_context.name if stream.codec_context else None
-    words = [stream.type, name, stream.language]
-    return ", ".join(word for word in words if word)
+    parts = [stream.type, name, stream.language]
+    return ", ".join(part for part in parts if part)
 
 
 def _chapters(source: Any, begin: Fraction, end: Fraction | None) -> list[Any]:

@@ -83,8 +83,9 @@ class Y4mHeader:
 
     def line(self) -> bytes:
         """The header as bytes, with its line break."""
-        words = [f"W{self.width}", f"H{self.height}", *self.other, f"C{self.layout}"]
-        return MAGIC + " ".join(["", *words]).encode("latin-1") + b"\n"
+        size = (f"W{self.width}", f"H{self.height}")
+        line = " ".join([MAGIC.decode(), *size, *self.other, f"C{self.layout}"])
+        return line.encode("latin-1") + b"\n"
 
 
 def read_header(stream: BinaryIO) -> Y4mHeader:

@@ -115,7 +115,7 @@ class Worker:
         return {"answer": pickle.dumps(self.answer(number, job))}
 
     def answer(self, number: int, job: Job | RemoteJob) -> Answer:
-        """Do a job and say what came of it; a failure is an outcome, not an error."""
+        """Do a job and return its outcome; a failure is an outcome, not an error."""
         start = time.perf_counter()
         shown = cast("Job", job)  # of a `RemoteJob` only the names are shown
         try:
