@@ -1,7 +1,7 @@
-"""Draw README's picture: `python tools/draw_comparison.py`.
+"""Draw README's first picture: `python tools/draw_comparison.py`.
 
-Two cut-outs of the sample, bicubic beside the shipped model, each output pixel shown as
-2x2 so that browsers do not smooth the difference away.
+It shows two parts of the sample picture, bicubic beside the shipped model. Each output
+pixel is drawn as 2x2, because browsers would smooth the difference away.
 """
 
 import sys
@@ -16,7 +16,7 @@ from aethernet.upscaling.files import upscale_file
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "assets/sample.png"
 TARGET = ROOT / "assets/comparison.png"
-CUTS = ((70, 20, 96, 64), (50, 160, 96, 64))  # left, top, width, height in LR pixels
+PARTS = ((70, 20, 96, 64), (50, 160, 96, 64))  # left, top, width, height; LR pixels
 ZOOM = 2
 MARGIN = 8
 LABEL_HEIGHT = 28
@@ -35,10 +35,10 @@ def main() -> int:
     bicubic = sample.resize(model.scale, kernel="cubic")
     columns = []
     for name, image in (("bicubic", bicubic), (shipped_model().stem, ours)):
-        column = _label(name, CUTS[0][2] * model.scale * ZOOM)
-        for cut in CUTS:
-            part = image.crop(*(side * model.scale for side in cut)).zoom(ZOOM, ZOOM)
-            column = column.join(part, "vertical", **BESIDE)
+        column = _label(name, PARTS[0][2] * model.scale * ZOOM)
+        for part in PARTS:
+            drawn = image.crop(*(side * model.scale for side in part)).zoom(ZOOM, ZOOM)
+            column = column.join(drawn, "vertical", **BESIDE)
         columns.append(column)
     picture = columns[0].join(columns[1], "horizontal", **BESIDE)
     picture.write_to_file(str(TARGET), compression=9)

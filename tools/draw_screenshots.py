@@ -1,8 +1,8 @@
 """Draw README's pictures of the two pages: `python tools/draw_screenshots.py`.
 
-The sample, reduced by half and upscaled by the shipped model, in `aethernet compare`
-with its HR; the sample itself in `aethernet ui`. Needs Chromium and the extras `ui` and
-`dev`.
+`aethernet compare` shows the sample picture at half its size, upscaled by the shipped
+model, beside the sample itself. `aethernet ui` shows the sample, upscaled. This needs
+Chromium and the extras `ui` and `dev`.
 """
 
 import re
@@ -23,7 +23,7 @@ COMMAND = (sys.executable, "-m", "aethernet")
 
 
 def main() -> int:
-    chromium = shutil.which("chromium")  # None: Playwright's own
+    chromium = shutil.which("chromium")  # None: the one that Playwright brings
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         _keep(_compare(browser, Path(folder)), ROOT / "assets/compare.png")
@@ -39,7 +39,7 @@ def _compare(browser: Browser, folder: Path) -> bytes:
     subprocess.run([*COMMAND, *map(str, words)], check=True)
     page = browser.new_page(viewport=SIZE)
     page.goto(report.as_uri())
-    # The face, where detail tells.
+    # Show the face, which has most detail.
     page.evaluate("view.division = 0.5; view.zoom = 5.4; view.fitted = false")
     page.evaluate("view.x = 112; view.y = 58; redraw()")
     page.wait_for_timeout(500)
@@ -59,7 +59,7 @@ def _ui(browser: Browser) -> bytes:
         page.locator("#picture input[type=file]").set_input_files(SAMPLE)
         page.locator("#picture img").wait_for()
         page.locator("#upscale").click()
-        page.locator("#said p").first.wait_for(timeout=300_000)
+        page.locator("#result p").first.wait_for(timeout=300_000)
         page.wait_for_timeout(1500)
         return page.screenshot()
     finally:
@@ -68,7 +68,7 @@ def _ui(browser: Browser) -> bytes:
 
 
 def _keep(picture: bytes, target: Path) -> None:
-    """As a palette of 256 colours, a third of the size, which a screenshot bears."""
+    """Write a palette of 256 colours: a third of the size, and no visible loss here."""
     image = pyvips.Image.new_from_buffer(picture, "")
     image.pngsave(str(target), palette=True, Q=95, effort=10)
     size = target.stat().st_size / 1e3
