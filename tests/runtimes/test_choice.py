@@ -1,0 +1,406 @@
+"""Which runtime runs a model: the choice is fast, checked and kept."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    lively_network,
+    photo,
+    run,
+    sample_part,
+    without_hidden,
+    write,
+)
+from runtime_helpers import SMALLEST, picture_network
+
+from aethernet.cache import cache_folder
+from aethernet.checkpoints.checkpoint import save_checkpoint
+from aethernet.commands.main import main
+from aethernet.errors import (
+    AetherError,
+    CheckpointError,
+    MissingExtraError,
+    VerificationError,
+)
+from aethernet.runtimes import choice
+from aethernet.runtimes.base import Description, RuntimeSpec
+from aethernet.runtimes.pytorch import PyTorchRuntime
+from aethernet.runtimes.registry import open_model
+
+pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
+pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
+
+EVERYTHING = dict.fromkeys(
+    ("torch", "onnx", "onnxscript", "onnxruntime", "openvino"), "1"
+)
+
+
+class Stage:
+    """Stand-ins for all runtimes, and a clock that shows the times given here.
+
+    `seconds`, `noise` and `broken` are by runtime, or by "runtime precision".
+    """
+
+    def __init__(self, monkeypatch):
+        self.seconds = {"pytorch": 3.0, "onnxruntime": 2.0, "openvino": 1.0}
+        self.noise, self.broken, self.more = {}, {}, {}
+        self.loaded, self.timed = [], []
+        self.versions = dict(EVERYTHING)
+        monkeypatch.setattr(
+            RuntimeSpec, "import_class", lambda spec: self.stand_in(spec.name)
+        )
+        monkeypatch.setattr(
+            choice,
+            "installed_versions",
+            lambda names: {n: v for n, v in self.versions.items() if n in names},
+        )
+        monkeypatch.setattr(choice, "seconds", self.clock)
+        monkeypatch.setattr(choice, "TILE", 24)  # to save time
+
+    def of(self, table, name, precision, default=None):
+        return table.get(f"{name} {precision}", table.get(name, default))
+
+    def clock(self, model, tile):
+        assert tile.shape[-2:] == (24, 24)
+        precision = model.describe().precision
+        self.timed.append(f"{model.name} {precision}")
+        return self.of(self.seconds, model.name, precision)
+
+    def stand_in(self, name):
+        stage = self
+
+        class StandIn(PyTorchRuntime):
+            @classmethod
+            def load(cls, path, device, precision):
+                stage.loaded.append(f"{name} {precision}")
+                problem = stage.of(stage.broken, name, precision)
+                if problem:
+                    raise AetherError(problem)
+                model = super().load(path, "cpu", "float32")
+                model.name, model.asked = name, precision
+                return model
+
+            @classmethod
+            def devices(cls):
+                return ("cpu",)
+
+            @classmethod
+            def precisions(cls, path, device):
+                return ("float32", *stage.more.get(name, ()))
+
+            def run(self, batch):
+                noise = stage.of(stage.noise, name, self.asked, 0.0)
+                return super().run(batch) + np.float32(noise)
+
+            def describe(self):
+                return Description(name, "cpu", self.asked, self.why)
+
+        return StandIn
+
+
+@pytest.fixture
+def stage(monkeypatch):
+    return Stage(monkeypatch)
+
+
+class TestChoice:
+    @pytest.mark.parametrize("fastest", ["pytorch", "onnxruntime", "openvino"])
+    def test_takes_what_the_clock_says_is_fastest(self, stage, checkpoint, fastest):
+        stage.seconds[fastest] = 0.8
+        assert open_model(checkpoint).describe().runtime == fastest
+
+    def test_says_why(self, stage, checkpoint):
+        why = open_model(checkpoint).describe().why
+        assert why == (
+            "fastest of 3 tried on a 24x24 tile, 0.50 of the time of onnxruntime "
+            "float32 on cpu"
+        )
+
+    def test_the_trial_can_be_watched(self, stage, checkpoint, caplog):
+        with caplog.at_level(logging.INFO, "aethernet"):
+            open_model(checkpoint)
+        for said in ("trying pytorch", "openvino in float32 on cpu: 1000 ms"):
+            assert said in caplog.text
+
+    def test_a_hopeless_candidate_is_not_run_again(self, stage, checkpoint):
+        stage.seconds = {"pytorch": 0.31, "onnxruntime": 0.1, "openvino": 0.29}
+        open_model(checkpoint)
+        runs = [word.split()[0] for word in stage.timed]
+        assert (runs.count("pytorch"), runs.count("openvino")) == (1, 3)
+        assert runs[3:] == ["onnxruntime", "openvino"] * 2  # in turns
+
+    def test_slow_models_are_not_run_for_minutes(self, stage, checkpoint):
+        stage.seconds = {"pytorch": 6.0, "onnxruntime": 5.0, "openvino": 7.0}
+        open_model(checkpoint)
+        assert len(stage.timed) == 3
+
+    def test_the_result_is_kept(self, stage, checkpoint):
+        first = open_model(checkpoint).describe()
+        assert len(without_hidden(cache_folder() / "trials")) == 1
+        stage.loaded.clear()
+        stage.timed.clear()
+        stage.seconds["openvino"] = 9.0
+        assert open_model(checkpoint).describe() == first
+        assert stage.loaded == ["openvino float32"]
+        assert stage.timed == []
+
+    @pytest.mark.parametrize(
+        "change",
+        ["library", "weights", "device", "precision", "machine", "threads", "code"],
+    )
+    def test_there_is_a_new_trial_when_what_decides_it_changes(
+        self, stage, checkpoint, monkeypatch, change
+    ):
+        open_model(checkpoint)
+        stage.seconds["openvino"] = 9.0
+        words = {}
+        if change == "library":
+            stage.versions["openvino"] = "2"
+        elif change == "weights":
+            save_checkpoint(picture_network(scale=1, seed=1, **SMALLEST), checkpoint)
+        elif change == "machine":
+            monkeypatch.setattr(choice, "processor_name", lambda: "another")
+        elif change == "code":
+            monkeypatch.setattr(choice, "code_version", lambda code: "another")
+        elif change == "threads":
+            monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+        else:
+            words = {change: "cpu" if change == "device" else "float32"}
+        assert open_model(checkpoint, **words).describe().runtime == "onnxruntime"
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"\xff\x00",
+            b"[1]",
+            b'{"runtime": 7}',
+            b'{"runtime": "toaster", "device": "cpu", "precision": "auto", "why": ""}',
+            b'{"runtime": "openvino", "device": "x", "precision": "auto", "why": ""}',
+            b'{"runtime": "openvino", "device": "cpu", "precision": "", "why": ""}',
+            b"[" * 100_000,
+        ],
+    )
+    def test_a_damaged_result_is_ignored_and_replaced(self, stage, checkpoint, content):
+        open_model(checkpoint)
+        (kept,) = (cache_folder() / "trials").iterdir()
+        good = kept.read_bytes()
+        kept.write_bytes(content)
+        assert open_model(checkpoint).describe().runtime == "openvino"
+        assert kept.read_bytes() == good
+
+    def test_a_cache_that_cannot_be_written_costs_only_time(
+        self, stage, checkpoint, monkeypatch
+    ):
+        monkeypatch.setenv("AETHERNET_CACHE", str(checkpoint / "cache"))
+        assert open_model(checkpoint).describe().runtime == "openvino"
+
+    def test_a_choice_that_fails_later_is_replaced_with_a_warning(
+        self, stage, checkpoint, caplog
+    ):
+        open_model(checkpoint)
+        stage.broken["openvino"] = "its driver is gone"
+        assert open_model(checkpoint).describe().runtime == "onnxruntime"
+        assert "its driver is gone" in caplog.text
+        caplog.clear()
+        assert open_model(checkpoint).describe().runtime == "onnxruntime"
+        assert not caplog.records  # the new result is kept
+
+    def test_a_runtime_that_fails_is_skipped_with_a_warning(
+        self, stage, checkpoint, caplog
+    ):
+        stage.broken["openvino"] = "no such instruction"
+        model = open_model(checkpoint)
+        assert model.describe().runtime == "onnxruntime"
+        (warning,) = caplog.records
+        assert warning.levelno == logging.WARNING
+        assert "openvino" in warning.message
+        assert "no such instruction" in warning.message
+
+    def test_a_named_one_that_fails_is_an_error(self, stage, checkpoint, caplog):
+        open_model(checkpoint, "openvino")
+        stage.broken["openvino"] = "no such instruction"
+        another = checkpoint.with_suffix(".pt")
+        shutil.copy(checkpoint, another)
+        for path in (checkpoint, another):  # with a kept result, and without
+            with pytest.raises(AetherError, match="no such instruction"):
+                open_model(path, "openvino")
+        assert not caplog.records
+        assert {word.split()[0] for word in stage.loaded} == {"openvino"}
+
+    def test_a_runtime_that_does_not_start_is_not_tried_in_another_precision(
+        self, stage, checkpoint
+    ):
+        stage.more["openvino"] = ("float16", "bfloat16")
+        stage.broken["openvino"] = "no driver"
+        open_model(checkpoint)
+        assert "openvino float32" in stage.loaded
+        assert "openvino float16" not in stage.loaded
+
+    def test_all_failing_is_one_error(self, stage, checkpoint, caplog):
+        stage.broken = dict.fromkeys(stage.seconds, "on fire")
+        with pytest.raises(AetherError, match="on fire"):
+            open_model(checkpoint)
+        assert not caplog.records
+
+    def test_a_damaged_checkpoint_is_one_error(self, stage, checkpoint, caplog):
+        checkpoint.write_bytes(b"hello")
+        with pytest.raises(CheckpointError) as caught:
+            open_model(checkpoint)
+        assert caught.value.path == checkpoint
+        assert not caplog.records
+        assert stage.loaded == []
+
+    @pytest.mark.parametrize("error", [0.01, float("nan"), float("inf")])
+    def test_a_wrong_answer_is_never_used(self, stage, checkpoint, caplog, error):
+        stage.noise["openvino"] = error
+        for _ in range(2):
+            assert open_model(checkpoint).describe().runtime == "onnxruntime"
+        (warning,) = caplog.records
+        assert warning.levelno == logging.WARNING
+        assert "differs from the reference" in warning.message
+        with pytest.raises(VerificationError, match="differs from the reference"):
+            open_model(checkpoint, "openvino", precision="float32")
+
+    def test_an_answer_of_another_size_is_never_used(
+        self, stage, checkpoint, monkeypatch
+    ):
+        sliced = PyTorchRuntime.run
+        monkeypatch.setattr(
+            PyTorchRuntime, "run", lambda self, batch: sliced(self, batch)[..., 1:]
+        )
+        with pytest.raises(VerificationError, match="its output has the shape"):
+            open_model(checkpoint)
+
+    def test_the_limit_loses_as_much_as_it_says(self):
+        error = 10 ** (-choice.AUTO_MIN_PSNR / 10) + 10 ** (-choice.USUAL_PSNR / 10)
+        loss = choice.USUAL_PSNR + 10 * np.log10(error)
+        assert loss == pytest.approx(choice.MAX_LOSS)
+        assert pytest.approx(56.3, abs=0.1) == choice.AUTO_MIN_PSNR
+
+    @pytest.mark.parametrize(("psnr", "taken"), [(57, "bfloat16"), (55, "float32")])
+    def test_a_reduced_precision_is_taken_where_no_picture_shows_it(
+        self, stage, checkpoint, caplog, psnr, taken
+    ):
+        stage.more["openvino"] = ("bfloat16",)
+        stage.seconds["openvino bfloat16"] = 0.5
+        stage.noise["openvino bfloat16"] = 10 ** (-psnr / 20)
+        assert open_model(checkpoint).describe().precision == taken
+        assert not caplog.records  # a precision that does not suit a model is no defect
+
+    @pytest.mark.parametrize(
+        ("precision", "psnr", "right"),
+        [
+            ("float16", 51, True),
+            ("float16", 49, False),
+            ("bfloat16", 41, True),
+            ("bfloat16", 39, False),
+        ],
+    )
+    def test_a_precision_asked_for_by_name_has_a_limit_of_its_own(
+        self, stage, checkpoint, precision, psnr, right
+    ):
+        stage.noise = dict.fromkeys(stage.seconds, 10 ** (-psnr / 20))
+        if right:
+            model = open_model(checkpoint, precision=precision)
+            assert model.describe().precision == precision
+        else:
+            with pytest.raises(AetherError, match=f"{precision} on cpu is not used"):
+                open_model(checkpoint, precision=precision)
+
+    def test_a_better_device_that_works_leaves_no_work_to_the_cpu(
+        self, stage, checkpoint, monkeypatch
+    ):
+        def of_two_devices(spec):
+            cls = stage.stand_in(spec.name)
+            cls.devices = classmethod(lambda cls: ("cuda", "cpu"))
+            return cls
+
+        monkeypatch.setattr(RuntimeSpec, "import_class", of_two_devices)
+        open_model(checkpoint, "openvino")
+        assert len(stage.loaded) == 1
+        stage.broken["openvino"] = "no driver"
+        with pytest.raises(AetherError, match="no driver"):
+            open_model(checkpoint, "openvino", precision="float32")
+        assert len(stage.loaded) == 3
+
+    def test_without_an_exporter_checkpoints_stay_with_pytorch(self, stage, checkpoint):
+        del stage.versions["onnxscript"]
+        model = open_model(checkpoint)
+        assert str(model.describe()) == "pytorch float32 on cpu: no other is installed"
+        assert stage.timed == []
+
+
+def test_with_torch_alone_nothing_is_tried_kept_or_imported(tmp_path):
+    save_checkpoint(lively_network(depths=(1,)), tmp_path / "model.pth")
+    write(photo(8, 9), tmp_path / "in.png")
+    code = """
+import sys
+from aethernet.commands.main import main
+from aethernet.runtimes import choice, pytorch
+choice.installed_versions = lambda names: {"torch": "2"}
+pytorch.has_bfloat16_units = lambda: False
+assert main(["upscale", "in.png", "--model", "model.pth", "--device", "cpu"]) == 0
+print(sorted({"onnx", "onnxruntime", "onnxscript", "openvino"} & set(sys.modules)))
+"""
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "AETHERNET_CACHE": str(cache)}
+    done = run("-c", code, cwd=tmp_path, env=environment)
+    assert done.stderr == ""
+    assert "PyTorch float32 on cpu: no other is installed\n[]\n" in done.stdout
+    assert not cache.exists()
+
+
+class TestCommand:
+    @pytest.fixture
+    def words(self, tmp_path, networks):
+        write(sample_part(20, 30), tmp_path / "in.png")
+        target = str(tmp_path / "out.png")
+        model = str(networks["rgb"][0])
+        return ["upscale", str(tmp_path / "in.png"), "-o", target, "--model", model]
+
+    def test_runs_as_told_and_prints_it(self, words, capsys):
+        told = ["--runtime", "onnxruntime", "--precision", "float32"]
+        assert main([*words, *told, "--device", "cpu"]) == 0
+        assert "rgb.safetensors: ONNX Runtime float32 on cpu" in capsys.readouterr().out
+
+    def test_without_flags_prints_why(self, words, capsys):
+        assert main([*words, "--device", "cpu"]) == 0
+        said = capsys.readouterr()
+        assert re.search(r" on a 128x128 tile, [01]\.\d\d of the time of ", said.out)
+        assert said.err == ""
+
+    def test_a_missing_library_names_its_extra(self, words, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        assert main([*words, "--runtime", "openvino"]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: The package openvino is missing")
+        assert "'.[openvino]'" in said
+        assert said.count("\n") == 1
+        with pytest.raises(MissingExtraError):
+            open_model(words[-1], "openvino")
+
+    def test_a_failing_runtime_is_reported_on_stderr(self, tmp_path, networks):
+        # In a process of its own, where no test framework takes the messages.
+        code = f"""
+from aethernet.errors import AetherError
+from aethernet.runtimes import onnxruntime, openvino
+from aethernet.runtimes.registry import open_model
+def fail(*words):
+    raise AetherError("Its library is broken.")
+onnxruntime.OnnxRuntime.load = openvino.OpenVINORuntime.load = fail
+print(open_model({str(networks["rgb"][0])!r}, device="cpu").describe())
+"""
+        environment = {**os.environ, "AETHERNET_CACHE": str(tmp_path)}
+        done = run("-c", code, env=environment)
+        assert "PyTorch float32 on cpu: the only one that works here" in done.stdout
+        assert "is skipped: Its library is broken." in done.stderr
+        (kept,) = (tmp_path / "trials").iterdir()
+        assert json.loads(kept.read_text("utf-8"))["runtime"] == "pytorch"
