@@ -6,7 +6,7 @@ Each step is exact for all weights, and is computed in float64:
   `W (g * n + b) + c = (W g) n + (W b + c)`.
 - The last 3x3 convolution before the last PixelShuffle, that PixelShuffle and
   `conv_last` have nothing non-linear between them. They become one 5x5 convolution on
-  the smaller grid and a PixelShuffle. At 2x this saves an eighth of the multiply-adds.
+  the smaller grid and a PixelShuffle. At 2x it takes an eighth of their multiply-adds.
   The padding differs for the outermost output pixels only, which are computed in the
   original way.
 - The first and the last convolution take over `img_range`.
