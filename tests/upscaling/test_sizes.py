@@ -60,7 +60,7 @@ class TestSize:
         wanted = np.interp(positions, np.arange(64), ramp)
         assert np.abs(found - wanted)[6:-6].max() < 300  # of steps of 870
 
-    def test_more_than_two_passes_give_is_resampled_and_said(self, tmp_path, caplog):
+    def test_beyond_two_passes_it_is_resampled_with_a_warning(self, tmp_path, caplog):
         write_picture(Picture(photo(10, 12)), tmp_path / "in.png")
         done = upscale_file(
             *(tmp_path / "in.png", tmp_path / "out.png", Repeat()),

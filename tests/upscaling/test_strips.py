@@ -122,7 +122,7 @@ class TestSeveral:
         assert read.count("long.png") < 50
         assert read.count("next.png") == 20
 
-    def test_progress_is_told_in_pixels_of_the_source(self, tmp_path):
+    def test_progress_is_reported_in_pixels_of_the_source(self, tmp_path):
         write_picture(Picture(photo(100, 30)), tmp_path / "in.png")
         told = []
         job = Job(tmp_path / "in.png", tmp_path / "out.png")

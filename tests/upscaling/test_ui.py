@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import chromium, watch
-from helpers import lively_network, without_hidden
+from helpers import lively_network, photo, without_hidden
 from PIL import ImageCms
 
 from aethernet.checkpoints.checkpoint import save_checkpoint
-from aethernet.checkpoints.verification import natural_image
 from aethernet.commands.main import main
 from aethernet.errors import AetherError
 from aethernet.pictures.files import Picture, read_picture
@@ -28,7 +27,7 @@ from aethernet.upscaling.ui import check_size, find_models, target_name
 pytest.importorskip("gradio", reason="needs pip install -e '.[ui]'")
 
 RUNNING = ("--runtime", "pytorch", "--device", "cpu", "--precision", "float32")
-# Writes down whatever the server asks for by name or address.
+# Notes every host name and address that the server asks for.
 SERVER = """
 import sys
 asked = open(sys.argv[1], "a", buffering=1)
@@ -41,13 +40,6 @@ sys.addaudithook(watch)
 from aethernet.commands.main import main
 sys.exit(main(sys.argv[2:]))
 """
-
-
-def photo(height, width, bands=3, dtype=np.uint8):
-    planes = [*natural_image(height, width)[0].numpy()]
-    if bands == 4:
-        planes.append(np.linspace(0, 1, height * width).reshape(height, width))
-    return np.rint(np.stack(planes, -1) * np.iinfo(dtype).max).astype(dtype)
 
 
 class Server:
@@ -123,7 +115,7 @@ def choose(page, which, name):
 
 def download(page, folder):
     page.locator("#upscale").click()
-    page.locator("#said p").first.wait_for()
+    page.locator("#result p").first.wait_for()
     with page.expect_download() as coming:
         page.locator("#download").click()
     name = Path(coming.value.suggested_filename)
@@ -153,7 +145,7 @@ def test_the_download_is_what_the_command_makes(page, models, tmp_path):
     assert result.pixels.shape == (80, 120, 4)
     assert np.array_equal(result.pixels, expected.pixels)
     assert result.metadata["icc-profile-data"] == profile
-    said = page.locator("#said").inner_text()
+    said = page.locator("#result").inner_text()
     assert "60x40 → 120x80" in said
     assert "PyTorch float32 on cpu" in said
 
@@ -212,7 +204,7 @@ def test_errors_are_toasts_and_the_page_goes_on(page, tmp_path):
     toast = page.get_by_test_id("toast-body")
     toast.wait_for()
     said = toast.inner_text()
-    assert "bad & worse.png is no picture that can be read" in said
+    assert "bad & worse.png: This is no picture that can be read" in said
     assert str(tmp_path.parent.parent) not in said
     page.locator("#picture").get_by_label("Remove Image").click()
     write_picture(Picture(photo(20, 30)), tmp_path / "in.png")
@@ -220,14 +212,14 @@ def test_errors_are_toasts_and_the_page_goes_on(page, tmp_path):
     assert read_picture(download(page, tmp_path)).pixels.shape == (40, 60, 3)
 
 
-def test_no_picture_is_said(page):
+def test_without_a_picture_there_is_an_error(page):
     page.locator("#upscale").click()
     toast = page.get_by_test_id("toast-body")
     toast.wait_for()
     assert "Drop a picture first" in toast.inner_text()
 
 
-def test_words_no_page_would_send_are_refused(page, server, tmp_path):
+def test_values_that_no_page_would_send_are_refused(page, server, tmp_path):
     # A program of somebody else may send anything; ".." must not become a path.
     write_picture(Picture(photo(20, 30)), tmp_path / "in.png")
     drop(page, tmp_path / "in.png")
@@ -250,29 +242,73 @@ def test_words_no_page_would_send_are_refused(page, server, tmp_path):
 
 @pytest.mark.parametrize("host", ["", "evil.example"])
 def test_only_what_was_dropped_is_read(server, tmp_path, host):
-    # Whoever reaches the port may name any file; the page of another name gets nothing.
+    # Any local program can name any file. The page of another host gets nothing at all.
     write_picture(Picture(photo(20, 30)), tmp_path / "secret.png")
-    chosen = page_words(server.url)
-    data = [{"path": str(tmp_path / "secret.png")}, *chosen]
-    body = {"data": data, "fn_index": 0, "session_hash": "b1"}
+    if host:
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            asked(server.url, str(tmp_path / "secret.png"), host)
+        return
+    answer = asked(server.url, str(tmp_path / "secret.png"))
+    assert "not a picture that was dropped here" in answer
+    assert "_2x" not in answer
+
+
+def test_without_a_browser_the_server_does_the_same(server, models, tmp_path):
+    write_picture(Picture(photo(20, 30)), tmp_path / "in & out.png")
+    answer = asked(server.url, uploaded(server.url, tmp_path / "in & out.png"))
+    assert "30x20 → 60x40" in answer
+    found = re.search(r'"url":\s*"([^"]*_2x\.png)"', answer)
+    with urllib.request.urlopen(found[1], timeout=20) as download:
+        (tmp_path / "result.png").write_bytes(download.read())
+    model = models / "a 2x.safetensors"
+    expected = upscaled(tmp_path / "in & out.png", tmp_path / "expected.png", model)
+    result = read_picture(tmp_path / "result.png").pixels
+    assert np.array_equal(result, read_picture(expected).pixels)
+
+
+def test_errors_name_the_picture_and_not_the_folder(server, tmp_path):
+    (tmp_path / "bad.png").write_text("hello " * 99)
+    answer = asked(server.url, uploaded(server.url, tmp_path / "bad.png"))
+    assert "bad.png: This is no picture that can be read" in answer
+    assert "aethernet-ui-" not in answer
+
+
+def uploaded(url, path):
+    """Upload a file as the page does; returns where the server keeps it."""
+    content = path.read_bytes()
+    body = (
+        b'--edge\r\nContent-Disposition: form-data; name="files"; filename="'
+        + path.name.encode()
+        + b'"\r\nContent-Type: image/png\r\n\r\n'
+        + content
+        + b"\r\n--edge--\r\n"
+    )
     request = urllib.request.Request(
-        f"{server.url.rstrip('/')}/gradio_api/queue/join",
+        f"{url.rstrip('/')}/gradio_api/upload",
+        body,
+        {"Content-Type": "multipart/form-data; boundary=edge"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)[0]
+
+
+def asked(url, path, host=""):
+    """Press the button for a file of the server; returns all events of the answer."""
+    body = {"data": [{"path": path}, *page_values(url)], "fn_index": 0}
+    body["session_hash"] = "b1"
+    request = urllib.request.Request(
+        f"{url.rstrip('/')}/gradio_api/queue/join",
         json.dumps(body).encode(),
         {"Content-Type": "application/json", **({"Host": host} if host else {})},
     )
-    if host:
-        with pytest.raises(urllib.error.HTTPError, match="400"):
-            urllib.request.urlopen(request, timeout=20)
-        return
     urllib.request.urlopen(request, timeout=20).close()
-    answer = urllib.request.urlopen(
-        f"{server.url.rstrip('/')}/gradio_api/queue/data?session_hash=b1", timeout=60
-    ).read()
-    assert b"no picture that was dropped here" in answer
-    assert b"_2x" not in answer
+    with urllib.request.urlopen(
+        f"{url.rstrip('/')}/gradio_api/queue/data?session_hash=b1", timeout=60
+    ) as answer:
+        return answer.read().decode()
 
 
-def page_words(url):
+def page_values(url):
     """A model and a format that the page offers."""
     with urllib.request.urlopen(f"{url.rstrip('/')}/config", timeout=20) as answer:
         parts = json.load(answer)["components"]
@@ -280,7 +316,7 @@ def page_words(url):
     return found["model"]["value"], found["format"]["value"]
 
 
-def test_a_port_that_is_taken_is_said(models, capsys):
+def test_a_port_that_is_taken_is_an_error(models, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -290,8 +326,8 @@ def test_a_port_that_is_taken_is_said(models, capsys):
     assert f"the port {port} is taken" in capsys.readouterr().err
 
 
-def test_models_that_are_not_there_are_said(tmp_path, capsys):
-    for path, said in ((tmp_path / "a.onnx", "no file"), (tmp_path, "no models")):
+def test_missing_models_are_an_error(tmp_path, capsys):
+    for path, said in ((tmp_path / "a.onnx", "no such file"), (tmp_path, "no models")):
         assert main(["ui", "--no-browser", "--model", str(path)]) == 1
         error = capsys.readouterr().err
         assert said in error
@@ -307,9 +343,9 @@ def test_models_of_one_name_are_told_apart(models, tmp_path):
 
 
 def test_large_pictures_are_left_to_the_command():
-    check_size("a.png", (5000, 5000), 2)
+    check_size(Path("a.png"), (5000, 5000), 2)
     with pytest.raises(AetherError, match="100 megapixels at 2x; this page makes"):
-        check_size("a.png", (5010, 5000), 2)
+        check_size(Path("a.png"), (5010, 5000), 2)
 
 
 def test_names_of_downloads():

@@ -107,22 +107,20 @@ def plan(
     A file named as input is taken whatever its suffix. Folders with their subfolders,
     and patterns that the shell did not expand, give files with suffixes in `READABLE`.
     Hidden files and folders are ignored. Nothing is taken twice, also when links form
-    circles. Outputs of an earlier run beside their sources are left out, with a
-    warning, because a shell also names them for `*.jpg`.
+    circles. Outputs that an earlier run left beside their sources are left out.
 
     Args:
         inputs: files, folders and patterns.
         output: None for files beside their sources. For a single file the name of the
             output, which is replaced if it exists. Otherwise a folder, which gets the
             structure of the searched folder; of several inputs each folder keeps its
-            own name there. A new folder for a single file needs a separator at its end
-            (which only a `str` can have).
+            own name there. To name a new folder for a single file, end the `str` with a
+            separator.
         suffix: goes between the name and the format; None or "": no suffix, but
             `scale_suffix` for outputs beside their sources.
         scale_suffix: makes that suffix, e.g. "_2x". Called only if it is needed, when
             the inputs are known to exist.
-        format: of the outputs, e.g. ".png"; None: that of each source, or PNG if that
-            cannot be written.
+        format: of the outputs, e.g. ".png"; None: as each source, else PNG.
         overwrite: also make outputs that exist.
 
     Raises:
@@ -150,10 +148,11 @@ def plan(
         Job(_reachable(source.path), _reachable(target))
         for source, target in zip(sources, targets, strict=True)
     ]
-    finished = {job for job in jobs if not overwrite and os.path.isfile(job.target)}
-    to_do = tuple(job for job in jobs if job not in finished)
+    finished = (job for job in jobs if not overwrite and os.path.isfile(job.target))
+    done = dict.fromkeys(finished)
+    to_do = [job for job in jobs if job not in done]
     folders = dict.fromkeys(job.target.parent for job in to_do) if folder else ()
-    return Plan(to_do, tuple(job for job in jobs if job in finished), tuple(folders))
+    return Plan(tuple(to_do), tuple(done), tuple(folders))
 
 
 def _check_naming(suffix: str | None, format: str | None) -> None:
@@ -394,7 +393,8 @@ def _without_earlier_outputs(
     """Leave out files named like another source in their folder plus a suffix.
 
     This applies only to folders that also get outputs. The default suffixes count even
-    if this run uses another.
+    if this run uses another. A warning names the files, since a shell may have named
+    them as inputs, for `*.jpg`.
     """
     ending = re.compile(rf"(.+)(?:{re.escape(suffix)}|{_DEFAULT_SUFFIX})", re.DOTALL)
     stems = {(real(s.path.parent), _folded(s.path.stem)) for s in sources}
