@@ -1,7 +1,7 @@
 """Make training pairs: `python benchmarks/bicubic_pairs.py PHOTOS OUT --scale 2`.
 
-Writes OUT/hr and OUT/lr as PNG, under the same names: every picture of the folder
-PHOTOS, and its bicubic reduction. A pair that is there already is left alone.
+Writes each picture of the folder PHOTOS to OUT/hr, and its bicubic reduction to
+OUT/lr, as PNG files with the same name. Existing pairs are skipped.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How much context a tile needs: what its seams change, by pixels of context.
+"""Measure how much context a tile needs, by the differences at its seams.
 
     python benchmarks/context.py --data FOLDER [--model CHECKPOINT] [--pictures 8]
 
-Of each picture the middle is upscaled whole and in tiles of 64 pixels, and both are
-compared as the network gives them: the largest difference in 8-bit steps (255 of the
-range 0..1), and how many values of the rounded picture differ.
+The middle of each picture is upscaled whole and in tiles of 64 pixels. Printed are the
+largest difference between both outputs in 8-bit steps (255 of the range 0..1), and the
+share of the values that differ once they are rounded.
 """
 
 import argparse

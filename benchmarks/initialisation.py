@@ -1,10 +1,10 @@
-"""Does another start train better? `python benchmarks/initialisation.py FOLDER`.
+"""Compare two initialisations: `python benchmarks/initialisation.py FOLDER`.
 
-Trains a small network twice per seed, on the same crops in the same order: from the
-published start (truncated normal, standard deviation 0.02) and from one that preserves
-variance, with depthwise kernels that begin as the identity. FOLDER holds HR pictures.
-Prints the mean L1 loss of the fifty steps before each mark, and PSNR (RGB) on crops
-of held-out pictures at the end.
+Trains a small network twice for each seed, on the same crops in the same order: from
+the published initialisation (truncated normal, standard deviation 0.02), and from one
+that preserves variance, with depthwise kernels that begin as the identity. FOLDER has
+HR pictures. Prints the mean L1 loss of the 50 steps before each mark, and at the end
+PSNR (RGB) on crops of pictures that are not trained on.
 """
 
 import argparse
@@ -25,12 +25,12 @@ SCALE = 2
 BATCH, SIZE = 8, 16  # crops, LR pixels
 HELD_OUT = 6  # pictures
 PEAK_RATE, WARM_UP = 1e-3, 100
-WINDOW = 50  # steps the reported loss is the mean of
+WINDOW = 50  # steps over which the printed loss is averaged
 GATE_VARIANCE = 0.425  # of GELU(a) * b, a and b standard normal: E[GELU(a)^2]
 
 
 def published(network: AetherNet) -> None:
-    """What the network does by itself."""
+    """Keep the initialisation of the network itself."""
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def variance_preserving(network: AetherNet) -> None:
             module.weight.normal_(std=module.weight[0].numel() ** -0.5)
             if name.endswith("fc2"):
                 module.weight.div_(math.sqrt(GATE_VARIANCE))
-    network.conv_last.weight.mul_(0.1)  # pictures begin near their mean, as published
+    network.conv_last.weight.mul_(0.1)  # the output begins near the mean, as published
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Which convolutions int8 can take: PSNR against float32, and time.
+"""Measure which convolutions can be in int8: PSNR against float32, and time.
 
     python benchmarks/int8_parts.py FOLDER_OF_PICTURES
 

@@ -1,12 +1,12 @@
-"""What memory a large picture takes, and how busy the network is meanwhile.
+"""Measure the memory that a large picture takes, and how busy the network is.
 
     python benchmarks/large_picture.py --megapixels 100 --model stand-in
     python benchmarks/large_picture.py --megapixels 4 [--model CHECKPOINT] [--tile 256]
 
-Draws a picture of that size, upscales it as `aethernet upscale` does, and prints the
-peak of memory beyond what the process held once the model was loaded and had run one
-tile. The stand-in is one layer, bilinear, so that the picture's share is seen alone.
-Linux: the peak is the kernel's.
+Draws a picture of that size and upscales it as `aethernet upscale` does. Prints the
+peak memory beyond what the process used after loading the model and running one tile.
+The stand-in is a single bilinear layer, which shows the share of the picture alone.
+Not on Windows.
 """
 
 import argparse
@@ -20,8 +20,9 @@ import numpy as np
 import pyvips
 import torch
 
+from aethernet.bench.memory import peak_resident_bytes
 from aethernet.checkpoints.shipped import shipped_model
-from aethernet.runtimes.base import Description, Limits, Model
+from aethernet.runtimes.base import Description, InputSizes, Model
 from aethernet.runtimes.registry import open_model
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.files import upscale_file
@@ -30,7 +31,7 @@ from aethernet.upscaling.files import upscale_file
 class OneLayer:
     """A model of one layer."""
 
-    scale, channels, limits = 2, 3, Limits()
+    scale, channels, input_sizes = 2, 3, InputSizes()
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         return torch.nn.functional.interpolate(
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--suffix", default=".png")
     arguments = parser.parse_args()
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        # glibc keeps what was freed, so that memory in use would not show.
+        # By default glibc keeps freed memory, so that memory in use would not show.
         os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
         os.execv(sys.executable, [sys.executable, *sys.argv])
     model: Model = OneLayer()
@@ -62,29 +63,23 @@ def main() -> None:
         source, target = (Path(folder, f"{n}{arguments.suffix}") for n in ("in", "out"))
         draw(source, side)
         model.run(np.zeros((1, model.channels, window, window), np.float32))
-        own = _status("VmHWM")  # the runtime's, with a window of the size it will run
+        own = peak_resident_bytes() or 0  # of the runtime, for windows of that size
         start = time.perf_counter()
         upscale_file(source, target, tiled)
         seconds = time.perf_counter() - start
     print(f"{side}x{side}, tile {tiled.tile}, {model.describe()}")
-    print(f"peak {_status('VmHWM') - own} MB beyond {own} MB of the runtime's own")
+    peak = (peak_resident_bytes() or 0) - own
+    print(f"peak {peak >> 20} MiB beyond {own >> 20} MiB of the runtime's own")
     print(f"the network ran {tiled.busy / seconds:.0%} of {seconds:.0f} s")
 
 
 def draw(path: Path, side: int) -> None:
-    """Write a square picture of clouds: one piece again and again, which is fast."""
+    """Write a square picture of clouds; it repeats one piece, which is fast."""
     piece = pyvips.Image.perlin(*(min(side, 1000),) * 2, cell_size=50, uchar=True)
     clouds = piece.copy_memory().replicate(*(-(-side // 1000),) * 2)
     clouds = clouds.crop(0, 0, side, side)
     colours = clouds.bandjoin([clouds.invert(), clouds])
     colours.copy(interpretation="srgb").write_to_file(str(path))
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) // 1024
-    raise SystemExit("This needs Linux's /proc.")
 
 
 if __name__ == "__main__":

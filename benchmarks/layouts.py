@@ -1,10 +1,10 @@
-"""Which way of writing a block is fastest where: the choice behind `rewrites`.
+"""Compare ways to write a block, as the reason for those in `checkpoints.rewrites`.
 
     python benchmarks/layouts.py [--size 128] [--rounds 7]
 
-Each row is the shipped model in one writing, in float32. The ONNX files have free
+Each row is the shipped model, written in one way, in float32. The ONNX files have free
 sizes. Prints median milliseconds, and the ratio to the plain export in ONNX Runtime,
-taken round by round: in a round everybody runs once, in turn.
+taken round by round; in a round each runs once.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from aethernet.checkpoints.shipped import shipped_model
 
 
 class MergedProducts(nn.Module):
-    """As `ProductBlock`, both first projections in one product."""
+    """As `ProductBlock`, with both first projections in one product."""
 
     def __init__(self, block: AetherBlock) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class MergedProducts(nn.Module):
 
 
 class MergedConvolutions(nn.Module):
-    """As `ConvolutionBlock`, both first projections in one convolution."""
+    """As `ConvolutionBlock`, with both first projections in one convolution."""
 
     def __init__(self, block: AetherBlock) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class MergedConvolutions(nn.Module):
 
 
 class NormInParts(ConvolutionBlock):
-    """As `ConvolutionBlock`, LayerNorm written out: no transposes at all."""
+    """As `ConvolutionBlock`, with LayerNorm in parts, which needs no transposes."""
 
     def mean(self, x: Tensor) -> Tensor:
         return x.mean(1, keepdim=True)
@@ -86,7 +86,7 @@ class NormInParts(ConvolutionBlock):
 
 
 class MeanAsConvolution(NormInParts):
-    """As `NormInParts`, means over channels as 1x1 convolutions."""
+    """As `NormInParts`, with means over channels as 1x1 convolutions."""
 
     def __init__(self, block: AetherBlock) -> None:
         super().__init__(block)
@@ -106,7 +106,7 @@ def _stacked(gate: nn.Linear, main: nn.Linear) -> nn.Linear:
 
 
 def writings(network: AetherNet) -> dict[str, nn.Module]:
-    """By name; all but the last two keep both convolutions around PixelShuffle."""
+    """Networks by name; the last two alone have one convolution at the end."""
     found: dict[str, nn.Module] = {"plain": network}
     for name, block_type in (
         ("products", ProductBlock),
@@ -154,13 +154,13 @@ def main() -> None:
         runs[name, "PyTorch"] = partial(module, image)
     times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     with torch.inference_mode():
-        for key, run in runs.items():  # the first run warms up, and is looked at
+        for key, run in runs.items():  # the first run warms up and is checked
             output = np.asarray(run()[0]).reshape(expected.shape)
             error = float(np.abs(output - expected).max())
             assert error < 1e-5, (key, error)
         for _ in range(arguments.rounds):
             for key, run in runs.items():
-                time.sleep(0.1)  # threads of the one before stop spinning
+                time.sleep(0.1)  # until threads of the one before stop spinning
                 start = time.perf_counter()
                 run()
                 times[key].append(time.perf_counter() - start)

@@ -1,9 +1,9 @@
-"""Where ONNX Runtime spends its time on an exported model: shares by operator.
+"""Measure the share of each operator in ONNX Runtime's time for an exported model.
 
     python benchmarks/onnx_profile.py [--size 128] [--runs 8]
 
-The shipped model in float32, plain and rewritten, run in turn. Convolutions are told
-apart by their weights; GFLOP/s are of their own multiply-adds and time.
+Runs the shipped model in float32, plain and rewritten, in turns. Convolutions are
+listed by the shape of their weights, with the GFLOP/s of each kind.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def _report(name: str, events: list[dict[str, Any]], runs: int) -> None:
 
 
 def _kind(facts: dict[str, Any]) -> tuple[str, float]:
-    """What an operator is counted as, and its floating-point operations."""
+    """The kind of an operator, and its number of floating-point operations."""
     shapes = [next(iter(s.values())) for s in facts.get("input_type_shape", [])]
     made = [next(iter(s.values())) for s in facts.get("output_type_shape", [])]
     name = facts["op_name"]

@@ -1,4 +1,4 @@
-"""Peak memory of tensors, by counting them."""
+"""Peak memory of tensors, by counting their storages."""
 
 import weakref
 from typing import Any
@@ -9,11 +9,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes held at once, at most, by the tensors that operations made inside.
+    """The peak, in bytes, of the tensors that operations in a `with` block make.
 
-    Counts every storage once, as long as it lives; what a kernel uses for itself, and
-    what an allocator rounds up, is not seen. Works on fake tensors too, and so for a
-    device this machine does not have.
+    Counts each storage once while it exists, without what kernels use internally and
+    what an allocator rounds up. Also works on fake tensors, and with them for devices
+    that this machine does not have.
     """
 
     def __init__(self) -> None:

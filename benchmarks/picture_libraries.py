@@ -1,11 +1,11 @@
-"""What libraries make of pictures: why `aethernet.images` is built on libvips.
+"""Compare libraries that read pictures: why `pictures.files` is built on libvips.
 
     pip install opencv-python-headless imageio tifffile
     python benchmarks/picture_libraries.py
 
-Small pictures whose values are known are written by a library that can, read by each
-one in its plainest documented way, and compared. Then a large PNG is read from top to
-bottom, and the peak of memory printed.
+Small pictures with known values are written, read by each library in its simplest
+documented way, and compared. Then each reads a large PNG from top to bottom, and its
+peak memory is printed.
 """
 
 import json
@@ -23,7 +23,7 @@ import pyvips
 
 SIDE = 10_000  # of the large picture: 100 megapixels
 
-# Run in a process of its own, so that its peak of memory is that of one library.
+# Run in a process of its own, whose peak memory is that of one library.
 _READ = {
     "libvips (pyvips)": """
 import pyvips
@@ -81,7 +81,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def write_samples(folder: Path) -> dict[str, tuple[Path, Any]]:
-    """Files, and the pixels that each holds (None: only whether it is read)."""
+    """Files with their pixels; None where only success is checked."""
     random = np.random.default_rng(0)
     deep = random.integers(0, 65536, (16, 24, 3), np.uint16)
     alpha = random.integers(0, 65536, (16, 24, 4), np.uint16)
@@ -124,7 +124,7 @@ def write_samples(folder: Path) -> dict[str, tuple[Path, Any]]:
 def verdict(read: Callable[[Path], Any], path: Path, wanted: Any) -> str:
     try:
         pixels = read(path)
-    except Exception as error:  # whatever the library raises is the finding
+    except Exception as error:  # any error is a result
         return f"fails ({type(error).__name__})"
     if wanted is None or np.array_equal(pixels, wanted):
         return f"{pixels.shape[2] if pixels.ndim > 2 else 1} channels, {pixels.dtype}"

@@ -1,8 +1,8 @@
-"""Layout and memory of the PyTorch runtime: `python benchmarks/pytorch_runtime.py`.
+"""Compare layouts in PyTorch: `python benchmarks/pytorch_runtime.py`.
 
-Prints the time of channels-last weights as a fraction of contiguous ones, in paired
-runs of the shipped model, and the peak memory of one picture per LR pixel (not on
-Windows).
+Prints the time of channels-last weights as a fraction of the time of contiguous ones,
+in paired runs of the shipped model, and the peak memory per LR pixel of one picture
+(not on Windows).
 """
 
 import argparse
@@ -13,6 +13,7 @@ import time
 
 import torch
 
+from aethernet.bench.memory import peak_resident_bytes
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.rewrites import RewrittenNet, rewritten
 from aethernet.checkpoints.shipped import shipped_model
@@ -27,10 +28,10 @@ def main() -> int:
     last = copy.deepcopy(contiguous).to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, arguments.size, arguments.size)
     image_last = image.to(memory_format=torch.channels_last)
-    before = peak_memory()
+    before = peak_resident_bytes()
     seconds(last, image_last)  # the first run allocates
     if before is not None:
-        used = (peak_memory() or before) - before
+        used = (peak_resident_bytes() or before) - before
         print(f"peak memory: {used / arguments.size**2:.0f} bytes per LR pixel")
     seconds(contiguous, image)
     ratios = [
@@ -49,16 +50,6 @@ def seconds(network: RewrittenNet, image: torch.Tensor) -> float:
     with torch.inference_mode():
         network(image)
     return time.perf_counter() - start
-
-
-def peak_memory() -> int | None:
-    """Bytes this process has used at most, None where that cannot be asked."""
-    try:
-        import resource
-    except ModuleNotFoundError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

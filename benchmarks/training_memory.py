@@ -1,10 +1,10 @@
-"""Memory that training takes: `python benchmarks/training_memory.py`.
+"""Measure the memory that training takes: `python benchmarks/training_memory.py`.
 
-Prints, per variant, what a step keeps for backward per LR pixel of the batch, counted
-on fake CUDA tensors, so without a GPU, and what that makes in GiB for patches of
-several sizes, with weights, gradients, AdamW's state and an EMA. Where there is a GPU,
-PyTorch's peak of a real step stands beside it. `--check` runs small steps on the CPU
-instead and compares their count with what the process grew by (glibc's Linux).
+Prints, for each variant, the memory that a step keeps for backward per LR pixel of the
+batch. It is counted on fake CUDA tensors, without a GPU. Also prints the total in GiB
+for patches of several sizes, with weights, gradients, AdamW's state and an EMA, and on
+a machine with a GPU PyTorch's peak of a real step. `--check` runs small steps on the
+CPU instead, and compares the count with the growth of the process (Linux with glibc).
 """
 
 import argparse
@@ -14,11 +14,11 @@ import sys
 
 import torch
 from peak_memory import PeakMemory
-from pytorch_runtime import peak_memory
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aethernet import aether_core
 from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS, AetherNet
+from aethernet.bench.memory import peak_resident_bytes
 
 # float32 weights, gradients, two moments of AdamW, EMA
 BYTES_PER_PARAMETER = 4 * (1 + 1 + 2 + 1)
@@ -32,11 +32,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--batch", type=int, default=8, help="default: 8")
     parser.add_argument("--scale", type=int, default=2, choices=SCALES)
-    parser.add_argument("--check", action="store_true", help="count against the CPU's")
+    parser.add_argument("--check", action="store_true", help="compare with the CPU")
     parser.add_argument("--grown", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.batch < 1:
-        parser.error("--batch starts at 1")
+        parser.error("--batch must be 1 or more")
     if given.grown:
         variant, size, again = given.grown
         print(grown(build(variant, 2, bool(int(again))), int(size)))
@@ -131,7 +131,7 @@ def train(
     ema = torch.optim.swa_utils.AveragedModel(network)
     image = torch.rand(batch, 3, patch, patch, device="cuda")
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
-    for _ in range(2):  # the second finds the optimizer's state there
+    for _ in range(2):  # the first creates the state of the optimizer
         with torch.autocast("cuda", dtype, enabled=dtype is not None):
             output = network(image)
         output.float().mean().backward()
@@ -144,8 +144,8 @@ def check() -> None:
     print("float32 on the CPU, one step: grown / counted, bytes per LR pixel")
     for variant in VARIANTS:
         for again in (False, True):
-            # Each size in a process of its own: one that has grown does not shrink.
-            # glibc otherwise keeps what was freed for itself, in holes.
+            # Each size in a process of its own, because a process does not shrink.
+            # By default glibc keeps freed memory, with holes.
             sizes = (32, 64)
             words = [[variant, str(size), str(int(again))] for size in sizes]
             pairs = [
@@ -166,17 +166,17 @@ def check() -> None:
 
 
 def grown(network: AetherNet, size: int) -> str:
-    """Bytes this process grew by in a real step, and the counted peak of another."""
+    """Bytes that this process grows by in a step, and the counted peak of another."""
     network = network.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
     image = torch.rand(1, 3, size, size)
-    network(torch.rand(1, 3, 8, 8)).mean().backward()  # libraries set themselves up
+    network(torch.rand(1, 3, 8, 8)).mean().backward()  # sets up libraries
     network.zero_grad()
-    before = peak_memory() or 0
+    before = peak_resident_bytes() or 0
     network(image).mean().backward()
-    after = peak_memory() or 0
+    after = peak_resident_bytes() or 0
     network.zero_grad()
     with PeakMemory() as memory:
         network(image).mean().backward()

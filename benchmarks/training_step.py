@@ -1,8 +1,8 @@
-"""One training step, paired: `python benchmarks/training_step.py`.
+"""Compare ways to compute a training step: `python benchmarks/training_step.py`.
 
-Prints the time of forward and backward of a training-form network as a fraction of the
-same with each block's two depthwise kernels convolved one after the other, and of
-`use_checkpoint` as a fraction of the step without. Pairs alternate on the same machine.
+Prints two ratios of the time of forward and backward in training form: with each
+block's two depthwise kernels added first, to convolving with one after the other; and
+with `use_checkpoint`, to without. Each ratio is the median over pairs of runs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def convolve_twice(self: ReparamLargeKernelConv, x: Tensor) -> Tensor:
-    """The other way to compute the training form."""
+    """The training form, with one convolution for each kernel."""
     bias = (self.lk_bias + self.sk_bias).view(-1, 1, 1)
     return self.lk_conv(x) + self.sk_conv(x) + bias
 
@@ -42,7 +42,7 @@ def main() -> int:
     )
     given = parser.parse_args()
     if min(given.size, given.batch, given.pairs) < 1:
-        parser.error("--size, --batch and --pairs start at 1")
+        parser.error("--size, --batch and --pairs must be 1 or more")
     if given.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {given.device}: PyTorch finds no GPU here")
     shape = (given.batch, 3, given.size, given.size)
@@ -100,7 +100,7 @@ def again(run: "partial[None]") -> Callable[[], None]:
 def paired(
     first: Callable[[], None], second: Callable[[], None], given: argparse.Namespace
 ) -> str:
-    """Median, least and greatest of the ratios of first's time to second's."""
+    """Median, least and largest ratio of the time of `first` to that of `second`."""
     ratios = []
     for _ in range(given.pairs + 1):
         ratios.append(seconds(first, given.device) / seconds(second, given.device))

@@ -103,12 +103,12 @@ def _measured(
 ) -> int | None:
     _load_libraries(contender)
     image = natural_image(height, width).numpy()
-    before = _resident_bytes()
+    before = resident_bytes()
     model = load(contender, file, device)
     _forget_peak()
     for _ in range(2):  # the second run may need what the first one keeps
         model.run(image)
-    peak = _resident_peak()
+    peak = peak_resident_bytes()
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.max_memory_allocated() or None
@@ -141,11 +141,13 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak on Linux
 
 
-def _resident_bytes() -> int | None:
-    return _status("VmRSS") or _resident_peak()
+def resident_bytes() -> int | None:
+    """Memory that this process uses; its peak on other systems than Linux."""
+    return _status("VmRSS") or peak_resident_bytes()
 
 
-def _resident_peak() -> int | None:
+def peak_resident_bytes() -> int | None:
+    """Peak memory of this process; None on Windows."""
     peak = _status("VmHWM")
     if peak is None:
         with suppress(ModuleNotFoundError):
