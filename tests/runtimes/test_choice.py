@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    check_one_error,
     lively_network,
     photo,
     run,
@@ -126,8 +127,8 @@ class TestChoice:
     def test_the_trial_can_be_watched(self, stage, checkpoint, caplog):
         with caplog.at_level(logging.INFO, "aethernet"):
             open_model(checkpoint)
-        for said in ("trying pytorch", "openvino in float32 on cpu: 1000 ms"):
-            assert said in caplog.text
+        for line in ("trying pytorch", "openvino in float32 on cpu: 1000 ms"):
+            assert line in caplog.text
 
     def test_a_hopeless_candidate_is_not_run_again(self, stage, checkpoint):
         stage.seconds = {"pytorch": 0.31, "onnxruntime": 0.1, "openvino": 0.29}
@@ -373,17 +374,17 @@ class TestCommand:
 
     def test_without_flags_prints_why(self, words, capsys):
         assert main([*words, "--device", "cpu"]) == 0
-        said = capsys.readouterr()
-        assert re.search(r" on a 128x128 tile, [01]\.\d\d of the time of ", said.out)
-        assert said.err == ""
+        printed = capsys.readouterr()
+        assert re.search(r" on a 128x128 tile, \d\.\d\d of the time of ", printed.out)
+        assert printed.err == ""
 
     def test_a_missing_library_names_its_extra(self, words, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "openvino", None)
         assert main([*words, "--runtime", "openvino"]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("error: The package openvino is missing")
-        assert "'.[openvino]'" in said
-        assert said.count("\n") == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: The package openvino is missing")
+        assert "'.[openvino]'" in error
+        check_one_error(error)
         with pytest.raises(MissingExtraError):
             open_model(words[-1], "openvino")
 

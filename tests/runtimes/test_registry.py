@@ -84,6 +84,11 @@ class TestANewRuntime:
         )
         assert arguments.runtime == "toy"
 
+    def test_has_its_devices_in_the_help(self, toy, capsys):
+        with pytest.raises(SystemExit):
+            main(["upscale", "--help"])
+        assert "abacus" in capsys.readouterr().out
+
     def test_takes_part_in_the_trial_of_auto_and_in_the_key_of_the_kept_result(
         self, toy, checkpoint, monkeypatch
     ):

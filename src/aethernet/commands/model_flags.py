@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aethernet.checkpoints.shipped import find_model, shipped_model
 from aethernet.runtimes.base import PRECISIONS
-from aethernet.runtimes.registry import RUNTIMES, open_model
+from aethernet.runtimes.registry import RUNTIMES, device_kinds, open_model
 
 if TYPE_CHECKING:
     from aethernet.runtimes.base import Model
@@ -27,8 +27,8 @@ def add_runtime(
     parser.add_argument(
         "--device",
         default="auto",
-        help="cpu, cuda, cuda:1, mps or xpu; for ONNX Runtime also tensorrt, dml or "
-        "coreml; default: a GPU if there is one",
+        help=f"{', '.join(device_kinds())}; a number may follow, as in cuda:1; default: "
+        "a GPU if there is one",
     )
     parser.add_argument(
         "--precision",

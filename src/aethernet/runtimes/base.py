@@ -148,9 +148,12 @@ class RuntimeSpec:
     checkpoint_needs: tuple[tuple[str, ...], ...] = ()
     """Distributions needed besides to run a checkpoint; one of each group."""
     converts: bool = False
-    """Whether it runs a float32 .onnx file in other precisions too."""
+    """Whether it also runs a float32 .onnx file in other precisions."""
     tried: bool = True
-    """Whether the class is a `TriedRuntime`, which `choice` checks and times."""
+    """Whether `choice` checks and times it; the class then is a `TriedRuntime`.
+
+    False for a runtime of a file format of its own, for which there is no reference.
+    """
 
     def import_class(self) -> type[Runtime]:
         """The runtime's class; the library that it uses may still be missing."""
