@@ -27,8 +27,8 @@ def add_runtime(
     parser.add_argument(
         "--device",
         default="auto",
-        help=f"{', '.join(device_kinds())}; a number may follow, as in cuda:1; default: "
-        "a GPU if there is one",
+        help=f"{', '.join(device_kinds())}; a number may follow, as in cuda:1; "
+        "default: a GPU if there is one",
     )
     parser.add_argument(
         "--precision",
