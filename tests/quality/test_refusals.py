@@ -62,7 +62,7 @@ class TestBadInput:
         assert "first.png at 2x" in refused(capsys, *words)
         for name in ("first_x2", "first_LR", "second"):
             write(sample_part(20, 20), tmp_path / f"lr/{name}.png")
-        assert "it has 2 of them" in refused(capsys, *words)
+        assert "the folder has 2 of them" in refused(capsys, *words)
 
     def test_lr_pictures_of_another_size(self, folder, tmp_path, capsys):
         words = ("--data", folder / "hr", "--scale", 2, "--lr", tmp_path / "lr")
