@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,16 @@ def test_readme_states_the_sizes_of_the_variants():
         line = next(row for row in readme.splitlines() if row.startswith(f"| `{name}`"))
         assert f"{training:,} / {fused:,}" in line
         assert f"| {multiply_adds_per_pixel(network):,} |" in line
+
+
+def test_every_package_is_installed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    listed = settings["tool"]["setuptools"]["packages"]
+    source = ROOT / "src"
+    folders = [file.parent for file in source.rglob("__init__.py")]
+    packages = {".".join(folder.relative_to(source).parts) for folder in folders}
+    assert packages
+    assert not packages - set(listed)
 
 
 def test_licence_travels_with_the_copy_of_the_network():

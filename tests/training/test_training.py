@@ -173,7 +173,7 @@ class TestMixedPrecision:
         torch.manual_seed(0)
         network = AetherNet(embed_dim=16, depths=(1, 2), scale=2, drop_path_rate=0.0)
         network = network.to(memory_format=torch.channels_last).train()
-        # Low on purpose: docs/training.md says what higher rates did.
+        # Low: docs/development/training-experiments.md has the results of higher rates.
         optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4)
         warm_up = torch.optim.lr_scheduler.LinearLR(
             optimizer, start_factor=1 / cls.WARM_UP, total_iters=cls.WARM_UP
