@@ -35,12 +35,12 @@ def chromium():
 
 
 def watch(page):
-    """Lists that fill with the page's requests and with what it complains of."""
+    """Two lists that fill with the page's requests and with its errors."""
     requests, complaints = [], []
     page.on("request", lambda request: requests.append(request.url))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on(
         "console",
-        lambda said: said.type in ("error", "warning") and complaints.append(said.text),
+        lambda line: line.type in ("error", "warning") and complaints.append(line.text),
     )
     return requests, complaints

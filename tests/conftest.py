@@ -13,7 +13,7 @@ from helpers import SHARED, SHIPPED_MODEL
 def pytest_configure() -> None:
     """Share the processor's cores among the processes that run the tests."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell's background job ignores Ctrl-C, and so would all that tests start.
+        # A shell's background job ignores Ctrl-C, and so would every child of a test.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
@@ -24,7 +24,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache for the tests, also in the processes they start, never the user's."""
+    """A cache folder for the tests and the processes they start, not the user's."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AETHERNET_CACHE", str(folder))
@@ -51,13 +51,13 @@ def demo_checkpoint(shared: Path) -> Path:
 def shipped_exports(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], tuple[Path, Any]]:
-    """Makes the shipped model's file with free sizes, of a precision; what it found.
+    """Export the shipped model with free sizes in a precision: path and report.
 
     Exporting a network of this size takes half a minute, so it is done once, by the
     process that asks first; the others wait for it.
     """
     pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
-    from filelock import FileLock  # which torch needs, too
+    from filelock import FileLock
 
     from aethernet.checkpoints.checkpoint import load_checkpoint
     from aethernet.checkpoints.onnx import ExportOptions, export_onnx

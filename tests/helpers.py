@@ -120,7 +120,7 @@ class Repeat:
         self.input_sizes = input_sizes or InputSizes()
         self.capacity, self.bad = capacity, bad
         self.seen: list[np.ndarray] = []
-        """The batches it has been given, but those too large for its memory."""
+        """The batches it was given, except those too large for its memory."""
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         height, width = batch.shape[2:]
@@ -144,7 +144,7 @@ def repeating_onnx(
     sides: tuple[Any, ...] = ("batch", 3, "height", "width"),
     dtype: str = "FLOAT",
 ) -> Path:
-    """Write an ONNX file that is not ours: each pixel becomes a square.
+    """Write a foreign ONNX file: each pixel becomes a square.
 
     Args:
         sides: the shape of its input; a name stands for a free side.

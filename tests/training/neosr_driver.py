@@ -28,7 +28,7 @@ import torchvision
 from torch.overrides import TorchFunctionMode
 
 NEOSR = Path(sys.argv[1])
-# Sections that are passed as keywords, and where to look up who receives them.
+# Sections that neosr passes as keywords, and where to find the receiver.
 RECEIVERS = {
     "network_d": "ARCH_REGISTRY",
     "train": "LOSS_REGISTRY",
@@ -37,7 +37,7 @@ RECEIVERS = {
 
 
 class OnTheCpu(TorchFunctionMode):
-    """Whatever is asked of the device "cuda" is done on the CPU."""
+    """Does on the CPU what is asked of the device "cuda"."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.cuda:
@@ -57,7 +57,7 @@ class CpuGenerator(torch.Generator):
 
 
 def without_gpu() -> None:
-    """What is asked of CUDA by other means than the arguments of a torch function."""
+    """Replace functions that ask for CUDA other than by a torch argument."""
 
     def named_device_type(original):
         return lambda *args, **named: original(*args, **{**named, "device_type": "cpu"})
@@ -92,7 +92,7 @@ ASKED: set[str] = set()  # keys of option files, as "train.optim_g.lr"
 
 
 class Recorded(dict):
-    """A section of an option file that notes in ASKED which keys are asked for."""
+    """A section of an option file that records in ASKED which keys were read."""
 
     def __init__(self, section: dict, name: str = "") -> None:
         self.name = name
@@ -118,7 +118,7 @@ class Recorded(dict):
 
 
 def receiver(section: str, options: dict):
-    """The class or function that gets this section as keywords, if there is one."""
+    """The class or function that receives this section as keywords, or None."""
     import neosr.utils.registry as registries
     from neosr.optimizers import adan_sf
 
@@ -175,13 +175,13 @@ def options_of_command_line(is_train: bool = True) -> dict:
 
 
 def parse() -> dict:
-    """What neosr's `parse_options` makes of an option file."""
+    """The result of neosr's `parse_options` for an option file."""
     options = options_of_command_line()
     return {"name": options["name"], "network": options["network_g"]["type"]}
 
 
 def build(network: dict) -> dict:
-    """A network as neosr's `build_network` makes it."""
+    """A network that neosr's `build_network` builds."""
     from neosr.archs import build_network
 
     return {"hyperparameters": build_network(network).hyperparameters}
@@ -218,7 +218,7 @@ def step() -> dict:
 
 
 def gan_gradient() -> dict:
-    """How much gradient the network gets from neosr's GAN loss alone."""
+    """The size of the gradient that neosr's GAN loss alone gives the network."""
     from neosr.models import build_model
 
     options = options_of_command_line()
@@ -235,7 +235,7 @@ def gan_gradient() -> dict:
 
 
 def train() -> dict:
-    """A training run; returns the keys of the option file that nothing asked for."""
+    """A training run; returns the keys of the option file that nothing read."""
     import neosr.utils.options as neosr_options
 
     load = neosr_options.toml_load
@@ -252,7 +252,7 @@ def train() -> dict:
 
 
 def train_without_train_py() -> None:
-    """What neosr's train.py does with the library, for a version that lacks it."""
+    """Do what neosr's train.py does, for a version without that file."""
     from neosr.data import build_dataloader, build_dataset
     from neosr.models import build_model
     from neosr.utils import check_resume, make_exp_dirs
@@ -297,7 +297,7 @@ def validate(model, options: dict, phase: str) -> None:
 
 
 def test() -> dict:
-    """neosr's test.py, or what it does with the library."""
+    """Run neosr's test.py, or do the same where there is none."""
     if (NEOSR / "test.py").exists():
         runpy.run_path(str(NEOSR / "test.py"), run_name="__main__")
     else:
@@ -311,7 +311,7 @@ def test() -> dict:
 
 
 def infer(image: str, output: str) -> dict:
-    """The network of a test option file on one picture, both as .npy files."""
+    """Run the network of a test option file on one picture, both as .npy files."""
     from neosr.models import build_model
 
     network = build_model(options_of_command_line(is_train=False)).net_g.eval()
@@ -321,7 +321,7 @@ def infer(image: str, output: str) -> dict:
 
 
 def state(checkpoint: str) -> dict:
-    """What a run would start from, after neosr has loaded its pretrained network."""
+    """The weights a run starts from, after neosr loaded its pretrained network."""
     from neosr.models import build_model
 
     network = build_model(options_of_command_line()).net_g
@@ -332,7 +332,7 @@ def state(checkpoint: str) -> dict:
 
 
 def copied_file() -> dict:
-    """neosr with the drop-in file twice in its folder."""
+    """Import neosr with the drop-in file twice in its folder."""
     archs = NEOSR / "neosr/archs"
     second = archs / "aether2_arch.py"
     second.write_bytes((archs / "aether_arch.py").read_bytes())
@@ -343,7 +343,7 @@ def copied_file() -> dict:
 
 
 class Memory(logging.Handler):
-    """Keeps what neosr's logger says during one job."""
+    """Collects the messages of neosr's logger during one job."""
 
     def __init__(self) -> None:
         super().__init__()

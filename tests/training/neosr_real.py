@@ -32,10 +32,10 @@ FIDELITY = {
     "aether_medium": "2xBHI_aether_medium_l1pretrain.toml",
     "aether_large": "train_aether_large.toml",
 }
-# The user's own, asked before conftest.py gives the tests one of theirs.
+# The user's cache; read here, before conftest.py sets another one for the tests.
 CACHE = cache_folder()
-# Needed to import neosr 0.1.0, beside torch, torchvision and numpy; its own pins
-# (numpy < 2, ..) and its minimum Python would rule out every interpreter we support.
+# neosr 0.1.0 imports these besides torch, torchvision and numpy. Its own pins (numpy < 2
+# and others) and its minimum Python exclude every interpreter we support.
 NEOSR_0_1_0 = "neosr==0.1.0"
 ITS_PACKAGES = (
     "PyWavelets",
@@ -62,7 +62,7 @@ class Neosr:
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
-        """Do jobs of neosr_driver.py, all in one process; a job's `opt` is its -opt."""
+        """Run jobs of neosr_driver.py in one process; the `opt` of a job is its -opt."""
         whole = []
         for job in map(dict, jobs):
             option_file = job.pop("opt", None)
@@ -124,7 +124,7 @@ def pictures(folder: Path, scale: int, size: int = 32, number: int = 4) -> None:
 
 
 def dataroots(folder: Path, scale: int) -> dict[str, str]:
-    """Made pictures, as the two lines that a user edits."""
+    """Make pictures; return the two lines of the option file that a user edits."""
     if not (folder / "lr").exists():
         pictures(folder, scale)
     return {
@@ -136,7 +136,7 @@ def dataroots(folder: Path, scale: int) -> dict[str, str]:
 def train_few_steps(
     neosr: Neosr, folder: Path, name: str = "aether_small", scale: int = 2
 ) -> Path:
-    """Train a few blocks with a variant's fidelity option file; what neosr saved.
+    """Train a few blocks with a variant's fidelity option file; return the saved file.
 
     1.0.0 runs its train.py, 0.1.0 the same parts of its library.
     """
@@ -188,7 +188,7 @@ def _installed_0_1_0() -> Path:
     for name in ("torchvision", "pip"):
         pytest.importorskip(name, reason=f"neosr 0.1.0 needs {name}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Under a name of its own until it is whole: two sessions may do this at once.
+    # Under another name until it is complete: two sessions may do this at once.
     part = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
         for words in ([NEOSR_0_1_0, "--ignore-requires-python"], ITS_PACKAGES):

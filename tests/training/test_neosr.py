@@ -32,7 +32,7 @@ KINDS = {
 }
 SCALES = (1, 2, 3, 4)
 NETWORKS = ("aether", *VARIANTS)
-# A scale changes the end of a network, a name the rest: not every pair of them.
+# A scale changes the end of a network and a name the rest, so not every pair is tested.
 NAMES_AND_SCALES = [
     *((name, 4) for name in NETWORKS),
     *(("aether_small", scale) for scale in SCALES[:-1]),
@@ -45,7 +45,7 @@ READ_BY_TRAIN_PY = {"fast_matmul", "logger.use_tb_logger", "val.val_freq"}
 
 
 def uncommented(text: str) -> str:
-    """With every optional line switched on: those with no blank after the `#`."""
+    """The text with every optional line on: those without a space after the `#`."""
     return re.sub(r"^#(?=\w|\[)", "", text, flags=re.M)
 
 
@@ -92,7 +92,7 @@ class TestOptionFiles:
 
 @dataclass
 class Session:
-    """A neosr and everything it was asked to do, in one process: imports are slow."""
+    """A neosr that does all jobs in one process, because its imports are slow."""
 
     neosr: Neosr
     files: Path
@@ -133,7 +133,7 @@ def session(request, tmp_path_factory) -> Session:
 
 
 def building(neosr: Neosr) -> dict[str, dict[str, Any]]:
-    """`build_network` alone, with several command lines."""
+    """Run `build_network` with several command lines."""
     small = neosr.option_file(FIDELITY["aether_small"])  # scale 2
     build = {"job": "build", "network": {"type": "aether_small"}}
     scale_4 = {"job": "build", "network": {"type": "aether_small", "scale": 4}}
@@ -158,7 +158,7 @@ def building(neosr: Neosr) -> dict[str, dict[str, Any]]:
 
 
 def stepping(neosr: Neosr) -> dict[str, dict[str, Any]]:
-    """Every name, every scale: only the scale line differs, as a user would do it."""
+    """Every name and every scale; as for a user, only the line `scale` differs."""
     jobs = {}
     for name, scale in NAMES_AND_SCALES:
         variant = "aether_medium" if name == "aether" else name  # its defaults
@@ -173,7 +173,7 @@ def stepping(neosr: Neosr) -> dict[str, dict[str, Any]]:
 
 
 def training(neosr: Neosr, files: Path) -> dict[str, dict[str, Any]]:
-    """Every kind as shipped, then with every optional line; and going on from one."""
+    """Train each kind as shipped and with every optional line, and resume one run."""
     roots = neosr_real.dataroots(files / "2x", 2)
     fidelity = quoted(neosr.root / "experiments/fidelity/models/net_g_4.pth")
     jobs = {}
@@ -227,7 +227,7 @@ def training(neosr: Neosr, files: Path) -> dict[str, dict[str, Any]]:
 
 
 def inference(neosr: Neosr, files: Path) -> dict[str, dict[str, Any]]:
-    """One network in both forms, made by our own tools, in neosr's test phase."""
+    """Test one network in both forms, written by our tools, with neosr."""
     network = lively_network(**aether_core.VARIANTS["aether_small"], scale=2)
     form, fused = files / "training.pth", files / "fused.pth"
     torch.save({"params": network.state_dict()}, form)
@@ -367,7 +367,7 @@ class TestTesting:
         image = torch.from_numpy(np.load(session.files / "image.npy"))
         with torch.no_grad():
             ours = network(image).numpy()
-        assert np.ptp(ours) > 0.1  # says something
+        assert np.ptp(ours) > 0.1  # not a constant picture
         assert np.abs(theirs - ours).max() < 1e-5
 
     def test_pictures_are_the_ones_of_our_own_loader(self, session):

@@ -34,7 +34,7 @@ TEST = OPTIONS / "test/aether/aether.yml"
 ONNX = OPTIONS / "onnx/aether/aether.yml"
 TRAINING = sorted((OPTIONS / "train/aether").iterdir())
 ALL = [*TRAINING, TEST, ONNX]
-# What a variant may need its own of; everything else is the same for all three.
+# Values that differ between variants; everything else is the same for all three.
 OF_A_VARIANT = {
     "name",
     "network_g.type",
@@ -164,7 +164,7 @@ class TestFilesInTheClone:
 
     @pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)
     def test_everything_it_names_is_built_and_takes_a_step(self, built, path):
-        """With random weights instead of VGG19's: those are a download."""
+        """With random weights, because those of VGG19 would be downloaded."""
         result, options = built[path.name], content(path)
         assert "error" not in result, result["error"]
         is_gan = "network_d" in options
@@ -320,7 +320,7 @@ class TestStartingFromAnotherScale:
 @pytest.mark.frameworks
 class TestUsingACheckpoint:
     def upscaled(self, clone, folder, path, **network):
-        """What the framework makes of the image with this checkpoint."""
+        """The framework's output for the image with this checkpoint."""
         changes = {f"network_g.{key}": value for key, value in network.items()}
         options = for_use(
             TEST, folder, {"path.pretrain_network_g": str(path), **changes}

@@ -29,17 +29,17 @@ HERE = str(Path.cwd())
 
 def read_options(file: str, *flags: str, is_train: bool = True) -> Any:
     sys.argv[1:] = ["-opt", file, *flags]
-    Config._config = None  # it keeps the first file of a process
+    Config._config = None  # noqa: SLF001 - else it keeps the first file of a process
     return Config.load_config_from_file(HERE, is_train=is_train)[0]
 
 
 def report(task: Callable[[str], dict[str, Any]], files: tuple[str, ...]) -> None:
-    """What the task says of every file, or its error, into result.json."""
+    """Write the task's result for each file, or its error, to result.json."""
     results = {}
     for file in files:
         try:
             results[Path(file).name] = task(file)
-        except Exception:  # a test says of each file what is wrong with it
+        except Exception:  # a test reports the error of each file
             results[Path(file).name] = {"error": traceback.format_exc()}
     Path("result.json").write_text(json.dumps(results), "utf-8")
 
@@ -49,7 +49,7 @@ def parse(*files: str) -> None:
 
 
 def build(*files: str) -> None:
-    """Everything that a training option file names, and one step with it."""
+    """Build everything that a training option file names, and take one step."""
     from traiNNer.models import realesrgan_model
 
     # The degradations call .cuda(); their filter wants plain strides, which padding
@@ -90,7 +90,7 @@ def _build(file: str) -> dict[str, Any]:
 
 
 def train(file: str, *flags: str) -> None:
-    """train.py from end to end, but for what asks a GPU for its name and memory."""
+    """Run train.py from start to end, except what reads a GPU's name and memory."""
     import train as framework
 
     has_cuda = torch.cuda.is_available
@@ -107,7 +107,7 @@ def train(file: str, *flags: str) -> None:
 
 
 def upscale(file: str, source: str, target: str) -> None:
-    """What test.py computes, in float32 rather than as a PNG."""
+    """Compute what test.py computes, in float32 instead of a PNG."""
     from traiNNer.models import build_model
 
     model = build_model(read_options(file, is_train=False))
@@ -117,7 +117,7 @@ def upscale(file: str, source: str, target: str) -> None:
 
 
 def onnx(file: str) -> None:
-    """The export of convert_to_onnx.py, on the CPU."""
+    """Export as convert_to_onnx.py does, on the CPU."""
     report(_onnx, (file,))
 
 

@@ -25,7 +25,7 @@ def train_few_steps(
     scale: int = 2,
     file_format: str = "safetensors",
 ) -> Path:
-    """Two steps of the shipped fidelity options; the averaged checkpoint it saved.
+    """Take two steps with the fidelity options; return the averaged checkpoint.
 
     Everything is written under `folder`; `file_format` is "safetensors" or "pth".
     """
@@ -97,7 +97,7 @@ def write_pairs(folder: Path, scale: int) -> None:
 
 
 def experiment(options: Path) -> Path:
-    """Where the run of this option file saves."""
+    """The folder in which the run of this option file saves."""
     name = yaml.safe_load(options.read_text("utf-8"))["name"]
     return options.parent / "experiments" / name
 
@@ -113,7 +113,7 @@ def drive(
 def in_clone(
     clone: Path, folder: Path, *words: object
 ) -> subprocess.CompletedProcess[str]:
-    """Run the clone's interpreter; fails with a sentence where a package is missing."""
+    """Run the clone's interpreter; name a missing package in the failure."""
     python = interpreter_of(clone)
     done = subprocess.run(
         [python, *map(str, words)],
@@ -137,19 +137,19 @@ def in_clone(
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
-    """What it printed, where it went well."""
+    """The output of a command, which must have succeeded."""
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
 
 def finished(done: subprocess.CompletedProcess[str]) -> str:
-    """The log of a training that came to its end (one that crashed exits with 0)."""
+    """The log of a training run that reached its end (crashed ones also exit with 0)."""
     log = succeeded(done)
     assert "End of training." in log, log[-6000:] + done.stderr[-2000:]
     return log
 
 
 def result_of(done: subprocess.CompletedProcess[str], folder: Path) -> dict[str, Any]:
-    """What the driver reported of every file."""
+    """The driver's report for each file."""
     succeeded(done)
     return json.loads((folder / "result.json").read_text("utf-8"))
