@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers import SHARED, SHIPPED_MODEL
 
 
@@ -57,8 +58,6 @@ def shipped_exports(
     process that asks first; the others wait for it.
     """
     pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
-    from filelock import FileLock
-
     from aethernet.checkpoints.checkpoint import load_checkpoint
     from aethernet.checkpoints.onnx import ExportOptions, export_onnx
 

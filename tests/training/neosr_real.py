@@ -34,8 +34,8 @@ FIDELITY = {
 }
 # The user's cache; read here, before conftest.py sets another one for the tests.
 CACHE = cache_folder()
-# neosr 0.1.0 imports these besides torch, torchvision and numpy. Its own pins (numpy < 2
-# and others) and its minimum Python exclude every interpreter we support.
+# neosr 0.1.0 imports these besides torch, torchvision and numpy. Its own pins, such as
+# numpy < 2, and its minimum Python exclude every interpreter we support.
 NEOSR_0_1_0 = "neosr==0.1.0"
 ITS_PACKAGES = (
     "PyWavelets",
@@ -62,7 +62,7 @@ class Neosr:
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
-        """Run jobs of neosr_driver.py in one process; the `opt` of a job is its -opt."""
+        """Run jobs of neosr_driver.py in one process; a job's `opt` is its -opt."""
         whole = []
         for job in map(dict, jobs):
             option_file = job.pop("opt", None)

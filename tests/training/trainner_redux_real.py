@@ -143,7 +143,7 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def finished(done: subprocess.CompletedProcess[str]) -> str:
-    """The log of a training run that reached its end (crashed ones also exit with 0)."""
+    """The log of a training run that reached its end: crashed ones exit with 0 too."""
     log = succeeded(done)
     assert "End of training." in log, log[-6000:] + done.stderr[-2000:]
     return log
