@@ -171,7 +171,7 @@ def test_read_only_output_folder(name, good, tmp_path):
     assert done.returncode == 1, done.stdout
     check_one_error(done.stderr.splitlines(keepends=True)[-1])
     assert "Traceback" not in done.stderr
-    assert "ermission denied" in done.stderr
+    assert "Cannot be written: its folder is not writable." in done.stderr
     assert os.listdir(folder) == []
 
 
