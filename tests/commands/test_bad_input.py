@@ -216,8 +216,8 @@ def test_a_process_of_its_own_prints_the_same(name, tmp_path):
 
 
 def test_wrong_arguments_exit_with_2_and_show_the_usage(capsys):
-    for words in ([], ["fuse"], ["fuse", "a.pth", "-o", "b.pth", "--scale", "5"]):
+    for arguments in ([], ["fuse"], ["fuse", "a.pth", "-o", "b.pth", "--scale", "5"]):
         with pytest.raises(SystemExit) as stop:
-            main(words)
+            main(arguments)
         assert stop.value.code == 2
         assert "usage:" in capsys.readouterr().err

@@ -291,13 +291,13 @@ class TestTerminals:
                 assert handler.stream is sys.stderr
             finally:
                 logger.removeHandler(handler)
-        words = ["a message of ours", "a message of a library"]
+        messages = ["a message of ours", "a message of a library"]
         assert screen(sent[0]) == [
-            *words,
+            *messages,
             f"error: {REASON}",
-            *words,
+            *messages,
             "in/2.png (100x50) -> out/2.png (200x100)",
-            *words,
+            *messages,
             "error: in/3.png: Out of memory.",
             SUMMARY,
             f"  {REASON}",
@@ -380,10 +380,10 @@ def test_the_command_shows_the_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     logger = logging.getLogger("aethernet")
     monkeypatch.setattr(logger, "handlers", [])  # the command adds one
     monkeypatch.setattr(logger, "level", logger.level)
-    words = ["upscale", tmp_path / "in", "-o", tmp_path / "out"]
-    words += ["--model", tmp_path / "m.safetensors", "--runtime", "pytorch"]
+    arguments = ["upscale", tmp_path / "in", "-o", tmp_path / "out"]
+    arguments += ["--model", tmp_path / "m.safetensors", "--runtime", "pytorch"]
     with terminal(monkeypatch, "stderr", width=200) as sent:
-        assert main([*map(str, words), "--device", "cpu"]) == 1
+        assert main([*map(str, arguments), "--device", "cpu"]) == 1
     assert "MP/s" in sent[0]
     assert "left" in sent[0]
     assert screen(sent[0])[-2] == "Upscaled 2 of 3 pictures; 1 failed."
@@ -393,7 +393,7 @@ def test_the_command_shows_the_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
 
 
 def test_a_closed_pipe_ends_a_run(monkeypatch):
-    """Nobody would read the rest of the output."""
+    """The rest of the output has no reader."""
     reader, writer = os.pipe()
     os.close(reader)
     stdout = io.TextIOWrapper(os.fdopen(writer, "wb", buffering=0), write_through=True)

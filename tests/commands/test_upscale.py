@@ -37,8 +37,8 @@ def model(tmp_path_factory):
 def upscale(model):
     """Run the command in this process; return its exit code."""
 
-    def call(*words):
-        return main(["upscale", *map(str, words), "--model", str(model), *PLAINLY])
+    def call(*arguments):
+        return main(["upscale", *map(str, arguments), "--model", str(model), *PLAINLY])
 
     return call
 
@@ -97,8 +97,8 @@ class TestFolders:
     def test_format_suffix_and_size_go_together(self, tmp_path, upscale):
         picture(tmp_path / "in/a.png")
         picture(tmp_path / "in/a.jpg")
-        words = ["--format", "webp", "--suffix", "_big", "--width", "45"]
-        assert upscale(tmp_path / "in", "-o", tmp_path / "out", *words) == 0
+        arguments = ["--format", "webp", "--suffix", "_big", "--width", "45"]
+        assert upscale(tmp_path / "in", "-o", tmp_path / "out", *arguments) == 0
         made = files_in(tmp_path / "out")
         assert len(made) == 2  # neither replaced the other
         assert all(n.startswith("a-") and n.endswith("_big.webp") for n in made)
@@ -146,8 +146,8 @@ class TestFolders:
         content = (tmp_path / "whole.png").read_bytes()
         (tmp_path / "in").mkdir()
         (tmp_path / "in/cut.png").write_bytes(content[: len(content) // 2])
-        words = ["-o", tmp_path / "out", "--format", "jpg", "--json"]
-        assert upscale(tmp_path / "in", *words) == 1
+        arguments = ["-o", tmp_path / "out", "--format", "jpg", "--json"]
+        assert upscale(tmp_path / "in", *arguments) == 1
         (line,) = capsys.readouterr().out.splitlines()
         assert "no transparency" in json.loads(line)["reason"]
 
@@ -158,11 +158,11 @@ class TestKilled:
         names = [f"{index:02}.png" for index in range(12)]
         for name in names:
             picture(source / name, 150, 200)
-        words = [*COMMAND, str(source), "-o", str(target), "--model", str(model)]
+        arguments = [*COMMAND, str(source), "-o", str(target), "--model", str(model)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         for wanted in (2, 6):
             process = subprocess.Popen(
-                [*words, *PLAINLY, "--tile", "32"],
+                [*arguments, *PLAINLY, "--tile", "32"],
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.DEVNULL,
@@ -178,7 +178,7 @@ class TestKilled:
             for name in made():
                 assert read_picture(target / name).pixels.shape == (300, 400, 3)
         done = subprocess.run(
-            [*words, *PLAINLY],
+            [*arguments, *PLAINLY],
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -192,9 +192,9 @@ class TestKilled:
     def test_ctrl_c_prints_one_line(self, tmp_path, model):
         picture(tmp_path / "1.png")
         picture(tmp_path / "2.png", 1500, 1500)
-        words = [str(tmp_path / "1.png"), str(tmp_path / "2.png"), "--tile", "16"]
+        arguments = [str(tmp_path / "1.png"), str(tmp_path / "2.png"), "--tile", "16"]
         process = subprocess.Popen(
-            [*COMMAND, *words, "--model", str(model), *PLAINLY],
+            [*COMMAND, *arguments, "--model", str(model), *PLAINLY],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -210,9 +210,9 @@ class TestKilled:
 
 
 class TestPipes:
-    def run(self, *words, given=b"", model=None):
+    def run(self, *arguments, given=b"", model=None):
         return subprocess.run(
-            [*COMMAND, *map(str, words), "--model", str(model), *PLAINLY],
+            [*COMMAND, *map(str, arguments), "--model", str(model), *PLAINLY],
             input=given,
             capture_output=True,
             check=False,
@@ -246,15 +246,15 @@ class TestFramesThroughPipes:
     HEADER = b"YUV4MPEG2 W16 H8 F25:1 C444 Xcaf\xe9\n"
     FRAME = b"FRAME\n" + bytes(3 * 16 * 8)
 
-    def words(self, model, *words):
-        return [*COMMAND, "-", *map(str, words), "--model", str(model), *PLAINLY]
+    def command(self, model, *arguments):
+        return [*COMMAND, "-", *map(str, arguments), "--model", str(model), *PLAINLY]
 
     @pytest.mark.parametrize(
         ("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
     )
     def test_signals_while_the_pipe_is_silent(self, model, stop, code):
         process = subprocess.Popen(
-            self.words(model, "-o", "-"),
+            self.command(model, "-o", "-"),
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -274,7 +274,7 @@ class TestFramesThroughPipes:
     def test_whole_frames_before_an_error_are_kept(self, tmp_path, model):
         target = tmp_path / "out.y4m"
         done = subprocess.run(
-            self.words(model, "-o", target),
+            self.command(model, "-o", target),
             input=self.HEADER + 2 * self.FRAME + self.FRAME[:50],
             capture_output=True,
             check=False,
@@ -287,7 +287,7 @@ class TestFramesThroughPipes:
 
     def test_frames_need_a_suffix_of_their_own(self, tmp_path, model):
         done = subprocess.run(
-            self.words(model, "-o", tmp_path / "out.mkv"),
+            self.command(model, "-o", tmp_path / "out.mkv"),
             input=self.HEADER + self.FRAME,
             capture_output=True,
             check=False,
@@ -300,7 +300,7 @@ class TestFramesThroughPipes:
 
 class TestFlags:
     @pytest.mark.parametrize(
-        ("words", "message"),
+        ("arguments", "message"),
         [
             (["--scale", "0"], "above 0"),
             (["--width", "1.5"], "whole number"),
@@ -314,14 +314,14 @@ class TestFlags:
             (["--limit", "nan"], "argument --limit: expected a number above 0"),
         ],
     )
-    def test_wrong_values_are_refused(self, words, message, capsys):
+    def test_wrong_values_are_refused(self, arguments, message, capsys):
         with pytest.raises(SystemExit) as stop:
-            main(["upscale", str(SAMPLE), *words])
+            main(["upscale", str(SAMPLE), *arguments])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("words", "message"),
+        ("arguments", "message"),
         [
             (["--codec", "ffv1"], "--codec does not go with pictures"),
             (["--format", "xyz"], "Cannot write .xyz"),
@@ -329,9 +329,9 @@ class TestFlags:
         ],
     )
     def test_flags_that_do_not_go_together(
-        self, words, message, capsys, upscale, tmp_path
+        self, arguments, message, capsys, upscale, tmp_path
     ):
-        assert upscale(SAMPLE, "-o", f"{tmp_path}/", *words) == 1
+        assert upscale(SAMPLE, "-o", f"{tmp_path}/", *arguments) == 1
         printed = capsys.readouterr()
         assert message in printed.err
         assert len(printed.err.splitlines()) == 1
@@ -345,13 +345,14 @@ class TestFlags:
 
     def test_tile_and_context_reach_the_model(self, tmp_path, upscale):
         picture(tmp_path / "a.png", 90, 70)
-        for name, words in (
+        for name, arguments in (
             ("whole", ["--tile", "0"]),
             ("close", ["--tile", "32", "--context", "16"]),
             ("blind", ["--tile", "32", "--context", "0"]),
         ):
             assert (
-                upscale(tmp_path / "a.png", "-o", tmp_path / f"{name}.png", *words) == 0
+                upscale(tmp_path / "a.png", "-o", tmp_path / f"{name}.png", *arguments)
+                == 0
             )
         whole, close, blind = (
             read_picture(tmp_path / f"{name}.png").pixels.astype(int)
@@ -367,9 +368,9 @@ class TestModel:
         """The files that the command opened as models."""
         paths = []
 
-        def counted(path, *words):
+        def counted(path, *options):
             paths.append(path)
-            return open_model(path, *words)
+            return open_model(path, *options)
 
         monkeypatch.setattr("aethernet.commands.upscale_request.open_model", counted)
         return paths
@@ -513,8 +514,12 @@ class TestBadInput:
     def test_a_model_of_other_channels(self, tmp_path, capsys):
         save_checkpoint(lively_network(in_chans=4), tmp_path / "m.safetensors")
         picture(tmp_path / "a.png")
-        words = [str(tmp_path / "a.png"), "--model", str(tmp_path / "m.safetensors")]
-        code = main(["upscale", *words, "-o", str(tmp_path / "b.png"), *PLAINLY])
+        arguments = [
+            str(tmp_path / "a.png"),
+            "--model",
+            str(tmp_path / "m.safetensors"),
+        ]
+        code = main(["upscale", *arguments, "-o", str(tmp_path / "b.png"), *PLAINLY])
         self.refused(capsys, code, "takes 4 channels")
         assert not (tmp_path / "b.png").exists()
 
@@ -533,9 +538,9 @@ class TestBadInput:
 
     def test_a_result_too_large_for_its_format(self, tmp_path, upscale, capsys):
         picture(tmp_path / "a.png")
-        words = ["-o", tmp_path / "b.png", "--scale", "10000000"]
+        arguments = ["-o", tmp_path / "b.png", "--scale", "10000000"]
         self.refused(
-            capsys, upscale(tmp_path / "a.png", *words), "is too large for PNG"
+            capsys, upscale(tmp_path / "a.png", *arguments), "is too large for PNG"
         )
 
     def test_a_named_pipe(self, tmp_path, upscale, capsys):
@@ -547,17 +552,24 @@ class TestBadInput:
 
     def test_lossless_jpeg(self, tmp_path, upscale, capsys):
         picture(tmp_path / "a.png")
-        words = ["-o", tmp_path / "b.jpg", "--quality", "lossless"]
-        self.refused(capsys, upscale(tmp_path / "a.png", *words), "never lossless")
+        arguments = ["-o", tmp_path / "b.jpg", "--quality", "lossless"]
+        self.refused(capsys, upscale(tmp_path / "a.png", *arguments), "never lossless")
 
     def test_a_full_standard_output(self, tmp_path, model):
         if not os.path.exists("/dev/full"):
             pytest.skip("needs /dev/full, which Linux has")
         picture(tmp_path / "a.png")
-        words = [str(tmp_path / "a.png"), "-o", "-", "--model", str(model), *PLAINLY]
+        arguments = [
+            str(tmp_path / "a.png"),
+            "-o",
+            "-",
+            "--model",
+            str(model),
+            *PLAINLY,
+        ]
         with open("/dev/full", "wb") as full:
             done = subprocess.run(
-                [*COMMAND, *words],
+                [*COMMAND, *arguments],
                 stdout=full,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -573,8 +585,8 @@ class TestBadInput:
         pytest.importorskip("resource", reason="limits of a process, which POSIX has")
         noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
         write_picture(Picture(noise), tmp_path / "in.png")
-        words = [str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png")]
-        words += ["--model", str(model), *PLAINLY]
+        arguments = [str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png")]
+        arguments += ["--model", str(model), *PLAINLY]
         code = (
             "import resource, sys\n"
             "from aethernet.commands.main import main\n"
@@ -584,7 +596,7 @@ class TestBadInput:
             "sys.exit(main(['upscale', *sys.argv[1:]]))\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code, *words],
+            [sys.executable, "-c", code, *arguments],
             capture_output=True,
             text=True,
             check=False,

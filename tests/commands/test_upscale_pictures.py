@@ -18,8 +18,8 @@ class TestCommand:
         # A quarter of it, for time's sake.
         pixels = read_picture(SAMPLE).pixels[:128, :128]
         write_picture(Picture(pixels), tmp_path / "in.png")
-        words = ["upscale", str(tmp_path / "in.png"), "-o", str(target)]
-        assert main([*words, "--device", "cpu", "--runtime", "pytorch"]) == 0
+        arguments = ["upscale", str(tmp_path / "in.png"), "-o", str(target)]
+        assert main([*arguments, "--device", "cpu", "--runtime", "pytorch"]) == 0
         printed = capsys.readouterr().out
         assert "128x128" in printed
         assert "256x256" in printed
@@ -35,15 +35,15 @@ class TestCommand:
     def test_names_the_output_itself_and_makes_it_once(self, tmp_path, capsys):
         save_checkpoint(lively_network(scale=3), tmp_path / "m.pth")
         write_picture(Picture(photo()), tmp_path / "my photo.jpg")
-        words = ["upscale", str(tmp_path / "my photo.jpg"), "--runtime", "pytorch"]
-        words += ["--model", str(tmp_path / "m.pth")]
-        assert main(words) == 0
+        arguments = ["upscale", str(tmp_path / "my photo.jpg"), "--runtime", "pytorch"]
+        arguments += ["--model", str(tmp_path / "m.pth")]
+        assert main(arguments) == 0
         done = tmp_path / "my photo_3x.jpg"
         done.write_bytes(b"finished, and then somebody changed it")
-        assert main(words) == 0
+        assert main(arguments) == 0
         assert "my photo_3x.jpg" in capsys.readouterr().out
         assert done.read_bytes().startswith(b"finished")
-        assert main([*words, "--overwrite"]) == 0
+        assert main([*arguments, "--overwrite"]) == 0
         assert read_picture(done).pixels.shape == (60, 93, 3)
 
     def test_a_failed_write_leaves_the_old_picture(self, tmp_path, capsys, monkeypatch):
@@ -56,16 +56,18 @@ class TestCommand:
             raise pyvips.Error("unable to write", "no space left on device")
 
         monkeypatch.setattr(pyvips.Image, "write_to_file", fail)
-        words = ["upscale", str(tmp_path / "in.png"), "-o", str(target)]
-        words += ["--runtime", "pytorch"]
-        assert main([*words, "--model", str(tmp_path / "m.pth")]) == 1
+        arguments = ["upscale", str(tmp_path / "in.png"), "-o", str(target)]
+        arguments += ["--runtime", "pytorch"]
+        assert main([*arguments, "--model", str(tmp_path / "m.pth")]) == 1
         assert target.read_bytes() == b"an older picture"
         assert without_hidden(tmp_path) == ["in.png", "m.pth", "out.png"]
 
-    @pytest.mark.parametrize("words", [[], ["upscale"], ["info"], ["fuse"], ["export"]])
-    def test_help_is_worth_reading(self, capsys, words):
+    @pytest.mark.parametrize(
+        "arguments", [[], ["upscale"], ["info"], ["fuse"], ["export"]]
+    )
+    def test_help_is_worth_reading(self, capsys, arguments):
         with pytest.raises(SystemExit) as stop:
-            main([*words, "--help"])
+            main([*arguments, "--help"])
         assert stop.value.code == 0
         assert len(capsys.readouterr().out.splitlines()) > 8
 

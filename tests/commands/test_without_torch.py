@@ -15,7 +15,7 @@ CODE = """
 import sys
 from aethernet.commands.main import main
 try:
-    code = main({words!r})
+    code = main({arguments!r})
 except SystemExit as stop:
     code = stop.code
 assert not code, code
@@ -26,7 +26,7 @@ assert not heavy, heavy
 
 @pytest.mark.parametrize("line", [*LIGHT, *(f"{name} --help" for name in LIGHT_HELP)])
 def test_commands_that_need_no_network(line):
-    done = run("-c", CODE.format(words=line.split()))
+    done = run("-c", CODE.format(arguments=line.split()))
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

@@ -1,7 +1,6 @@
 """`aethernet bench`: compare speed and memory with other networks."""
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def bench(arguments: argparse.Namespace) -> None:
     report = run_benchmark(plan)
     print(as_table(report))
     if arguments.json:
-        write_json(report, arguments.json, shlex.join(["aethernet", *arguments.words]))
+        write_json(report, arguments.json, arguments.command_line)
     if arguments.plot:
         draw(report, arguments.plot)
 

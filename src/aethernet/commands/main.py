@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from aethernet.commands.run import exit_code
+from aethernet.files import command_line
 from aethernet.version import __version__
 
 # Each is a module of this package with `define`, which adds flags and sets the job.
@@ -24,18 +25,25 @@ COMMANDS = {
 }
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command with these words (default: `sys.argv`); return its exit code."""
-    words = sys.argv[1:] if words is None else words
-    arguments = command_parser(words).parse_args(words)
-    return exit_code(arguments.job, arguments)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed = command_parser(given).parse_args(given)
+    return exit_code(parsed.job, parsed)
 
 
-def command_parser(words: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """The parser, with the flags of those commands whose names are among the words.
+def command_parser(
+    arguments: Sequence[str] = tuple(COMMANDS),
+) -> argparse.ArgumentParser:
+    """The parser, with the flags of those commands that the arguments name.
 
     Only their modules are imported, with the libraries that their flags need. The other
-    commands are just listed. Jobs find the words themselves as `arguments.words`.
+    commands are just listed. The parsed arguments have the function to run as `job`,
+    and all arguments as a line for a shell as `command_line`.
     """
     parser = argparse.ArgumentParser(
         prog="aethernet",
@@ -45,7 +53,7 @@ def command_parser(words: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentP
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary)
-        if name in words:
+        if name in arguments:
             importlib.import_module(f"aethernet.commands.{name}").define(command)
             if command.get_default("verbose") is None:  # or it has a --verbose already
                 command.add_argument(
@@ -53,5 +61,5 @@ def command_parser(words: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentP
                     action="store_true",
                     help="show the traceback of an unexpected error",
                 )
-            command.set_defaults(words=(*words,))
+            command.set_defaults(command_line=command_line(["aethernet", *arguments]))
     return parser

@@ -52,5 +52,5 @@ def model_loader(arguments: argparse.Namespace) -> "Callable[[Path], Model]":
     # Imported here because it imports NumPy, which --help does not need.
     from aethernet.runtimes.tiling import Tiled
 
-    words = (arguments.runtime, arguments.device, arguments.precision)
-    return lambda path: Tiled(open_model(path, *words))
+    how = (arguments.runtime, arguments.device, arguments.precision)
+    return lambda path: Tiled(open_model(path, *how))

@@ -10,7 +10,6 @@ from aethernet.aether_core import UPSAMPLE_FACTORS
 from aethernet.commands.model_flags import add_runtime
 from aethernet.commands.values import not_negative
 from aethernet.errors import AetherError
-from aethernet.files import command_line
 
 if TYPE_CHECKING:
     from aethernet.quality.crops import CropPicker
@@ -119,8 +118,9 @@ def quality(arguments: argparse.Namespace) -> None:
     for why in dict.fromkeys(missing.values()):
         names = [name for name, reason in missing.items() if reason == why]
         print(f"Without {' and '.join(names)}: {why}")
-    line = command_line(["aethernet", *arguments.words])
-    report.write_all(tables, targets, report.Origin(line, files, missing))
+    report.write_all(
+        tables, targets, report.Origin(arguments.command_line, files, missing)
+    )
     for sample_set, picker in zip(sets, pickers, strict=False):
         picker.write(arguments.crops, sample_set.name)
 

@@ -119,7 +119,7 @@ def _unwritable_stdout(error: OSError) -> AetherError:
 
 
 def _described(error: Exception) -> str:
-    """The class of an unexpected error and, in one line, what it says."""
+    """The class of an unexpected error and, in one line, its message."""
     name, line = type(error).__name__, first_line(error).rstrip(".")
     return name if line == name else f"{name}: {line}"
 

@@ -120,7 +120,7 @@ def _shown_progress(
 def _run_cluster(request: UpscaleRequest) -> int:
     model = request.model
     jobs, done = _planned_for_cluster(request)
-    words = WorkerModel(
+    worker_model = WorkerModel(
         *(model.path, model.runtime, model.device, model.precision),
         *(model.tile, model.context),
     )
@@ -128,7 +128,7 @@ def _run_cluster(request: UpscaleRequest) -> int:
     with _shown_progress(request, jobs, done) as shown:
         outcomes = upscale_on_cluster(
             jobs,
-            words,
+            worker_model,
             request.options,
             request.cluster or None,
             overwrite=request.overwrite,
