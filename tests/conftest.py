@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from export_cache import cached
 from filelock import FileLock
 from helpers import SHARED, SHIPPED_MODEL
+
+from aethernet.checkpoints import onnx
+from aethernet.checkpoints.checkpoint import load_checkpoint
 
 
 def pytest_configure() -> None:
@@ -30,6 +34,22 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AETHERNET_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exports_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let torch's exporter run once for each network, size and type in a test run."""
+    folder = of_all_processes(tmp_path_factory) / "exports"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "exported", cached(onnx.exported, folder))
+        yield
+
+
+def of_all_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder that all processes of this run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
@@ -58,19 +78,14 @@ def shipped_exports(
     process that asks first; the others wait for it.
     """
     pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
-    from aethernet.checkpoints.checkpoint import load_checkpoint
-    from aethernet.checkpoints.onnx import ExportOptions, export_onnx
-
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of all processes of this run
+    folder = of_all_processes(tmp_path_factory)
 
     def export(precision: str) -> tuple[Path, Any]:
         path, found = folder / f"2x_{precision}.onnx", folder / f"{precision}.pickle"
         with FileLock(folder / f"{precision}.lock"):
             if not found.exists():
-                options = ExportOptions(dynamic=True, precision=precision)
-                done = export_onnx(load_checkpoint(SHIPPED_MODEL), path, options)
+                options = onnx.ExportOptions(dynamic=True, precision=precision)
+                done = onnx.export_onnx(load_checkpoint(SHIPPED_MODEL), path, options)
                 found.write_bytes(pickle.dumps(done))
         return path, pickle.loads(found.read_bytes())
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import ROOT, SAMPLE, SHIPPED_MODEL, without_hidden
+from helpers import ROOT, SAMPLE, SHIPPED_MODEL, run, without_hidden
 from PIL import Image
 
 from aethernet.checkpoints import shipped
@@ -25,7 +25,7 @@ from aethernet.checkpoints.shipped import find_model, shipped_model, shipped_mod
 from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import compare, natural_image
 from aethernet.commands.main import main
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, CheckpointError
 from aethernet.publish import openmodeldb
 
 MODELS = ROOT / "models"
@@ -204,6 +204,21 @@ class TestListing:
         assert first[-2:] == ["MIT", str(shipped_model())]
         assert len(rows) == len(shipped_models())
 
+    def test_needs_neither_torch_nor_pyvips(self):
+        code = (
+            "import sys; from aethernet.commands.main import main;"
+            "main(['models']); print({'torch', 'pyvips'} & {*sys.modules})"
+        )
+        assert run("-c", code).stdout.splitlines()[-1] == "set()"
+
+    def test_a_damaged_file_is_named(self, tmp_path, monkeypatch):
+        path = tmp_path / "2x_aether_small.safetensors"
+        path.write_bytes(b"damaged" * 9)
+        monkeypatch.setattr(shipped, "models_folder", lambda: tmp_path)
+        with pytest.raises(CheckpointError, match="truncated") as raised:
+            shipped_models()
+        assert raised.value.path == path
+
     def test_for_programs(self, capsys):
         assert main(["models", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
@@ -298,7 +313,7 @@ class TestCommands:
         seen = refusing(monkeypatch, "aethernet.bench.rounds.run_benchmark")
         assert main(["bench", "--model", "2x-small"]) == 1
         ((plan,),) = seen
-        assert plan.model == shipped_model()
+        assert plan.model.path == shipped_model()
         assert plan.scale == 2
 
     def test_quality(self, picture, monkeypatch, tmp_path):

@@ -81,8 +81,8 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def full(checkpoint, tmp_path_factory):
-    """A release of everything, with every flag; its folder and what was printed."""
+def full_release(checkpoint, tmp_path_factory):
+    """A release of everything, with every flag: its folder, and files torch loaded."""
     folder = tmp_path_factory.mktemp("full")
     (folder / "Set2").mkdir()
     for name, size in (("a", (40, 36)), ("b", (30, 33))):
@@ -101,8 +101,23 @@ def full(checkpoint, tmp_path_factory):
     words += ["--training", "batch=16", "hr-size=80", "otf=no", "dataset=My | leaves"]
     words += ["--data", folder / "Set2", "--picture", folder / "my leaf.png"]
     words += ["--url", "https://example.org/leaves/"]
-    assert main([*map(str, words)]) == 0
-    return folder / "out"
+    loaded = []
+    load = torch.load
+
+    def load_and_count(file, **options):
+        loaded.append(Path(file))
+        return load(file, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "load", load_and_count)
+        assert main([*map(str, words)]) == 0
+    return folder / "out", loaded
+
+
+@pytest.fixture(scope="module")
+def full(full_release):
+    """The folder of a release of everything."""
+    return full_release[0]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +136,12 @@ class TestFull:
         assert without_hidden(full / "images") == [
             f"my leaf_{kind}.png" for kind in ("comparison", "lr", "sr")
         ]
+
+    def test_the_source_is_read_once(self, full_release, checkpoint):
+        loaded = full_release[1]
+        assert loaded.count(checkpoint) == 1
+        # The other file is the written .pth, which is verified.
+        assert [path.suffix for path in loaded] == [".pth", ".pth"]
 
     def test_the_forms(self, full):
         training = load_checkpoint(full / "2x_leaves_training.safetensors")
@@ -318,21 +339,6 @@ class TestOthers:
         assert torch.equal(
             found.state_dict["conv_first.weight"], worse["conv_first.weight"]
         )
-
-    def test_the_source_is_read_once(self, tmp_path, checkpoint, monkeypatch):
-        read = []
-        load = torch.load
-
-        def count(file, **options):
-            read.append(Path(file))
-            return load(file, **options)
-
-        monkeypatch.setattr(torch, "load", count)
-        folder, _ = released(tmp_path, checkpoint, "--without", "fp32", "--picture")
-        assert read.count(checkpoint) == 1
-        # The other one is the written .pth, which is verified.
-        assert len(read) == 2
-        assert len(without_hidden(folder)) == 6
 
     def test_a_name_with_the_scale_in_it_is_kept(self, tmp_path, checkpoint):
         _, entry = released(tmp_path, checkpoint, *EXPORTS, "--name", "2xLeaf_v1.5")

@@ -56,8 +56,8 @@ PREFIXES = ("module.", "_orig_mod.", "netG.")
 # Types that a checkpoint can be written in.
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
-# Arguments of AetherNet that weights do not tell; only metadata can.
-_UNTOLD = ("img_range", "drop_rate", "drop_path_rate")
+# Arguments of AetherNet that cannot be derived from weights.
+_ONLY_IN_METADATA = ("img_range", "drop_rate", "drop_path_rate")
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -148,6 +148,7 @@ class Checkpoint(Weights):
 
 
 def form_name(is_fused: bool) -> str:
+    """The name of a form: "training" or "fused"."""
     return "fused" if is_fused else "training"
 
 
@@ -170,9 +171,7 @@ def load_checkpoint(
     try:
         derived = hyperparameters_from_state_dict(weights.state_dict)
     except ValueError as error:
-        raise CheckpointError(
-            f"Not an AetherNet checkpoint: {error}", weights.path
-        ) from error
+        raise CheckpointError(str(error), weights.path) from error
     _check_values(weights)
     checkpoint = Checkpoint(
         path=weights.path,
@@ -181,7 +180,7 @@ def load_checkpoint(
         other_wrappers=weights.other_wrappers,
         metadata=weights.metadata,
         iterations=weights.iterations,
-        hyperparameters={**derived, **_told_by_metadata(weights, derived)},
+        hyperparameters={**derived, **_from_metadata(weights, derived)},
         device=options.device,
     )
     _check_expectations(checkpoint, options)
@@ -432,8 +431,8 @@ def _check_values(weights: Weights) -> None:
             )
 
 
-def _told_by_metadata(weights: Weights, derived: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `AetherNet` that only the metadata tells."""
+def _from_metadata(weights: Weights, derived: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `AetherNet` that cannot be derived from weights."""
     metadata = weights.metadata
     try:
         stored: Mapping[str, Any] = metadata  # traiNNer-redux's, in a .pth
@@ -441,17 +440,19 @@ def _told_by_metadata(weights: Weights, derived: dict[str, Any]) -> dict[str, An
         for key in ("hyperparameters", "metadata"):
             if metadata.get(key, "").startswith("{"):
                 stored = json.loads(metadata[key])
-        told: dict[str, Any] = {k: float(stored[k]) for k in _UNTOLD if k in stored}
+        found: dict[str, Any] = {
+            key: float(stored[key]) for key in _ONLY_IN_METADATA if key in stored
+        }
         if derived["fused_init"] and "sk_kernel" in stored:
-            told["sk_kernel"] = int(stored["sk_kernel"])  # fused weights do not tell it
+            found["sk_kernel"] = int(stored["sk_kernel"])  # not in fused weights
         with torch.device("meta"):
-            AetherNet(**{**derived, **told})  # raises where they are impossible
+            AetherNet(**{**derived, **found})  # raises where they are impossible
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         detail = first_line(error).rstrip(".")
         raise CheckpointError(
             f"The metadata is damaged ({detail}).", weights.path
         ) from error
-    return told
+    return found
 
 
 def _check_expectations(checkpoint: Checkpoint, options: CheckpointOptions) -> None:

@@ -113,8 +113,8 @@ def facts(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> list[tuple[str, s
         if name not in _LEFT_OUT
     ]
     rows += [
-        (words, _as_text(entry[name]))
-        for name, words in _TRAINING.items()
+        (title, _as_text(entry[name]))
+        for name, title in _TRAINING.items()
         if name in entry
     ]
     author = entry["author"]
