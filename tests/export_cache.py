@@ -1,8 +1,8 @@
-"""Keeps what torch's exporter made, for all processes of a test run.
+"""Keeps the files that torch's exporter made, for all processes of a test run.
 
-An export takes 3 seconds for the smallest network and half a minute for the shipped one,
-and many tests need the same one. A file is used again only for the same modules with the
-same code, settings and weights, and for the same size, opset and type.
+An export takes 3 seconds for the smallest network and half a minute for the shipped
+one, and many tests need the same file. It is used again only for the same modules with
+the same code, settings and weights, and for the same size, opset and type.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ _PLAIN = (bool, int, float, str, tuple, torch.dtype)
 def key_of(network: nn.Module, *settings: Any) -> str:
     """A digest of everything that decides what the exporter writes."""
     digest = hashlib.sha256(repr(settings).encode())
-    digest.update(marshal.dumps(torch.onnx.export.__code__))  # a test may replace it
+    # A test may replace the exporter.
+    digest.update(marshal.dumps(getattr(torch.onnx.export, "__code__", None)))
     for name, module in network.named_modules():
         plain = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN)}
         digest.update(repr((name, type(module).__qualname__, sorted(plain))).encode())

@@ -262,14 +262,7 @@ def exported(
         AetherError: when it cannot be exported with this opset.
     """
     onnx = import_optional("onnx", "onnx")
-    batch, height, width = fixed or _EXAMPLE_SIZE
-    try:
-        example = torch.zeros(batch, in_chans, height, width, dtype=dtype)
-    except RuntimeError as error:
-        raise AetherError(
-            f"Not enough memory for an input of {batch}x{in_chans}x{height}x{width}.",
-            hint="Choose a smaller size.",
-        ) from error
+    example = _example_input(in_chans, fixed or _EXAMPLE_SIZE, dtype)
     free = {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings(), _quiet_exporter():
         warnings.simplefilter("ignore")
@@ -303,6 +296,19 @@ def exported(
     # The oldest that the opset allows: readers refuse versions that they do not know.
     model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
     return model
+
+
+def _example_input(
+    in_chans: int, size: tuple[int, int, int], dtype: torch.dtype
+) -> torch.Tensor:
+    batch, height, width = size
+    try:
+        return torch.zeros(batch, in_chans, height, width, dtype=dtype)
+    except RuntimeError as error:
+        raise AetherError(
+            f"Not enough memory for an input of {batch}x{in_chans}x{height}x{width}.",
+            hint="Choose a smaller size.",
+        ) from error
 
 
 def describe(
