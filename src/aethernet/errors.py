@@ -44,7 +44,7 @@ class AetherError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says went wrong, in one line; its class where it says nothing."""
+    """The first line of an error message, or the class of an error without one."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
 
@@ -58,7 +58,7 @@ class ImageError(AetherError):
 
 
 class ContradictionError(AetherError):
-    """What the user said and what the file says are not the same."""
+    """The user's statements about a file do not match its content."""
 
 
 class VerificationError(AetherError):
@@ -74,7 +74,7 @@ class MissingExtraError(AetherError):
 
 
 def import_optional(module: str, extra: str | None = None) -> ModuleType:
-    """Import a library that not everybody has, or say how to install it.
+    """Import an optional library, or raise an error that tells how to install it.
 
     A namespace package does not count as the library: started inside a clone,
     `import onnx` would find the clone's folder of that name.
