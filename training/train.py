@@ -1,16 +1,16 @@
-"""Train AetherNet on a folder of photographs: one GPU or a CPU, one file.
+"""Train AetherNet on a folder of photographs, on one GPU or a processor.
 
     python training/train.py PHOTOS -o RUN --val Set5
 
-For what the frameworks do not run without their full stack: a fidelity run (L1) on LR
-pictures made here, from fresh weights or from a checkpoint. GAN training, degradations
-and everything else is theirs.
+This is a fidelity training (L1 loss): the LR pictures are made here, and it starts from
+fresh weights or from a checkpoint. Use neosr or traiNNer-redux for GAN training and for
+degradations such as noise and JPEG.
 
-RUN holds `net_g_latest.pth` and `net_g_best.pth`, as the frameworks write them
-(`params`, `params_ema`, `iter`), `state.pt`, from which the same command goes on, and
-TensorBoard's log. An iteration is a function of its number: its crops and random
-numbers are drawn from the seed and the number alone. A run that was killed therefore
-goes on as if it had not been; on a CPU with as many threads, to the last bit.
+RUN receives `net_g_latest.pth` and `net_g_best.pth` in the frameworks' form (`params`,
+`params_ema`, `iter`), `state.pt`, from which the same command continues, and a log for
+TensorBoard. Crops and random numbers of an iteration depend on the seed and on its
+number alone. A run that was killed therefore continues as if it had never stopped; on a
+processor, with the same number of threads, the result is identical to the last bit.
 """
 
 import argparse
@@ -49,7 +49,7 @@ SCALES = [scale for scale in UPSAMPLE_FACTORS if scale > 1]  # 1x needs LR of it
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Job: train until the last iteration, the end of `minutes`, or a signal."""
+    """Train until the last iteration, the end of `minutes`, or a signal."""
     minutes = math.inf if arguments.minutes is None else arguments.minutes
     deadline = time.monotonic() + 60 * minutes
     tensorboard = _tensorboard()
@@ -71,7 +71,7 @@ def train(arguments: argparse.Namespace) -> int:
     trainer = Trainer(recipe, start, device)
     folder: Path = arguments.output
     state = folder / "state.pt"
-    if state.exists():  # so that a contradiction is said before the pictures are read
+    if state.exists():  # reports a contradiction before the pictures are read
         trainer.restore(state)
     if arguments.compile:
         trainer.forward = torch.compile(trainer.network)
@@ -87,7 +87,7 @@ def train(arguments: argparse.Namespace) -> int:
     with _alone_in(folder):
         if state.exists():
             trainer.restore(state)
-            note = f"Going on after iteration {trainer.iteration}."
+            note = f"Continuing after iteration {trainer.iteration}."
         print(note, flush=True)
         log = tensorboard(folder, purge_step=trainer.iteration + 1)
         return _run(trainer, crops, pairs, log, arguments, deadline)
@@ -101,11 +101,10 @@ def _run(
     arguments: argparse.Namespace,
     deadline: float,
 ) -> int:
-    """Train as long as may be, and save; the exit code."""
+    """Train, validate and save until the end or a signal; return the exit code."""
     folder, recipe = arguments.output, trainer.recipe
 
-    def look() -> None:
-        """Validate where something is given, keep the best, and save."""
+    def validate_and_save() -> None:
         if pairs:
             figures = trainer.validate(pairs)
             log.add_scalar("val/psnr_y", figures.psnr, trainer.iteration)
@@ -125,22 +124,27 @@ def _run(
         )
         for _ in _iterations(trainer, crops, log):
             if trainer.iteration % arguments.every == 0:
-                look()
+                validate_and_save()
             if stopped or time.monotonic() > deadline:
                 break
         if trainer.iteration % arguments.every:
-            look()
+            validate_and_save()
     if trainer.iteration < recipe.iterations:
-        print(f"Stopped after iteration {trainer.iteration}; the same command goes on.")
+        print(
+            f"Stopped after iteration {trainer.iteration}; run the same command to "
+            "continue."
+        )
         return 128 + stopped[0] if stopped else 0
     best = trainer.best
-    said = f"{best['psnr']:.3f} dB at {best['iteration']}" if best else "not validated"
-    print(f"Finished. The best: {said}.")
+    if best:
+        print(f"Finished. Best: {best['psnr']:.3f} dB at {best['iteration']}.")
+    else:
+        print("Finished, without validation.")
     return 0
 
 
 def _iterations(trainer: Trainer, crops: TrainingCrops, log: Any) -> Iterator[None]:
-    """Take step after step; the next crops are cut meanwhile."""
+    """Take the steps one by one; a thread cuts the next crops meanwhile."""
     recipe = trainer.recipe
 
     def cut(iteration: int) -> tuple[Tensor, Tensor]:
@@ -174,11 +178,11 @@ def _iterations(trainer: Trainer, crops: TrainingCrops, log: Any) -> Iterator[No
 
 
 def _start(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], str, str]:
-    """Tensors to start from, their digest, and what to say of them.
+    """Tensors to start from, their digest, and a line that describes them.
 
     Raises:
-        ContradictionError: when more than the upsampler is of another shape: that is
-            what a checkpoint of another scale has otherwise.
+        ContradictionError: when a tensor outside the upsampler has another shape. In
+            the upsampler another shape means another scale; those weights are fresh.
     """
     if not arguments.start:
         return {}, "", "Starting from fresh weights."
@@ -206,19 +210,19 @@ def _start(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], str, str]:
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     note = f"Starting from {arguments.start}."
     if fresh:
-        note += f" Fresh, because of another scale: {', '.join(fresh)}."
+        note += f" The scale differs; fresh weights: {', '.join(fresh)}."
     return found, digest.hexdigest(), note
 
 
 @contextmanager
 def _stopping() -> Iterator[list[int]]:
-    """Yield a list that a first Ctrl-C or SIGTERM is put into; a second one stops."""
+    """Yield a list that receives the first Ctrl-C or SIGTERM; a second one stops."""
     received: list[int] = []
 
     def receive(number: int, _: object) -> None:
         received.append(number)
         signal.signal(number, before[number])
-        print("Saving; once more to stop at once.", file=sys.stderr, flush=True)
+        print("Saving. Repeat the signal to stop at once.", file=sys.stderr, flush=True)
 
     numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -250,11 +254,11 @@ def _precision(asked: str, device: torch.device) -> str:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep another training out of it."""
+    """Make the folder and lock it against another training."""
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise AetherError(
             "Another training runs in this folder.",
@@ -263,10 +267,14 @@ def _alone_in(folder: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise unwritable(error, folder) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _digest(paths: Sequence[Path]) -> str:
-    """Of the files' names and contents; empty of none."""
+    """SHA-256 of the files' names and contents; empty without files."""
     if not paths:
         return ""
     content = json.dumps([[path.name, sha256_of(path)] for path in paths])
@@ -276,8 +284,8 @@ def _digest(paths: Sequence[Path]) -> str:
 def command_parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     parser = argparse.ArgumentParser(
-        description="Train AetherNet with L1 on a folder of photographs. The same "
-        "command goes on where a run was stopped or killed.",
+        description="Train AetherNet with L1 loss on a folder of photographs. Run "
+        "the same command again to continue a run that was stopped or killed.",
     )
     parser.add_argument("photographs", type=Path, help="folder of HR pictures")
     parser.add_argument(
@@ -292,8 +300,8 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start",
         type=Path,
-        help="checkpoint in training form to start from; of another scale all but the "
-        "upsampler is taken; default: fresh weights",
+        help="checkpoint in training form to start from; if its scale differs, the "
+        "upsampler gets fresh weights; default: fresh weights",
     )
     number = parser.add_argument_group("the recipe")
     number.add_argument(
@@ -308,15 +316,15 @@ def command_parser() -> argparse.ArgumentParser:
             "--iterations",
             natural,
             300_000,
-            "in all; in the last tenth the rate falls to 0",
+            "in total; the learning rate falls to 0 in the last tenth",
         ),
-        ("--batch", _number(int, 1, 4096), 16, "crops in an iteration"),
+        ("--batch", _number(int, 1, 4096), 16, "crops per iteration"),
         ("--crop", _number(int, 1, 4096), 64, "side of a crop in LR pixels"),
         ("--rate", part, 5e-4, "highest learning rate"),
-        ("--warm-up", whole, 1000, "iterations until the rate is at its highest"),
-        ("--ema", part, 0.999, "decay of the weights' average, which is validated"),
+        ("--warm-up", whole, 1000, "iterations until the learning rate reaches --rate"),
+        ("--ema", part, 0.999, "decay of the moving average of the weights"),
         ("--drop-path", part, 0.0, "highest rate of stochastic depth"),
-        ("--seed", whole, 0, "of weights and crops"),
+        ("--seed", whole, 0, "random seed of weights and crops"),
     ):
         number.add_argument(flag, type=kind, default=default, help=f"{text}; {default}")
     run = parser.add_argument_group("the run")
@@ -324,12 +332,12 @@ def command_parser() -> argparse.ArgumentParser:
         "--every",
         type=natural,
         default=1000,
-        help="iterations between validations, and between savings; 1000",
+        help="validate and save after this many iterations; 1000",
     )
     run.add_argument(
         "--minutes",
         type=_number(float, 0),
-        help="stop, saved, after so long; default: never",
+        help="save and stop after this many minutes; default: never",
     )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..")
     run.add_argument(
@@ -341,7 +349,7 @@ def command_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--compile",
         action="store_true",
-        help="torch.compile: a slow start, then faster",
+        help="use torch.compile: a slow start, then faster steps",
     )
     return parser
 

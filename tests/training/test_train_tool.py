@@ -153,7 +153,7 @@ class TestGoingOn:
             assert run(monkeypatch, *words) == 0
             starts += 1
         assert starts == 6  # a step in each
-        assert "the same command goes on" in capsys.readouterr().out
+        assert "run the same command to continue" in capsys.readouterr().out
         state, latest = contents(tmp_path / "run")
         state["best"] = in_one_go[0]["best"]  # it has looked more often
         assert_equal(state, in_one_go[0])
@@ -370,10 +370,7 @@ class TestStart:
         words = words_for(photographs, tmp_path / "run", 4, **start)
         assert run(monkeypatch, *words) == 0
         said = capsys.readouterr().out
-        assert (
-            "Fresh, because of another scale: upsample.2.weight, upsample.2.bias"
-            in said
-        )
+        assert "fresh weights: upsample.2.weight, upsample.2.bias" in said
         kept = contents(tmp_path / "run")[1]["params"]
         for name, value in weights.items():
             assert torch.equal(kept[name], value), name
@@ -420,8 +417,8 @@ def test_a_signal_saves_and_the_run_goes_on(photographs, tmp_path):
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert "the same command goes on" in out
-    assert err == "Saving; once more to stop at once.\n"
+    assert "run the same command to continue" in out
+    assert err == "Saving. Repeat the signal to stop at once.\n"
     iteration = contents(tmp_path / "run")[0]["iteration"]
     assert iteration >= 1
     assert contents(tmp_path / "run")[1]["iter"] == iteration
