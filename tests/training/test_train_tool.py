@@ -470,7 +470,7 @@ class TestBadInput:
         Image.new("RGB", (10, 10)).save(folder / "small.png")
         words = words_for(photographs, tmp_path / "run", val=folder)
         assert run(monkeypatch, *words) == 1
-        assert "small.png has 10x10 pixels" in capsys.readouterr().err
+        assert "small.png: The picture has 10x10 pixels" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 
     def test_a_run_that_diverges_keeps_what_it_saved(
