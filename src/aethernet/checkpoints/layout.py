@@ -1,0 +1,148 @@
+"""Keys and shapes of an AetherNet state dict, without PyTorch.
+
+What `aether_core.hyperparameters_from_state_dict` finds by building a network, found
+from the table of shapes. `aether_core` cannot share it: that file is copied alone into
+training frameworks. The tests compare both on every configuration.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from aethernet.errors import CheckpointError
+
+UPSAMPLE_FACTORS: dict[int, tuple[int, ...]]  # of the PixelShuffle steps, by scale
+UPSAMPLE_FACTORS = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
+UPSAMPLE_CHANNELS = 64
+_LK11 = {"lk_kernel": 11, "sk_kernel": 3}
+_LK13 = {"lk_kernel": 13, "sk_kernel": 3}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "aether_small": {"embed_dim": 96, "depths": (4,) * 4, "mlp_ratio": 2.0, **_LK11},
+    "aether_medium": {"embed_dim": 128, "depths": (6,) * 6, "mlp_ratio": 2.0, **_LK11},
+    "aether_large": {"embed_dim": 180, "depths": (8,) * 8, "mlp_ratio": 2.5, **_LK13},
+}
+
+_BLOCK = re.compile(r"(?m)^layers\.(\d{1,3})\.(\d{1,3})\.")
+_LARGE_KERNEL = re.compile(r"layers\.\d+\.\d+\.conv\.(lk|fused)_conv\.weight")
+
+
+def variant_name(hyperparameters: Mapping[str, Any]) -> str | None:
+    """Name the variant that these hyper-parameters describe, or None."""
+    given = hyperparameters.items()
+    return next((name for name, v in VARIANTS.items() if v.items() <= given), None)
+
+
+def hyperparameters_from_shapes(
+    shapes: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """Find the arguments of `AetherNet` that a state dict of these shapes needs.
+
+    Args:
+        shapes: by key, of the training form or the fused form.
+
+    Returns:
+        The same as `aether_core.hyperparameters_from_state_dict`: `img_range` and the
+        drop rates are left out, and `sk_kernel` is a possible one in the fused form.
+
+    Raises:
+        CheckpointError: naming the first wrong key of another network, of a mix of both
+            forms, or of a gap.
+    """
+    found = {str(key): [*shape] for key, shape in shapes.items()}
+    arguments = _deduced(found)
+    wanted = {key: [*shape] for key, shape in expected_shapes(arguments).items()}
+    for key in [*found, *wanted]:
+        need, have = (table.get(key, "nothing") for table in (wanted, found))
+        if need != have:
+            raise CheckpointError(
+                "Not an AetherNet, or with a gap or both forms: "
+                f"key {key!r} should be {need}, is {have}."
+            )
+    return arguments
+
+
+def expected_shapes(arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of the state dict of a network, in the order it stores them.
+
+    Args:
+        arguments: as `hyperparameters_from_shapes` returns them.
+    """
+    dim, channels = arguments["embed_dim"], arguments["in_chans"]
+    narrow = UPSAMPLE_CHANNELS
+
+    def layers() -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield "conv_first", (dim, channels, 3, 3)
+        for group, depth in enumerate(arguments["depths"]):
+            for block in range(depth):
+                yield from _block_layers(f"layers.{group}.{block}.", arguments)
+        yield "norm", (dim,)
+        yield "conv_after_body", (dim, dim, 3, 3)
+        yield "conv_before_upsample.0", (narrow, dim, 3, 3)
+        for step, factor in enumerate(UPSAMPLE_FACTORS[arguments["scale"]]):
+            yield f"upsample.{2 * step}", (narrow * factor**2, narrow, 3, 3)
+        yield "conv_last", (channels, narrow, 3, 3)
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in layers():
+        if name.endswith("_bias"):
+            shapes[name] = shape
+            continue
+        shapes[f"{name}.weight"] = shape
+        if not name.endswith((".lk_conv", ".sk_conv")):
+            shapes[f"{name}.bias"] = shape[:1]
+    return shapes
+
+
+def _block_layers(
+    prefix: str, arguments: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    dim = arguments["embed_dim"]
+    hidden = int(dim * arguments["mlp_ratio"])
+    large, small = arguments["lk_kernel"], arguments["sk_kernel"]
+    if arguments["fused_init"]:
+        yield f"{prefix}conv.fused_conv", (dim, 1, large, large)
+    else:
+        yield f"{prefix}conv.lk_bias", (dim,)
+        yield f"{prefix}conv.sk_bias", (dim,)
+        yield f"{prefix}conv.lk_conv", (dim, 1, large, large)
+        yield f"{prefix}conv.sk_conv", (dim, 1, small, small)
+    yield f"{prefix}norm", (dim,)
+    yield f"{prefix}ffn.fc1_gate", (hidden, dim)
+    yield f"{prefix}ffn.fc1_main", (hidden, dim)
+    yield f"{prefix}ffn.fc2", (dim, hidden)
+
+
+def _deduced(found: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Arguments that fit most of the shapes; the caller compares the rest."""
+
+    def size(key: str, dim: int) -> int:  # 1 if missing: the comparison fails then
+        return max([*found.get(key, []), 1, 1, 1, 1][dim], 1)
+
+    blocks = _BLOCK.findall("\n".join(found))
+    numbers = {(int(group), int(block)) for group, block in blocks}
+    groups = range(max(numbers, default=(0, 0))[0] + 1)
+    depths = [max((b for g, b in numbers if g == i), default=0) + 1 for i in groups]
+    depths = depths if sum(depths) <= len(found) else [1]  # no huge net for one index
+    large = next(filter(_LARGE_KERNEL.fullmatch, found), "")
+    fused = "fused_conv" in large
+    embed_dim = size("conv_first.weight", 0)
+    hidden = size(large.split("conv.")[0] + "ffn.fc1_gate.weight", 0)
+    ratio = hidden / embed_dim
+    if int(embed_dim * ratio) < hidden:  # the quotient was rounded down
+        ratio = math.nextafter(ratio, math.inf)
+    lk_kernel = size(large, 3) | 1  # made odd: the comparison finds an even one
+    sk_kernel = 3 if fused else size(large.replace("lk_conv", "sk_conv"), 3) | 1
+    rows = [size(f"upsample.{i}.weight", 0) for i in (0, 2, 4)]
+    factors = tuple(math.isqrt(r // UPSAMPLE_CHANNELS) for r in rows if r > 1)
+    scales = {factors: scale for scale, factors in UPSAMPLE_FACTORS.items()}
+    return {
+        "in_chans": size("conv_first.weight", 1),
+        "embed_dim": embed_dim,
+        "depths": tuple(depths),
+        "mlp_ratio": ratio,
+        "lk_kernel": lk_kernel,
+        "sk_kernel": min(sk_kernel, lk_kernel),
+        "scale": scales.get(factors, 1),
+        "fused_init": fused,
+    }
