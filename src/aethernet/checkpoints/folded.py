@@ -196,12 +196,13 @@ def _held(weight: Array, bias: Array, dtype: npt.DTypeLike) -> Convolution:
 
 
 _Hold = Callable[[Array, Array], Convolution]
+_PARTS = ("weight", "bias")
 
 
 def _block(exact: Mapping[str, Array], prefix: str, held: _Hold) -> Block:
     conv = f"{prefix}conv."
     if f"{conv}fused_conv.weight" in exact:
-        kernel, bias = exact[f"{conv}fused_conv.weight"], exact[f"{conv}fused_conv.bias"]
+        kernel, bias = (exact[f"{conv}fused_conv.{part}"] for part in _PARTS)
     else:
         kernel, small = (exact[f"{conv}{which}_conv.weight"] for which in ("lk", "sk"))
         margin = (kernel.shape[-1] - small.shape[-1]) // 2

@@ -1,13 +1,13 @@
 """Write a folded network as an ONNX model, with the package `onnx` alone.
 
 The graph is made of operators that every reader of ONNX has had for years: Conv,
-Transpose, LayerNormalization, Erf, DepthToSpace and arithmetic. Sizes that are free need
-no others: there is no Slice, Concat, Shape, Pad or Reshape in it.
+Transpose, LayerNormalization, Erf, DepthToSpace and arithmetic. Free sizes need no
+others: there is no Slice, Concat, Shape, Pad or Reshape in the graph.
 
-The opset is 17, the first that has LayerNormalization. ONNX Runtime reads it from 1.13
-on, TensorRT from 8.6 on. GELU became an operator in opset 20, which TensorRT and
-DirectML learnt later; below it is written in the parts that ONNX Runtime, OpenVINO and
-TensorRT recognise and compute as one. Convolutions in bfloat16 need opset 22.
+The opset is 17, the first that has LayerNormalization. GELU became an operator in opset
+20, which fewer programs read. Below that it is written in parts, in the order in which
+ONNX Runtime finds them and computes GELU in one pass; ONNX Runtime 1.17 reads opset 20,
+but computes its Gelu in six passes. Convolutions in bfloat16 need opset 22.
 """
 
 import json
@@ -360,8 +360,8 @@ def edge_mask(tail: Tail, kind: Literal["rows", "columns"]) -> Convolution:
     counts for that pixel of a position, else 0.
     """
     factor = tail.factor
-    kernel = np.zeros((len(tail.whole.bias) // factor**2, factor, factor, 3), np.float32)
-    bias = np.zeros(kernel.shape[:3], np.float32)
+    out = (len(tail.whole.bias) // factor**2, factor, factor)
+    kernel, bias = np.zeros((*out, 3), np.float32), np.zeros(out, np.float32)
     pixels = np.moveaxis(kernel, 2, 1) if kind == "columns" else kernel
     edges = np.moveaxis(bias, 2, 1) if kind == "columns" else bias
     for pixel, beyond in ((0, 0), (factor - 1, 2)):

@@ -23,8 +23,8 @@ from aethernet.errors import AetherError
 
 Array = npt.NDArray[np.floating]
 
-# erf(x) = x P(x^2) / Q(x^2) for |x| <= 4, highest power first: Eigen's approximation for
-# float32 (generic_fast_erf_float in Eigen 3.3), within 4.2e-7 of the exact value.
+# erf(x) = x P(x^2) / Q(x^2) for |x| <= 4, highest power first: the approximation for
+# float32 of Eigen 3.3 (generic_fast_erf_float), within 4.2e-7 of the exact value.
 _ERF_P = (
     -2.72614225801306e-10,
     2.77068142495902e-08,
@@ -76,18 +76,14 @@ def erf(x: Array) -> Array:
         return np.asarray(_math_erf(x), np.float64)
     x = np.clip(x, -4, 4)
     square = x * x
-    top, bottom = (np.full_like(x, part[0]) for part in (_ERF_P, _ERF_Q))
-    for values, coefficients in ((top, _ERF_P), (bottom, _ERF_Q)):
-        for coefficient in coefficients[1:]:
-            values *= square
-            values += coefficient
-    top *= x
-    top /= bottom
-    return top
+    result = _polynomial(square, _ERF_P)
+    result *= x
+    result /= _polynomial(square, _ERF_Q)
+    return result
 
 
 def pixel_shuffle(x: Array, factor: int) -> Array:
-    """`(C * factor**2, H, W)` -> `(C, factor * H, factor * W)`, as PyTorch orders it."""
+    """`(C * factor**2, H, W)` -> `(C, factor * H, factor * W)`, in PyTorch's order."""
     channels, height, width = x.shape
     x = x.reshape(channels // factor**2, factor, factor, height, width)
     return x.transpose(0, 3, 1, 4, 2).reshape(-1, height * factor, width * factor)
@@ -183,6 +179,15 @@ def _normalised(x: Array, eps: float) -> Array:
     x = x - x.mean(0)
     x /= np.sqrt(np.square(x).mean(0) + eps)
     return x
+
+
+def _polynomial(x: Array, coefficients: tuple[float, ...]) -> Array:
+    """By Horner's rule; the first coefficient is that of the highest power."""
+    result = np.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        result *= x
+        result += coefficient
+    return result
 
 
 def _padded(x: Array, rows: int, columns: int) -> Array:

@@ -1,0 +1,124 @@
+"""ncnn files written from the folded network, run by the package ncnn on the CPU."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from helpers import SHIPPED_MODEL, lively_network, random_image, without_hidden
+
+from aethernet.checkpoints.folded import fold, load_folded
+from aethernet.checkpoints.ncnn import to_ncnn, write_ncnn
+from aethernet.checkpoints.reference import evaluate
+from aethernet.errors import AetherError
+
+SIZES = [(1, 1), (1, 7), (3, 1), (2, 2), (13, 17)]
+
+
+def folded_network(**arguments):
+    network = lively_network(**arguments)
+    state_dict = {key: value.numpy() for key, value in network.state_dict().items()}
+    return network, fold(state_dict, network.img_range)
+
+
+def loaded(path):
+    """Runs a pair of files: `(C, H, W)` -> `(C, H, W)`, in float32."""
+    ncnn = pytest.importorskip("ncnn", reason="needs pip install ncnn")
+    net = ncnn.Net()
+    for name in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(net.opt, f"use_{name}", False)
+    assert net.load_param(str(path)) == 0
+    assert net.load_model(str(path.with_suffix(".bin"))) == 0
+
+    def run(image):
+        extractor = net.create_extractor()
+        extractor.input("data", ncnn.Mat(np.ascontiguousarray(image)).clone())
+        code, result = extractor.extract("output")
+        assert code == 0
+        return np.array(result)
+
+    return run
+
+
+class TestFunction:
+    @pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {},
+            {"in_chans": 1, "img_range": 255.0},
+            {"mlp_ratio": 2.6, "lk_kernel": 9, "sk_kernel": 5},
+        ],
+    )
+    def test_is_that_of_the_network_on_every_size(self, tmp_path, scale, arguments):
+        network, folded = folded_network(scale=scale, depths=(1,), **arguments)
+        write_ncnn(folded, tmp_path / "model.param")
+        run = loaded(tmp_path / "model.param")
+        for size in SIZES:
+            image = random_image(1, network.in_chans, *size)
+            with torch.inference_mode():
+                expected = network(image)[0].numpy()
+            output = run(image[0].numpy()).reshape(expected.shape)
+            # Float32 in another order of sums, on values around 1 to 4.
+            np.testing.assert_allclose(output, expected, rtol=0, atol=2e-5)
+
+    @pytest.mark.parametrize(
+        ("precision", "limit"), [("float32", 2e-6), ("float16", 1e-3)]
+    )
+    def test_the_shipped_model(self, tmp_path, precision, limit):
+        folded = load_folded(SHIPPED_MODEL)
+        write_ncnn(folded, tmp_path / "model.param", precision)
+        run = loaded(tmp_path / "model.param")
+        for size in ((1, 1), (7, 5), (13, 17), (9, 31), (24, 32)):
+            image = random_image(1, 3, *size).numpy()
+            error = np.abs(run(image[0]) - evaluate(folded, image)[0]).max()
+            assert error < limit, size
+
+
+class TestFiles:
+    def test_count_their_layers_and_blobs(self):
+        _, folded = folded_network(scale=4)
+        magic, counts, *layers = to_ncnn(folded)[0].splitlines()
+        assert magic == "7767517"
+        written = [line.split() for line in layers]
+        made = [word for w in written for word in w[4 + int(w[2]) :][: int(w[3])]]
+        used = [word for w in written for word in w[4 : 4 + int(w[2])]]
+        assert counts == f"{len(layers)} {len(made)}"
+        assert len(set(made)) == len(made)
+        assert len({w[1] for w in written}) == len(written)
+        # Every blob is read once, a Split makes copies; the result is left.
+        assert sorted([*used, "output"]) == sorted(made)
+
+    def test_names_are_those_that_clients_expect(self):
+        _, folded = folded_network()
+        lines = to_ncnn(folded)[0].splitlines()
+        assert re.fullmatch(r"Input +data +0 1 data", lines[2])
+        assert lines[-1].split()[5] == "output"
+
+    def test_float16_halves_the_weights(self):
+        _, folded = folded_network()
+        text, content = to_ncnn(folded)
+        other, half = to_ncnn(folded, "float16")
+        assert text == other
+        assert 0.5 < len(half) / len(content) < 0.6
+
+    def test_are_written_together(self, tmp_path):
+        _, folded = folded_network()
+        write_ncnn(folded, tmp_path / "model.param")
+        text, content = to_ncnn(folded)
+        assert without_hidden(tmp_path) == ["model.bin", "model.param"]
+        assert (tmp_path / "model.param").read_bytes() == text.encode()
+        assert (tmp_path / "model.bin").read_bytes() == content
+
+    def test_refusals(self, tmp_path):
+        network, folded = folded_network()
+        with pytest.raises(AetherError, match=r"named \.param"):
+            write_ncnn(folded, tmp_path / "model.bin")
+        with pytest.raises(AetherError, match="bfloat16"):
+            write_ncnn(folded, tmp_path / "model.param", "bfloat16")
+        with torch.no_grad():
+            network.conv_after_body.weight[0, 0, 0, 0] = 1e5
+        state_dict = {key: value.numpy() for key, value in network.state_dict().items()}
+        with pytest.raises(AetherError, match=r"after_body .* 65504"):
+            write_ncnn(fold(state_dict), tmp_path / "model.param", "float16")
+        assert without_hidden(tmp_path) == []
