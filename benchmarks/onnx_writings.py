@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import openvino
 
 from aethernet.checkpoints.checkpoint import load_checkpoint
@@ -23,6 +22,7 @@ from aethernet.checkpoints.folded import load_folded
 from aethernet.checkpoints.onnx import to_onnx as exported_by_torch
 from aethernet.checkpoints.onnx_graph import GELU_OPSET, Writing, to_onnx
 from aethernet.checkpoints.shipped import shipped_model
+from aethernet.errors import import_optional
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -58,6 +58,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def onnxruntime_run(content: bytes, threads: int) -> Run:
+    onnxruntime = import_optional("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(

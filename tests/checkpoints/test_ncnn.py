@@ -95,6 +95,15 @@ class TestFiles:
         assert re.fullmatch(r"Input +data +0 1 data", lines[2])
         assert lines[-1].split()[5] == "output"
 
+    def test_layers_are_those_that_upscayl_has(self):
+        kinds = set()
+        for scale in (1, 2, 4):
+            _, folded = folded_network(scale=scale)
+            lines = to_ncnn(folded)[0].splitlines()[2:]
+            kinds |= {line.split()[0] for line in lines}
+        known = {"BinaryOp", "Convolution", "ConvolutionDepthWise", "GELU", "Input"}
+        assert kinds == known | {"PixelShuffle", "ReLU", "Split"}
+
     def test_float16_halves_the_weights(self):
         _, folded = folded_network()
         text, content = to_ncnn(folded)

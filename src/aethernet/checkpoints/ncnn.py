@@ -4,9 +4,11 @@ They are written directly, in ncnn's own format (Tencent/ncnn, docs/developer-gu
 param-and-model-file-structure, operators). Input blob "data", output blob "output", as
 Upscayl and realesrgan-ncnn-vulkan expect. Sizes are free; ncnn has no batches.
 
-The layers are those that ncnn has had for years and that run on Vulkan: matrix products
-are 1x1 convolutions, and so are LayerNorm's means over channels. A blob that two layers
-read needs a Split in between.
+The layers are those that run on Vulkan and that Upscayl builds ncnn with (upscayl-ncnn,
+src/CMakeLists.txt, which leaves out UnaryOp and Scale): matrix products are 1x1
+convolutions, and so are LayerNorm's means over channels. A blob that two layers read
+needs a Split in between. realesrgan-ncnn-vulkan and realesrgan-ncnn-py are built
+without ConvolutionDepthWise, so they cannot load any network of this kind.
 """
 
 from dataclasses import dataclass, field
@@ -33,8 +35,7 @@ PRECISIONS = ("float32", "float16")
 _MAGIC = 7767517  # of .param files
 _FLOAT32_TAG = np.array([0], "<u4").tobytes()
 _FLOAT16_TAG = np.array([0x01306B47], "<u4").tobytes()
-_ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = range(4)  # BinaryOp
-_SQUARE, _ROOT = 4, 5  # UnaryOp
+_ADD, _SUBTRACT, _MULTIPLY, _DIVIDE, _POWER = 0, 1, 2, 3, 6  # BinaryOp
 
 Array = npt.NDArray[np.floating]
 
@@ -63,10 +64,6 @@ class _Files:
         self.layer("Split", f"{x}_split", [x], copies)
         return copies
 
-    def unary(self, name: str, x: str, operator: int) -> str:
-        self.layer("UnaryOp", name, [x], [name], _0=str(operator))
-        return name
-
     def binary(self, name: str, a: str, b: str | float, operator: int) -> str:
         if isinstance(b, float):
             scalar = {"_1": "1", "_2": f"{b:.9e}"}
@@ -94,12 +91,6 @@ class _Files:
             kind, values["_7"] = "ConvolutionDepthWise", str(groups)
         self.layer(kind, name, [x], [name], **values)
         self.weights += [_tagged(name, weight, self.half), _plain(bias)]
-        return name
-
-    def scale(self, name: str, x: str, weight: Array, bias: Array) -> str:
-        """A weight and a bias for each channel."""
-        self.layer("Scale", name, [x], [name], _0=str(len(weight)), _1="1")
-        self.weights += [_plain(weight), _plain(bias)]
         return name
 
 
@@ -139,7 +130,8 @@ def to_ncnn(folded: Folded, precision: str = "float32") -> tuple[str, bytes]:
     for index, block in enumerate(folded.blocks):
         x = _block(files, f"block{index}", x, block)
     x = _normalised(files, "norm", x, len(folded.norm_weight), NORM_EPS)
-    x = files.scale("norm_scale", x, folded.norm_weight, folded.norm_bias)
+    scale = Convolution(folded.norm_weight[:, None, None, None], folded.norm_bias)
+    x = files.convolution("norm_scaled", x, scale, len(folded.norm_bias))
     x = files.convolution("after_body", x, folded.after_body)
     x = files.binary("body", x, first, _ADD)
     x = files.convolution("before_upsample", x, folded.before_upsample)
@@ -175,11 +167,11 @@ def _normalised(files: _Files, name: str, x: str, channels: int, eps: float) -> 
     x, copy = files.split(x)
     mean = files.convolution(f"{name}_mean", copy, Convolution(weights, np.zeros(1)))
     x = files.binary(f"{name}_centred", x, mean, _SUBTRACT)
-    x, copy = files.split(x)
-    square = files.unary(f"{name}_square", copy, _SQUARE)
+    x, copy, other = files.split(x, 3)
+    square = files.binary(f"{name}_square", copy, other, _MULTIPLY)
     raised = Convolution(weights, np.array([eps]))
     variance = files.convolution(f"{name}_variance", square, raised)
-    deviation = files.unary(f"{name}_deviation", variance, _ROOT)
+    deviation = files.binary(f"{name}_deviation", variance, 0.5, _POWER)
     return files.binary(name, x, deviation, _DIVIDE)
 
 
