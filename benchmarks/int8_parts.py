@@ -36,9 +36,9 @@ def main() -> None:
     float32 = to_onnx(checkpoint, None, None, "float32")
     sessions = {"float32": open_session(float32.SerializeToString())}
     for name, kinds in (
-        ("1x1 in int8", ("1x1",)),
-        ("1x1 and depthwise in int8", ("1x1", "depthwise")),
-        ("all convolutions in int8", ("1x1", "depthwise", "others")),
+        ("1x1 in int8", ("projections",)),
+        ("1x1 and depthwise in int8", ("projections", "depthwise")),
+        ("all convolutions in int8", ("projections", "depthwise", "others")),
     ):
         nodes = [node for kind in kinds for node in convolutions(float32)[kind]]
         content = quantized(float32, known, nodes).SerializeToString()

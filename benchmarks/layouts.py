@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aethernet.aether_core import AetherBlock, AetherNet
+from aethernet.bench.torch_exporter import EXPORTER_OPSET, exported
 from aethernet.checkpoints.checkpoint import load_checkpoint
-from aethernet.checkpoints.onnx import DEFAULT_OPSET, exported
 from aethernet.checkpoints.onnx_check import open_session
 from aethernet.checkpoints.rewrites import (
     ConvolutionBlock,
@@ -139,7 +139,7 @@ def main() -> None:
     core: Any = openvino.Core()
     runs: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, module in writings(network).items():
-        content = exported(module, 3, None, DEFAULT_OPSET, torch.float32)
+        content = exported(module, 3, None, EXPORTER_OPSET, torch.float32)
         content = content.SerializeToString()
         session = open_session(content)
         compiled = core.compile_model(

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from aethernet.bench.torch_exporter import plain_onnx
 from aethernet.checkpoints.checkpoint import load_checkpoint
-from aethernet.checkpoints.onnx import plain_onnx, to_onnx
+from aethernet.checkpoints.onnx import to_onnx
 from aethernet.checkpoints.shipped import shipped_model
 from aethernet.errors import import_optional
 

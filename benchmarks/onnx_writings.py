@@ -2,7 +2,7 @@
 
     python benchmarks/onnx_writings.py [MODEL] [--size 128] [--rounds 7] [--threads 1]
 
-Each row is the same network, in float32 with free sizes. In a round everybody runs
+Each row is the same network, in float32 with free sizes. In a round each runs
 once, in turn. CPU seconds are those of the process; ratios are taken round by round,
 to the file of PyTorch's exporter in the same runtime.
 """
@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import openvino
+import torch
 
+from aethernet.bench.torch_exporter import EXPORTER_OPSET, exported
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.folded import load_folded
-from aethernet.checkpoints.onnx import to_onnx as exported_by_torch
 from aethernet.checkpoints.onnx_graph import GELU_OPSET, Writing, to_onnx
+from aethernet.checkpoints.rewrites import ConvolutionBlock, rewritten
 from aethernet.checkpoints.shipped import shipped_model
 from aethernet.errors import import_optional
 
@@ -41,7 +43,9 @@ def contents(path: Path) -> dict[str, bytes]:
     """ONNX files by name."""
 
     def old() -> bytes:
-        model = exported_by_torch(load_checkpoint(path), None, None, "float32")
+        network = load_checkpoint(path).build()
+        module = rewritten(network, block_type=ConvolutionBlock)
+        model = exported(module, module.in_chans, None, EXPORTER_OPSET, torch.float32)
         return model.SerializeToString()
 
     def new(writing: Writing) -> bytes:

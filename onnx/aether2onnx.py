@@ -1,6 +1,6 @@
 """Export an AetherNet checkpoint to ONNX: `python onnx/aether2onnx.py --help`.
 
-Needs torch, onnx, onnxscript and onnxruntime. AetherNet does not have to be installed.
+Needs torch, onnx and onnxruntime. AetherNet does not have to be installed.
 """
 
 import argparse

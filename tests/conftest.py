@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from export_cache import cached
 from filelock import FileLock
 from helpers import SHARED, SHIPPED_MODEL
 
@@ -34,16 +33,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AETHERNET_CACHE", str(folder))
         yield folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def exports_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let torch's exporter run once for each network, size and type in a test run."""
-    folder = of_all_processes(tmp_path_factory) / "exports"
-    folder.mkdir(exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx, "exported", cached(onnx.exported, folder))
-        yield
 
 
 def of_all_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,7 +63,7 @@ def shipped_exports(
 ) -> Callable[[str], tuple[Path, Any]]:
     """Export the shipped model with free sizes in a precision: path and report.
 
-    Exporting a network of this size takes half a minute, so it is done once, by the
+    Verifying a network of this size takes many seconds, so it is done once, by the
     process that asks first; the others wait for it.
     """
     pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")

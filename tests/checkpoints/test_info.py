@@ -66,7 +66,7 @@ def test_onnx_file_of_ours(tmp_path, capsys):
     found = facts(tmp_path / "m.onnx")
     assert found["form"] == ["fused"]
     assert found["scale"] == ["4x"]
-    assert found["opset"] == ["ai.onnx 20"]
+    assert found["opset"] == ["ai.onnx 17"]
     assert found["input"] == ["input (batch, 3, height, width) float"]
     assert found["output"][0].startswith("output (batch, 3, 4*height, 4*width)")
     assert main(["info", str(tmp_path / "m.onnx")]) == 0

@@ -28,13 +28,12 @@ from aethernet.checkpoints.verification import (
 from aethernet.commands.main import main
 from aethernet.errors import AetherError, VerificationError
 
-REASON = "needs onnx, onnxscript and onnxruntime: pip install -e '.[onnx]'"
+REASON = "needs onnx and onnxruntime: pip install -e '.[onnx]'"
 onnx = pytest.importorskip("onnx", reason=REASON)
-pytest.importorskip("onnxscript", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 
 
-# One fixed size, because exporting free sizes takes twice as long.
+# One fixed size: free sizes are verified on five more.
 SMALL = ShapeRange(*[(1, 24, 32)] * 3)
 
 
@@ -104,8 +103,8 @@ class TestFreeSizes:
     def test_is_valid_and_of_the_default_opset(self, free):
         model = onnx.load(free[0])
         onnx.checker.check_model(model, full_check=True)
-        assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
-        assert model.ir_version == 9  # the first that knows opset 20
+        assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
+        assert model.ir_version == 8  # the first that knows opset 17
 
     def test_metadata_describe_the_network_and_not_the_machine(self, free):
         path, network, _ = free
@@ -121,7 +120,7 @@ class TestFreeSizes:
             "form": "fused",
             "scale": "2",
             "precision": "float32",
-            "opset": "20",
+            "opset": "17",
             "license": "not stated",
             "aethernet_version": aethernet.__version__,
         }
@@ -148,8 +147,8 @@ class TestFreeSizes:
         # Of one block, and LayerNorm before the last 3x3.
         assert kinds["LayerNormalization"] == 2
         assert kinds["Transpose"] == 4
-        assert kinds["Gelu"] == kinds["Mul"] == 1
-        assert not {"MatMul", "Gemm", "Erf", "Reshape"} & set(kinds)
+        assert kinds["Erf"] == 1
+        assert not {"MatMul", "Gemm", "Slice", "Concat", "Reshape"} & set(kinds)
 
 
 class TestSizesFromOnePixelTo8K:
@@ -265,7 +264,7 @@ class TestBfloat16:
 
     def test_an_opset_without_bfloat16_convolutions_is_refused(self, tmp_path):
         source, _ = checkpoint(tmp_path)
-        with pytest.raises(AetherError, match="22 is the first"):
+        with pytest.raises(AetherError, match="opset 22 to"):
             write(source, tmp_path / "m.onnx", opset=20, precision="bfloat16")
 
 
@@ -304,7 +303,9 @@ class TestRefusals:
             network.get_submodule(grows).weight.mul_(1e5)
             network.get_submodule(shrinks).weight.mul_(1e-4)
         save_checkpoint(network, tmp_path / "model.safetensors")
-        with pytest.raises(VerificationError, match=r"NaN or infinite .*float16"):
+        # The scale of LayerNorm brings a weight of the second network beyond it, too.
+        reason = r"(NaN or infinite|too large) .*float16"
+        with pytest.raises(AetherError, match=reason):
             write(
                 tmp_path / "model.safetensors",
                 tmp_path / "model.onnx",

@@ -185,6 +185,22 @@ class TestFile:
         assert kinds["Transpose"] == 4
         assert ("Gelu" in kinds) == (writing.version >= 20)
 
+    @pytest.mark.parametrize("scale", [1, 3, 8])
+    def test_states_the_shapes_of_all_convolutions(self, scale):
+        # ONNX Runtime adds inside convolutions only where it knows that shapes agree.
+        _, folded = folded_network(scale=scale, depths=(1,))
+        free = to_onnx(folded)
+        made = [node.output[0] for node in free.graph.node if node.op_type == "Conv"]
+        stated = {value.name: value.type for value in free.graph.value_info}
+        assert set(made) - {"output"} == set(stated)
+        fixed = to_onnx(folded, Writing(size=(2, 5, 6)))
+        stated = {value.name: value.type for value in fixed.graph.value_info}
+        del fixed.graph.value_info[:]
+        for value in onnx.shape_inference.infer_shapes(fixed).graph.value_info:
+            assert stated.get(value.name, value.type) == value.type
+        sides = free.graph.value_info[0].type.tensor_type.shape.dim
+        assert [s.dim_param for s in sides] == ["batch", "", "height", "width"]
+
     def test_onnx_runtime_computes_gelu_in_one_pass(self, tmp_path):
         _, folded = folded_network(depths=(1,))
         options = onnxruntime.SessionOptions()

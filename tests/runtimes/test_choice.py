@@ -38,9 +38,7 @@ from aethernet.runtimes.registry import open_model
 pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
 pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
 
-EVERYTHING = dict.fromkeys(
-    ("torch", "onnx", "onnxscript", "onnxruntime", "openvino"), "1"
-)
+EVERYTHING = dict.fromkeys(("torch", "onnx", "onnxruntime", "openvino"), "1")
 
 
 class Stage:
@@ -332,8 +330,8 @@ class TestChoice:
             open_model(checkpoint, "openvino", precision="float32")
         assert len(stage.loaded) == 3
 
-    def test_without_an_exporter_checkpoints_stay_with_pytorch(self, stage, checkpoint):
-        del stage.versions["onnxscript"]
+    def test_without_onnx_checkpoints_stay_with_pytorch(self, stage, checkpoint):
+        del stage.versions["onnx"]
         model = open_model(checkpoint)
         assert str(model.describe()) == "pytorch float32 on cpu: no other is installed"
         assert stage.timed == []

@@ -11,6 +11,7 @@ from torch import nn
 
 from aethernet.aether_core import VARIANTS, AetherNet
 from aethernet.bench.peers import PEERS, build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.torch_exporter import plain_onnx
 from aethernet.checkpoints.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -21,7 +22,6 @@ from aethernet.checkpoints.onnx import (
     ExportOptions,
     ShapeRange,
     export_onnx,
-    plain_onnx,
 )
 from aethernet.checkpoints.rewrites import rewritten
 from aethernet.checkpoints.verification import exact_float32

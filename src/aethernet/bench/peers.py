@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from aethernet.checkpoints.onnx import DEFAULT_OPSET
+from aethernet.bench.torch_exporter import EXPORTER_OPSET
 from aethernet.errors import AetherError, first_line, import_optional
 from aethernet.runtimes.spandrel import fold_span
 
@@ -143,7 +143,8 @@ def count_multiply_adds(network: nn.Module, height: int, width: int) -> float:
 def peer_onnx(network: nn.Module, size: tuple[int, int, int]) -> bytes:
     """An ONNX export of fixed size `(batch, height, width)`, float32, RGB.
 
-    Made by torch's newer exporter, as ours are, or where that fails by the older one.
+    Made by torch's newer exporter, as our plain exports are, or where that fails by
+    the older one.
 
     Raises:
         AetherError: when neither can export this network.
@@ -163,7 +164,7 @@ def peer_onnx(network: nn.Module, size: tuple[int, int, int]) -> bytes:
                 network,
                 (example,),
                 dynamo=True,
-                opset_version=DEFAULT_OPSET,
+                opset_version=EXPORTER_OPSET,
                 verbose=False,
                 **names,
             )

@@ -1,9 +1,9 @@
 """Write checkpoints as int8 ONNX files, calibrated and verified on given pictures.
 
-The 1x1 convolutions, at least two thirds of the work, compute in int8, between
-QuantizeLinear and DequantizeLinear (QDQ), which every runtime reads. The depthwise and
-the 3x3 convolutions stay in float32: their activations span too many magnitudes, and in
-int8 they cost more than 10 dB (docs/performance.md).
+The 1x1 convolutions of the blocks, at least two thirds of the work, compute in int8,
+between QuantizeLinear and DequantizeLinear (QDQ), which every runtime reads. The
+depthwise and the 3x3 convolutions stay in float32: their activations span too many
+magnitudes, and in int8 they cost more than 10 dB (docs/performance.md).
 """
 
 import copy
@@ -32,6 +32,14 @@ from aethernet.errors import AetherError, first_line, import_optional
 from aethernet.files import replacing
 
 _log = logging.getLogger(__name__)
+
+# The last part of the name of a block's convolution, see `onnx_graph`.
+_KINDS = {
+    "depthwise": "depthwise",
+    "gate": "projections",
+    "main": "projections",
+    "last": "projections",
+}
 
 
 def export_int8(
@@ -69,7 +77,7 @@ def export_int8(
     _log.info("exporting")
     model = to_onnx(source, options.fixed_size, options.opset, "float32")
     _log.info("calibrating on %d pictures", len(pictures))
-    nodes = convolutions(model)["1x1"]
+    nodes = convolutions(model)["projections"]
     model = quantized(model, [*pictures.values()], nodes)
     images = [(name, torch.from_numpy(image)) for name, image in pictures.items()]
     with replacing(target) as temporary:
@@ -85,14 +93,17 @@ def export_int8(
 
 
 def convolutions(model: Any) -> dict[str, list[str]]:
-    """Names of an exported network's convolutions, by kind: 1x1, depthwise, others."""
-    weights = {weight.name: weight.dims for weight in model.graph.initializer}
-    found: dict[str, list[str]] = {"1x1": [], "depthwise": [], "others": []}
+    """Names of an exported network's convolutions, by kind.
+
+    "projections" are the 1x1 convolutions of the blocks. The tail's own 1x1 convolution
+    is among the "others": it corrects the edges of the picture.
+    """
+    found: dict[str, list[str]] = {"projections": [], "depthwise": [], "others": []}
     for node in model.graph.node:
         if node.op_type == "Conv":
-            _, inputs, rows, columns = weights[node.input[1]]
-            kind = "depthwise" if inputs == 1 else "others"
-            found["1x1" if rows == columns == 1 else kind].append(node.name)
+            block, _, part = node.name.rpartition(".")
+            in_block = block.startswith("blocks.")
+            found[_KINDS[part] if in_block else "others"].append(node.name)
     return found
 
 

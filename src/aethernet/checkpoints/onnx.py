@@ -1,19 +1,10 @@
 """Write checkpoints as ONNX files, and verify that these compute the same."""
 
-import contextlib
-import io
-import json
 import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from aethernet.aether_core import AetherNet
 from aethernet.checkpoints.checkpoint import Checkpoint
 from aethernet.checkpoints.onnx_check import (
     open_session,
@@ -21,25 +12,18 @@ from aethernet.checkpoints.onnx_check import (
     verification_images,
     verify,
 )
-from aethernet.checkpoints.rewrites import PRECISIONS, ConvolutionBlock, rewritten
+from aethernet.checkpoints.onnx_graph import Writing, onnx_properties
+from aethernet.checkpoints.onnx_graph import to_onnx as written
+from aethernet.checkpoints.rewrites import fold_tensors
 from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import Difference
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import command_line, replacing
-from aethernet.version import __version__
 
 _log = logging.getLogger(__name__)
 
-# The first opset with GELU as one operator: ONNX Runtime does not fuse its parts.
-DEFAULT_OPSET = 20
-# The first opset whose convolution takes bfloat16.
-BFLOAT16_OPSET = 22
-
 # Largest batch, height and width. The tensors of an image still have to fit in memory.
 _LARGEST = 1 << 20
-
-# Size of the image that the exporter traces; a 1 would become a constant.
-_EXAMPLE_SIZE = (2, 24, 40)
 
 
 @dataclass(frozen=True)
@@ -73,7 +57,7 @@ class ExportOptions:
     shapes: ShapeRange = field(default_factory=ShapeRange)
     """The fixed size, and the range for the TensorRT command."""
     opset: int | None = None
-    """17 or newer. None: `DEFAULT_OPSET`, or `BFLOAT16_OPSET` for bfloat16."""
+    """None: the oldest that has the operators, see `onnx_graph.Writing`."""
     precision: str = "float32"
     """ "float32"; "float16", with input and output in float16; "bfloat16", with input
     and output in float32. LayerNorm is always in float32."""
@@ -107,7 +91,7 @@ def export_onnx(
 ) -> OnnxExport:
     """Write a checkpoint as an ONNX file: "input" to "output", NCHW, 0..1.
 
-    The file holds the rewritten network (`checkpoints.rewrites`), fused. It is run in
+    The file holds the folded network (`checkpoints.folded`). It is run in
     ONNX Runtime and compared with the checkpoint's own network in PyTorch float32 on a
     photograph, noise and extreme frames, and with free sizes on five sizes down to 1x1.
     It is kept only if all of them agree.
@@ -158,7 +142,7 @@ def check_libraries() -> None:
     Raises:
         MissingExtraError: when one is not installed.
     """
-    for module in ("onnx", "onnxscript", "onnxruntime"):
+    for module in ("onnx", "onnxruntime"):
         import_optional(module, "onnx")
 
 
@@ -209,7 +193,7 @@ def to_onnx(
     opset: int | None,
     precision: str,
 ) -> Any:
-    """The rewritten network as an ONNX model.
+    """The folded network as an ONNX model.
 
     Args:
         checkpoint: either form.
@@ -217,98 +201,12 @@ def to_onnx(
         opset, precision: as in `ExportOptions`.
 
     Raises:
-        AetherError: when it cannot be exported with this opset.
+        AetherError: when there is no such opset or precision, or a weight is too large
+            for it.
     """
-    if precision not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise AetherError(f"There is no precision {precision!r}, only {known}.")
-    default = BFLOAT16_OPSET if precision == "bfloat16" else DEFAULT_OPSET
-    if precision == "bfloat16" and opset is not None and opset < BFLOAT16_OPSET:
-        raise AetherError(
-            f"Opset {opset} has no convolution in bfloat16; {BFLOAT16_OPSET} is the "
-            "first that has one."
-        )
-    network = rewritten(checkpoint.build(), precision, ConvolutionBlock)
-    dtype = torch.float16 if precision == "float16" else torch.float32
-    return exported(network, network.in_chans, fixed, opset or default, dtype)
-
-
-def plain_onnx(network: AetherNet, size: tuple[int, int, int]) -> bytes:
-    """An ONNX file of one `(batch, height, width)` in float32, without rewriting.
-
-    Benchmarks compare with it. `network` is exported in the form that it has.
-    """
-    model = exported(network, network.in_chans, size, DEFAULT_OPSET, torch.float32)
-    return model.SerializeToString()
-
-
-def exported(
-    network: nn.Module,
-    in_chans: int,
-    fixed: tuple[int, int, int] | None,
-    opset: int,
-    dtype: torch.dtype,
-) -> Any:
-    """Any network for pictures as an ONNX model, from "input" to "output".
-
-    Args:
-        network: takes `(batch, in_chans, height, width)`.
-        in_chans: channels of its input.
-        fixed: batch, height and width; None leaves them free.
-        opset: of the file.
-        dtype: of the input.
-
-    Raises:
-        AetherError: when it cannot be exported with this opset.
-    """
-    onnx = import_optional("onnx", "onnx")
-    example = _example_input(in_chans, fixed or _EXAMPLE_SIZE, dtype)
-    free = {0: "batch", 2: "height", 3: "width"}
-    with warnings.catch_warnings(), _quiet_exporter():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                opset_version=opset,
-                input_names=["input"],
-                output_names=["output"],
-                dynamic_shapes=None if fixed else (free,),
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise AetherError(
-                f"torch {torch.__version__} cannot export this network with opset "
-                f"{opset}.",
-                hint="Use the default opset.",
-            ) from error
-    assert program is not None  # it is None only when torch writes the file itself
-    model = program.model_proto
-    written = {entry.domain: entry.version for entry in model.opset_import}
-    if written != {"": opset}:
-        raise AetherError(
-            f"torch {torch.__version__} wrote opset {written.get('', written)} "
-            f"instead of {opset}.",
-            hint="Use the default opset.",
-        )
-    _forget_origin(model)
-    # The oldest that the opset allows: readers refuse versions that they do not know.
-    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
-    return model
-
-
-def _example_input(
-    in_chans: int, size: tuple[int, int, int], dtype: torch.dtype
-) -> torch.Tensor:
-    batch, height, width = size
-    try:
-        return torch.zeros(batch, in_chans, height, width, dtype=dtype)
-    except RuntimeError as error:
-        raise AetherError(
-            f"Not enough memory for an input of {batch}x{in_chans}x{height}x{width}.",
-            hint="Choose a smaller size.",
-        ) from error
+    writing = Writing(precision, opset=opset, size=fixed)
+    img_range = checkpoint.hyperparameters.get("img_range", 1.0)
+    return written(fold_tensors(checkpoint.state_dict, img_range), writing)
 
 
 def describe(
@@ -327,55 +225,13 @@ def describe(
     """
     onnx = import_optional("onnx", "onnx")
     stated = license or checkpoint.metadata.get("license")
-    metadata = {
-        "architecture": "AetherNet",
-        "hyperparameters": json.dumps(
-            {**checkpoint.hyperparameters, "fused_init": True}
-        ),
-        "variant": checkpoint.variant or "of none of the named sizes",
-        "form": "fused",
-        "scale": str(checkpoint.scale),
-        "precision": precision,
-        "opset": str(opset_of(model)),
-        "license": stated or "not stated",
-        "aethernet_version": __version__,
-    }
-    onnx.helper.set_model_props(model, metadata)
+    properties = onnx_properties(
+        checkpoint.hyperparameters, precision, opset_of(model), stated
+    )
+    onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model, full_check=True)
 
 
 def opset_of(model: Any) -> int:
     """The version of the standard operators in an ONNX model."""
     return next(e.version for e in model.opset_import if e.domain == "")
-
-
-def _forget_origin(model: Any) -> None:
-    """Drop the exporter's stack traces: they contain the author's folders."""
-    graph = model.graph
-    for part in (
-        graph,
-        *graph.node,
-        *graph.initializer,
-        *graph.value_info,
-        *graph.input,
-        *graph.output,
-    ):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Hide the exporter's progress messages; its errors are exceptions."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -11,7 +11,7 @@ but computes its Gelu in six passes. Convolutions in bfloat16 need opset 22.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,25 +101,27 @@ def to_onnx(
         properties: metadata of the model, as `onnx_properties` makes it.
 
     Raises:
-        AetherError: when a weight is too large for float16.
+        AetherError: when a weight is too large for float16, or the installed onnx
+            older than the opset.
         MissingExtraError: when `onnx` is not installed.
     """
     writing = writing or Writing()
     onnx = import_optional("onnx", "onnx")
+    if writing.version > onnx.defs.onnx_opset_version():
+        raise AetherError(
+            f"The installed onnx {onnx.__version__} has no opset {writing.version}."
+        )
     graph = _Graph(onnx, writing)
     _write(graph, folded)
-    sizes: Sequence[int | str] = writing.size or ("batch", "height", "width")
-    batch, *sides = sizes
-    large = [_times(folded.scale, side) for side in sides]
-    values = [
-        onnx.helper.make_tensor_value_info(
-            name, graph.kinds[writing.io_precision], [batch, folded.in_chans, *lengths]
-        )
-        for name, lengths in (("input", sides), ("output", large))
-    ]
+    io, channels = writing.io_precision, folded.in_chans
     model = onnx.helper.make_model(
         onnx.helper.make_graph(
-            graph.nodes, "AetherNet", values[:1], values[1:], [*graph.weights.values()]
+            graph.nodes,
+            "AetherNet",
+            [graph.value("input", channels, io, 1)],
+            [graph.value("output", channels, io, folded.scale)],
+            [*graph.weights.values()],
+            value_info=graph.values,
         ),
         opset_imports=[onnx.helper.make_opsetid("", writing.version)],
         producer_name="aethernet",
@@ -159,19 +161,33 @@ def onnx_properties(
 
 
 class _Graph:
-    """Nodes and weights so far. A value has the name of the node that makes it."""
+    """Nodes and weights so far. A value has the name of the node that makes it.
+
+    The shapes of convolutions' results are stored. ONNX infers none of free sizes, and
+    unless ONNX Runtime knows that two values have the same shape, it does not add or
+    multiply them in the layout in which it convolves.
+    """
 
     def __init__(self, onnx: Any, writing: Writing) -> None:
         self.onnx, self.writing = onnx, writing
         self.body = writing.precision
         self.nodes: list[Any] = []
         self.weights: dict[str, Any] = {}
+        self.values: list[Any] = []
+        self.enlarged = 1  # how many times larger the features are than the picture
         types = onnx.TensorProto
         self.kinds = {
             "float32": types.FLOAT,
             "float16": types.FLOAT16,
             "bfloat16": types.BFLOAT16,
         }
+
+    def value(self, name: str, channels: int, precision: str, factor: int) -> Any:
+        """The description of a value that is `factor` times larger than the picture."""
+        batch, *sides = self.writing.size or ("batch", "height", "width")
+        shape = [batch, channels, *(_times(factor, side) for side in sides)]
+        make = self.onnx.helper.make_tensor_value_info
+        return make(name, self.kinds[precision], shape)
 
     def node(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
         make = self.onnx.helper.make_node
@@ -208,6 +224,7 @@ class _Graph:
         weight, bias = convolution.weight, convolution.bias
         sides = weight.shape[2:]
         margins = [side // 2 for side in sides]
+        self.values.append(self.value(name, len(weight), self.body, self.enlarged))
         return self.node(
             "Conv",
             name,
@@ -252,10 +269,12 @@ def _write(graph: _Graph, folded: Folded) -> None:
     for index, (convolution, factor) in enumerate(folded.steps):
         x = graph.convolution(f"upsample.{index}", x, convolution)
         x = _shuffled(graph, f"upsample.{index}.shuffled", x, factor)
+        graph.enlarged *= factor
     x = _tail(graph, x, folded.tail)
     x = graph.cast(x, "widened", body, io)
     if folded.mean:
         x = graph.node("Add", "lifted", x, "mean")
+    graph.values = [value for value in graph.values if value.name != x]
     graph.nodes[-1].output[0] = "output"
 
 
@@ -341,16 +360,21 @@ def _tail(graph: _Graph, x: str, tail: Tail) -> str:
         graph.convolution(f"tail.at_{kind}", ones, edge_mask(tail, kind))
         for kind in ("rows", "columns")
     )
-    rows = graph.convolution("tail.rows", x, tail.edges.rows)
-    columns = graph.convolution("tail.columns", x, tail.edges.columns)
+    # Added, not subtracted: ONNX Runtime adds inside its convolutions.
+    rows = graph.convolution("tail.rows", x, _negative(tail.edges.rows))
+    columns = graph.convolution("tail.columns", x, _negative(tail.edges.columns))
     corners = graph.convolution("tail.corners", x, tail.edges.corners)
     corners = graph.node("Mul", "tail.corners.masked", corners, at_rows)
-    columns = graph.node("Sub", "tail.columns.less", columns, corners)
+    columns = graph.node("Add", "tail.columns.with_corners", columns, corners)
     columns = graph.node("Mul", "tail.columns.masked", columns, at_columns)
     rows = graph.node("Mul", "tail.rows.masked", rows, at_rows)
-    inner = graph.node("Sub", "tail.less_rows", whole, rows)
-    inner = graph.node("Sub", "tail.less_columns", inner, columns)
+    inner = graph.node("Add", "tail.with_rows", whole, rows)
+    inner = graph.node("Add", "tail.with_columns", inner, columns)
     return _shuffled(graph, "tail.shuffled", inner, tail.factor)
+
+
+def _negative(convolution: Convolution) -> Convolution:
+    return Convolution(-convolution.weight, -convolution.bias)
 
 
 def edge_mask(tail: Tail, kind: Literal["rows", "columns"]) -> Convolution:

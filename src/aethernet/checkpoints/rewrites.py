@@ -15,7 +15,7 @@ Checkpoints never hold this form: their keys are the public format.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aethernet.aether_core import AetherBlock, AetherNet
+from aethernet.checkpoints.folded import Folded, fold
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -163,6 +164,12 @@ def rewritten(
             docs/performance.md has the measurements.
     """
     return RewrittenNet(network, PRECISIONS[precision], block_type).eval()
+
+
+def fold_tensors(state_dict: Mapping[str, Tensor], img_range: float = 1.0) -> Folded:
+    """Fold a state dict of tensors on any device, see `folded.fold`; in float32."""
+    arrays = {k: v.detach().cpu().double().numpy() for k, v in state_dict.items()}
+    return fold(arrays, img_range)
 
 
 def projections(block: AetherBlock) -> tuple[nn.Linear, nn.Linear, nn.Linear]:

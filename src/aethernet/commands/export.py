@@ -10,15 +10,18 @@ from aethernet.checkpoints.checkpoint import (
 )
 from aethernet.checkpoints.int8 import export_int8
 from aethernet.checkpoints.onnx import (
-    BFLOAT16_OPSET,
-    DEFAULT_OPSET,
     ExportOptions,
     OnnxExport,
     ShapeRange,
     check_export,
     export_onnx,
 )
-from aethernet.checkpoints.rewrites import PRECISIONS
+from aethernet.checkpoints.onnx_graph import (
+    BFLOAT16_OPSET,
+    NEWEST_OPSET,
+    OLDEST_OPSET,
+    PRECISIONS,
+)
 from aethernet.checkpoints.shipped import find_model
 from aethernet.checkpoints.tolerances import MIN_PSNR
 from aethernet.commands.conversion import (
@@ -79,8 +82,8 @@ def add_export_options(parser: argparse.ArgumentParser, opset_flag: str) -> None
         type=int,
         dest="opset",
         metavar="N",
-        help=f"ONNX operator set, 17 or newer; default: {DEFAULT_OPSET}, for bfloat16 "
-        f"{BFLOAT16_OPSET}",
+        help=f"ONNX operator set, {OLDEST_OPSET} to {NEWEST_OPSET}; default: "
+        f"{OLDEST_OPSET}, for bfloat16 {BFLOAT16_OPSET}",
     )
     parser.add_argument(
         "--license",

@@ -30,7 +30,7 @@ def register(spec: RuntimeSpec) -> None:
 
 # A runtime of ONNX files runs a checkpoint through an export, which is checked in ONNX
 # Runtime.
-_EXPORTER = (ONNX_RUNTIME_DISTRIBUTIONS, ("onnx",), ("onnxscript",))
+_EXPORTER = (ONNX_RUNTIME_DISTRIBUTIONS, ("onnx",))
 
 register(
     RuntimeSpec(
