@@ -23,7 +23,7 @@ def folded_network(**arguments):
 
 def loaded(path):
     """Runs a pair of files: `(C, H, W)` -> `(C, H, W)`, in float32."""
-    ncnn = pytest.importorskip("ncnn", reason="needs pip install ncnn")
+    ncnn = pytest.importorskip("ncnn", reason="needs pip install -e '.[ncnn]'")
     net = ncnn.Net()
     for name in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
         setattr(net.opt, f"use_{name}", False)
@@ -32,7 +32,8 @@ def loaded(path):
 
     def run(image):
         extractor = net.create_extractor()
-        extractor.input("data", ncnn.Mat(np.ascontiguousarray(image)).clone())
+        content = np.ascontiguousarray(image)
+        extractor.input("data", ncnn.Mat(content).clone())
         code, result = extractor.extract("output")
         assert code == 0
         return np.array(result)
@@ -121,7 +122,7 @@ class TestFiles:
 
     def test_refusals(self, tmp_path):
         network, folded = folded_network()
-        with pytest.raises(AetherError, match=r"named \.param"):
+        with pytest.raises(AetherError, match=r"not \.param"):
             write_ncnn(folded, tmp_path / "model.bin")
         with pytest.raises(AetherError, match="bfloat16"):
             write_ncnn(folded, tmp_path / "model.param", "bfloat16")

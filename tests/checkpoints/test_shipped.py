@@ -15,10 +15,10 @@ from PIL import Image
 
 from aethernet.checkpoints import shipped
 from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.comparison import verification_images
 from aethernet.checkpoints.onnx_check import (
     open_session,
     rounding_session,
-    verification_images,
     verify,
 )
 from aethernet.checkpoints.shipped import find_model, shipped_model, shipped_models

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from aethernet.checkpoints.checkpoint import Checkpoint
+from aethernet.checkpoints.comparison import verification_images
 from aethernet.checkpoints.onnx import (
     ExportOptions,
     OnnxExport,
@@ -26,7 +27,7 @@ from aethernet.checkpoints.onnx import (
     export_result,
     to_onnx,
 )
-from aethernet.checkpoints.onnx_check import open_session, verification_images, verify
+from aethernet.checkpoints.onnx_check import open_session, verify
 from aethernet.checkpoints.tolerances import MIN_PSNR, Tolerance
 from aethernet.errors import AetherError, first_line, import_optional
 from aethernet.files import replacing

@@ -11,6 +11,7 @@ needs a Split in between. realesrgan-ncnn-vulkan and realesrgan-ncnn-py are buil
 without ConvolutionDepthWise, so they cannot load any network of this kind.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,25 +95,43 @@ class _Files:
         return name
 
 
-def write_ncnn(folded: Folded, target: Path, precision: str = "float32") -> None:
+def check_ncnn_target(target: Path) -> None:
+    """Check that ncnn files can have this name, before any work is done for them.
+
+    Raises:
+        AetherError: when they cannot.
+    """
+    if target.suffix.lower() != ".param":
+        raise AetherError("Cannot be written: the suffix is not .param.", target)
+
+
+def write_ncnn(
+    folded: Folded,
+    target: Path,
+    precision: str = "float32",
+    check: Callable[[Path, Path], None] | None = None,
+) -> None:
     """Write a folded network as `target` (`.param`) and, beside it, its `.bin` file.
 
     Args:
         folded: in float32.
         target: ends in `.param`; the other file has the same name with `.bin`.
         precision: of the weights, "float32" or "float16"; biases are float32 always.
+        check: called with the paths of both files before they are moved to their
+            places. An error that it raises is passed on, and no file is kept.
 
     Raises:
         AetherError: when `target` has another suffix, a weight is too large for
             float16, or the files cannot be written.
     """
-    if target.suffix.lower() != ".param":
-        raise AetherError("An ncnn model is named .param.", target)
+    check_ncnn_target(target)
     text, content = to_ncnn(folded, precision)
     with replacing(target.with_suffix(".bin")) as weights:
         weights.write_bytes(content)
         with replacing(target) as layers:
             layers.write_bytes(text.encode())  # without the line ends of Windows
+            if check:
+                check(layers, weights)
 
 
 def to_ncnn(folded: Folded, precision: str = "float32") -> tuple[str, bytes]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from aethernet.checkpoints.checkpoint import Checkpoint
+from aethernet.checkpoints.comparison import verification_images
 from aethernet.checkpoints.onnx_check import (
     open_session,
     rounding_session,
-    verification_images,
     verify,
 )
 from aethernet.checkpoints.onnx_graph import Writing, onnx_properties

@@ -1,48 +1,16 @@
 """Run an ONNX file in ONNX Runtime and compare it with PyTorch."""
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from aethernet.checkpoints.checkpoint import Checkpoint
+from aethernet.checkpoints.comparison import verify_outputs
 from aethernet.checkpoints.tolerances import Tolerance
-from aethernet.checkpoints.verification import (
-    Difference,
-    compare,
-    exact_float32,
-    natural_image,
-    noise_image,
-    verification_frames,
-)
-from aethernet.errors import VerificationError, import_optional
-
-_log = logging.getLogger(__name__)
-
-# LR sizes (batch, height, width) that a file with free sizes has to accept.
-_FREE_SIZES = ((1, 1, 1), (1, 7, 5), (2, 13, 17), (3, 33, 31), (1, 64, 96))
-_FRAME_SIZE = (64, 96)
-
-
-def verification_images(
-    checkpoint: Checkpoint, fixed: tuple[int, int, int] | None
-) -> Iterator[tuple[str, Tensor]]:
-    """Images to verify a file with, by name: `(B, in_chans, H, W)`, float32, 0..1.
-
-    Args:
-        checkpoint: the source of the file.
-        fixed: batch, height and width of the file; None adds images of several sizes.
-    """
-    channels = checkpoint.in_chans
-    batch, height, width = fixed or (1, *_FRAME_SIZE)
-    for name, frame in verification_frames(height, width, channels).items():
-        yield name, frame.expand(batch, -1, -1, -1)
-    for count, rows, columns in () if fixed else _FREE_SIZES:
-        images = [natural_image, noise_image]
-        batch_of = [images[i % 2](rows, columns, channels) for i in range(count)]
-        yield f"{count} x {columns}x{rows}", torch.cat(batch_of)
+from aethernet.checkpoints.verification import Difference
+from aethernet.errors import import_optional
 
 
 def open_session(content: bytes) -> Any:
@@ -91,34 +59,12 @@ def verify(
         VerificationError: at the first image on which the outputs differ too much.
     """
     half = session.get_inputs()[0].type == "tensor(float16)"
-    reference = checkpoint.reference()
-    differences: dict[str, Difference] = {}
-    for name, image in images:
-        _log.info("checking %s", name)
-        with torch.inference_mode(), exact_float32():
-            expected = reference(image.to(checkpoint.device)).cpu()
+
+    def run(image: Tensor) -> Tensor:
         feed = (image.half() if half else image).numpy()
-        output = torch.from_numpy(session.run(["output"], {"input": feed})[0])
-        for what, values in (("ONNX file", output), ("network itself", expected)):
-            if not torch.isfinite(values).all():
-                raise VerificationError(
-                    f"The {what} gives NaN or infinite values on {name}"
-                    f"{' (float16 ends at 65504)' if half else ''}. "
-                    "Nothing was written."
-                )
-        if output.shape != expected.shape:
-            raise VerificationError(
-                f"On {name} the ONNX file gives the shape {[*output.shape]}, and "
-                f"PyTorch gives {[*expected.shape]}. Nothing was written."
-            )
-        differences[name] = compare(output, expected)
-        problem = tolerance and tolerance.problem(output, expected)
-        if problem:
-            raise VerificationError(
-                f"The ONNX file differs from PyTorch on {name}: {differences[name]}, "
-                f"{problem}. Nothing was written."
-            )
-    return differences
+        return torch.from_numpy(session.run(["output"], {"input": feed})[0])
+
+    return verify_outputs(run, "ONNX file", checkpoint, images, tolerance, half)
 
 
 def _rounding(content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""`aethernet export`: write a checkpoint as an ONNX file."""
+"""`aethernet export`: write a checkpoint as an ONNX file or as ncnn files."""
 
 import argparse
 from pathlib import Path
@@ -9,6 +9,9 @@ from aethernet.checkpoints.checkpoint import (
     load_checkpoint,
 )
 from aethernet.checkpoints.int8 import export_int8
+from aethernet.checkpoints.ncnn import PRECISIONS as NCNN_PRECISIONS
+from aethernet.checkpoints.ncnn import check_ncnn_target
+from aethernet.checkpoints.ncnn_export import NcnnExport, NcnnOptions, export_ncnn
 from aethernet.checkpoints.onnx import (
     ExportOptions,
     OnnxExport,
@@ -34,25 +37,33 @@ from aethernet.commands.values import size
 from aethernet.errors import AetherError
 from aethernet.pictures.calibration import calibration_pictures
 
+FORMATS = ("onnx", "ncnn")
+
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     parser.description = (
-        "Export a checkpoint to ONNX. The training form is fused first. The file is "
-        "run in ONNX Runtime and compared with PyTorch; a file that differs is not "
-        "kept."
+        "Export a checkpoint to ONNX or ncnn. The training form is fused first. The "
+        "file is run in ONNX Runtime or ncnn and compared with PyTorch; a file that "
+        "differs is not kept."
     )
     parser.epilog = (
         "example: aethernet export my_2x.safetensors -o my_2x.onnx --precision float16"
     )
-    add_conversion(parser, ".onnx")
+    add_conversion(parser, ".onnx; or .param for ncnn, with a .bin file beside it")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="default: by the suffix of OUT, ncnn for .param, else onnx",
+    )
     add_export_options(parser, "--opset")
     parser.add_argument(
         "--precision",
         choices=(*PRECISIONS, "int8"),
         default="float32",
         help="of weights and activations; LayerNorm is always in float32. float16 also "
-        "has float16 input and output; int8 needs --calibrate; default: float32",
+        "has float16 input and output; int8 needs --calibrate; ncnn has float32 and "
+        "float16 weights; default: float32",
     )
     parser.add_argument(
         "--calibrate",
@@ -110,6 +121,8 @@ def _fixed_size(text: str) -> ShapeRange:
 def _export(arguments: argparse.Namespace) -> None:
     _check_flags(arguments)
     source, target = arguments.checkpoint, arguments.output
+    if _format(arguments) == "ncnn":
+        return _export_ncnn(arguments)
     options = ExportOptions(
         dynamic=arguments.static is None,
         shapes=arguments.static or ShapeRange(),
@@ -133,12 +146,49 @@ def _export(arguments: argparse.Namespace) -> None:
     _print_export(checkpoint, target, options, done)
 
 
+def _format(arguments: argparse.Namespace) -> str:
+    by_suffix = "ncnn" if arguments.output.suffix.lower() == ".param" else "onnx"
+    return arguments.format or by_suffix
+
+
+def _export_ncnn(arguments: argparse.Namespace) -> None:
+    target = arguments.output
+    check_ncnn_target(target)
+    options = NcnnOptions(arguments.precision, arguments.atol, arguments.rtol)
+    reading = checkpoint_options(arguments)
+    checkpoint = load_checkpoint(find_model(arguments.checkpoint), reading)
+    done = export_ncnn(checkpoint, target, options)
+    _print_source(checkpoint)
+    _print_ncnn(target, options, done)
+
+
+def _print_ncnn(target: Path, options: NcnnOptions, done: NcnnExport) -> None:
+    by = done.library or "The files computed with NumPy"
+    print_differences(f"{by} against PyTorch float32", done.differences)
+    if done.library is None:
+        print("The files were not run in ncnn. Install it to check that, too:")
+        print("pip install ncnn")
+    weights = target.with_suffix(".bin")
+    print(f"Wrote {target} and {weights} (ncnn, {options.precision} weights).")
+
+
 def _check_flags(arguments: argparse.Namespace) -> None:
-    """Check that the flags fit the precision.
+    """Check that the flags fit the format and the precision.
 
     Raises:
         AetherError: when they do not.
     """
+    ncnn = _format(arguments) == "ncnn"
+    for flag, value in (
+        ("--opset", arguments.opset),
+        ("--license", arguments.license),
+        ("--static", arguments.static),
+    ):
+        if ncnn and value is not None:
+            raise AetherError(f"{flag} does not apply to ncnn.")
+    if ncnn and arguments.precision not in NCNN_PRECISIONS:
+        known = " and ".join(NCNN_PRECISIONS)
+        raise AetherError(f"ncnn has {known} weights, no {arguments.precision}.")
     int8 = arguments.precision == "int8"
     for flag, value, applies in (
         ("--calibrate", arguments.calibrate, int8),
@@ -175,9 +225,13 @@ def export(
 def _print_export(
     source: Checkpoint, target: Path, options: ExportOptions, done: OnnxExport
 ) -> None:
-    print_source(source)
-    if source.form == "training":
-        print("It is in training form; it was fused for the export.")
+    _print_source(source)
     print_differences("ONNX Runtime against PyTorch float32", done.differences)
     print(f"Wrote {target} (opset {done.opset}, {options.precision}).")
     print(f"To build a TensorRT engine from it:\n{done.trtexec}")
+
+
+def _print_source(source: Checkpoint) -> None:
+    print_source(source)
+    if source.form == "training":
+        print("It is in training form; it was fused for the export.")

@@ -1,0 +1,144 @@
+"""`aethernet export` to ncnn: what is checked before the files are kept."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from helpers import lively_network, random_image, without_hidden
+
+from aethernet.checkpoints import ncnn_export
+from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.ncnn import write_ncnn
+from aethernet.checkpoints.ncnn_export import NcnnOptions, export_ncnn
+from aethernet.checkpoints.ncnn_reader import read_ncnn
+from aethernet.checkpoints.rewrites import fold_tensors
+from aethernet.commands.main import main
+from aethernet.errors import AetherError, MissingExtraError, VerificationError
+
+HAS_NCNN = importlib.util.find_spec("ncnn") is not None
+
+
+@pytest.fixture
+def source(tmp_path):
+    save_checkpoint(lively_network(depths=(1,)), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def no_package(monkeypatch):
+    def missing(module, extra=None):
+        raise MissingExtraError(f"The package {module} is missing.")
+
+    monkeypatch.setattr(ncnn_export, "import_optional", missing)
+
+
+@pytest.mark.parametrize("scale", [1, 3, 4])
+def test_the_files_read_back_compute_the_network(tmp_path, scale):
+    network = lively_network(scale=scale, depths=(1,), img_range=255.0)
+    folded = fold_tensors(network.state_dict(), network.img_range)
+    write_ncnn(folded, tmp_path / "m.param")
+    model = read_ncnn(tmp_path / "m.param", tmp_path / "m.bin")
+    for size in ((1, 1), (3, 1), (9, 14)):
+        image = random_image(1, 3, *size)
+        with torch.inference_mode():
+            expected = network(image)[0].numpy()
+        output = model.run(image[0].numpy())
+        # Float32 in another order of sums, on values around 1 to 4.
+        np.testing.assert_allclose(output, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_without_ncnn_numpy_computes_what_was_written(
+    source, tmp_path, no_package, precision
+):
+    checkpoint = load_checkpoint(source)
+    options = NcnnOptions(precision)
+    done = export_ncnn(checkpoint, tmp_path / "m.param", options)
+    assert done.library is None
+    assert len(done.differences) == 4
+    limit = 1e-4 if precision == "float32" else 5e-2
+    assert all(0 <= d.max_abs_error < limit for d in done.differences.values())
+    assert without_hidden(tmp_path) == ["m.bin", "m.param", "model.safetensors"]
+
+
+@pytest.mark.skipif(not HAS_NCNN, reason="needs pip install -e '.[ncnn]'")
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_with_ncnn_it_is_run_on_frames_and_sizes(source, tmp_path, precision):
+    checkpoint = load_checkpoint(source)
+    options = NcnnOptions(precision)
+    done = export_ncnn(checkpoint, tmp_path / "m.param", options)
+    assert done.library.startswith("ncnn ")
+    assert len(done.differences) == 10
+    assert {"checkerboard", "1 x 1x1"} <= set(done.differences)
+
+
+def test_files_that_differ_are_not_kept(source, tmp_path, monkeypatch):
+    (tmp_path / "m.param").write_bytes(b"older layers")
+    (tmp_path / "m.bin").write_bytes(b"older weights")
+
+    def wrong(state_dict, img_range):
+        changed = {**state_dict, "conv_last.bias": state_dict["conv_last.bias"] + 0.05}
+        return fold_tensors(changed, img_range)
+
+    monkeypatch.setattr(ncnn_export, "fold_tensors", wrong)
+    with pytest.raises(VerificationError, match="Nothing was written"):
+        export_ncnn(load_checkpoint(source), tmp_path / "m.param")
+    assert (tmp_path / "m.param").read_bytes() == b"older layers"
+    assert (tmp_path / "m.bin").read_bytes() == b"older weights"
+    assert without_hidden(tmp_path) == ["m.bin", "m.param", "model.safetensors"]
+
+
+def test_an_overflow_of_float16_is_found(tmp_path):
+    network = lively_network(depths=(1,))
+    with torch.no_grad():
+        network.conv_before_upsample[0].weight.mul_(1e5)
+        network.upsample[0].weight.mul_(1e-5)
+    save_checkpoint(network, tmp_path / "model.safetensors")
+    source = load_checkpoint(tmp_path / "model.safetensors")
+    with pytest.raises(AetherError, match=r"(NaN or infinite|too large) .*float16"):
+        export_ncnn(source, tmp_path / "m.param", NcnnOptions("float16"))
+    assert without_hidden(tmp_path) == ["model.safetensors"]
+
+
+def test_a_bin_file_of_another_size_is_refused(tmp_path):
+    folded = fold_tensors(lively_network(depths=(1,)).state_dict())
+    write_ncnn(folded, tmp_path / "m.param")
+    with (tmp_path / "m.bin").open("ab") as file:
+        file.write(b"four")
+    with pytest.raises(VerificationError, match="bytes, but its layers take"):
+        read_ncnn(tmp_path / "m.param", tmp_path / "m.bin")
+
+
+class TestCommand:
+    def test_the_suffix_chooses_the_format(self, source, tmp_path, no_package, capsys):
+        target = tmp_path / "m.param"
+        words = ["export", str(source), "-o", str(target)]
+        assert main([*words, "--precision", "float16"]) == 0
+        printed = capsys.readouterr().out
+        assert "The files were not run in ncnn." in printed
+        assert f"{tmp_path / 'm.bin'} (ncnn, float16 weights)" in printed
+        assert "trtexec" not in printed
+
+    @pytest.mark.parametrize(
+        ("words", "reason"),
+        [
+            (["--opset", "17"], "--opset does not apply to ncnn"),
+            (["--static", "8x8"], "--static does not apply to ncnn"),
+            (["--license", "MIT"], "--license does not apply to ncnn"),
+            (["--precision", "bfloat16"], "float32 and float16 weights, no bfloat16"),
+            (["--format", "onnx"], "the suffix is not .onnx"),
+        ],
+    )
+    def test_flags_that_do_not_fit_are_refused(
+        self, source, tmp_path, capsys, words, reason
+    ):
+        target = tmp_path / "m.param"
+        assert main(["export", str(source), "-o", str(target), *words]) == 1
+        error = capsys.readouterr().err
+        assert reason in error
+        assert error.count("\n") == 1
+        words = ["export", str(source), "-o", str(tmp_path / "m.onnx")]
+        assert main([*words, "--format", "ncnn"]) == 1
+        assert "the suffix is not .param" in capsys.readouterr().err
+        assert without_hidden(tmp_path) == ["model.safetensors"]
