@@ -1,8 +1,5 @@
 """Checkpoints in `.safetensors` files, read into NumPy arrays without PyTorch."""
 
-import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aethernet.checkpoints.layout import hyperparameters_from_shapes, variant_name
+from aethernet.checkpoints.layout import (
+    arguments_from_metadata,
+    hyperparameters_from_shapes,
+    variant_name,
+    without_prefixes,
+)
 from aethernet.errors import CheckpointError, first_line, import_optional
 from aethernet.files import check_source
 
 Array = npt.NDArray[np.floating]
-
-# What DataParallel, torch.compile, AveragedModel and GAN trainers put before every key.
-PREFIXES = ("module.", "_orig_mod.", "netG.")
 
 # NumPy has no bfloat16: its bits are the upper half of a float32.
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -68,22 +67,10 @@ def load_arrays(path: str | Path) -> ArrayCheckpoint:
     shapes = {key: array.shape for key, array in state_dict.items()}
     try:
         found = hyperparameters_from_shapes(shapes)
+        told = arguments_from_metadata(metadata, found)
     except CheckpointError as error:
         raise error.about(path) from None
-    told = _told_by_metadata(path, metadata, found)
     return ArrayCheckpoint(path, state_dict, {**found, **told}, metadata)
-
-
-def without_prefixes(state_dict: Mapping[str, Array]) -> dict[str, Array]:
-    """The same state dict without what trainers put before every key."""
-    # AveragedModel counts its updates in "n_averaged", with or without a prefix.
-    left = {k: v for k, v in state_dict.items() if k.split(".")[-1] != "n_averaged"}
-    while left:
-        prefix = next((p for p in PREFIXES if all(k.startswith(p) for k in left)), None)
-        if prefix is None:
-            break
-        left = {key.removeprefix(prefix): value for key, value in left.items()}
-    return left
 
 
 def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
@@ -109,38 +96,3 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
             array = (array.astype(np.uint32) << 16).view(np.float32)
         arrays[key] = array.reshape(entry["shape"])
     return arrays, metadata
-
-
-def _told_by_metadata(
-    path: Path, metadata: Mapping[str, str], found: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Hyper-parameters that no weight tells: `img_range`, drop rates, `sk_kernel`."""
-    stored: Mapping[str, Any] = metadata
-    told: dict[str, Any] = {}
-    try:
-        # Ours, and traiNNer-redux's.
-        for key in ("hyperparameters", "metadata"):
-            if metadata.get(key, "").startswith("{"):
-                stored = json.loads(metadata[key])
-        for key in ("img_range", "drop_rate", "drop_path_rate"):
-            if key in stored:
-                told[key] = float(stored[key])
-        if found["fused_init"] and "sk_kernel" in stored:
-            told["sk_kernel"] = int(stored["sk_kernel"])  # fused weights lost it
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(
-            f"The metadata is damaged: {first_line(error)}.", path
-        ) from error
-    small = told.get("sk_kernel", 1)
-    rules = {
-        "img_range": 0 < told.get("img_range", 1.0) < math.inf,
-        "drop_rate": 0 <= told.get("drop_rate", 0.0) < 1,
-        "drop_path_rate": 0 <= told.get("drop_path_rate", 0.0) < 1,
-        "sk_kernel": small % 2 == 1 and 1 <= small <= found["lk_kernel"],
-    }
-    for key, holds in rules.items():
-        if not holds:
-            raise CheckpointError(
-                f"The metadata is damaged: {key} cannot be {told[key]}.", path
-            )
-    return told

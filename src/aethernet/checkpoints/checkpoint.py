@@ -27,11 +27,11 @@ from aethernet.checkpoints.formats import (
     SUFFIXES,
     damaged_safetensors,
 )
+from aethernet.checkpoints.layout import arguments_from_metadata, without_prefixes
 from aethernet.errors import (
     CheckpointError,
     ContradictionError,
     VerificationError,
-    first_line,
     import_optional,
 )
 from aethernet.files import check_source, replacing
@@ -50,14 +50,8 @@ WRAPPERS = (
     "net",
 )
 
-# What DataParallel, torch.compile, AveragedModel and GAN trainers put before every key.
-PREFIXES = ("module.", "_orig_mod.", "netG.")
-
 # Types that a checkpoint can be written in.
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-
-# Arguments of AetherNet that cannot be derived from weights.
-_ONLY_IN_METADATA = ("img_range", "drop_rate", "drop_path_rate")
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -173,6 +167,10 @@ def load_checkpoint(
     except ValueError as error:
         raise CheckpointError(str(error), weights.path) from error
     _check_values(weights)
+    try:
+        told = arguments_from_metadata(weights.metadata, derived)
+    except CheckpointError as error:
+        raise error.about(weights.path) from error
     checkpoint = Checkpoint(
         path=weights.path,
         state_dict=weights.state_dict,
@@ -180,7 +178,7 @@ def load_checkpoint(
         other_wrappers=weights.other_wrappers,
         metadata=weights.metadata,
         iterations=weights.iterations,
-        hyperparameters={**derived, **_from_metadata(weights, derived)},
+        hyperparameters={**derived, **told},
         device=options.device,
     )
     _check_expectations(checkpoint, options)
@@ -213,7 +211,7 @@ def load_weights(path: str | Path, param_key: str | None = None) -> Weights:
             f"Checkpoints have the suffix {', '.join(SUFFIXES)}.", path
         )
     state_dict, wrapper, others = _unwrap(path, content, param_key)
-    state_dict = _without_prefixes(state_dict)
+    state_dict = without_prefixes(state_dict)
     steps = content.get("iter")
     steps = steps if type(steps) is int and steps > 0 else None
     return Weights(path, state_dict, wrapper, others, metadata, steps)
@@ -393,23 +391,6 @@ def _wrapped(
                 yield from _wrapped(value, f"{prefix}{key}.", depth - 1)
 
 
-def _without_prefixes(state_dict: dict[str, Any]) -> dict[str, Any]:
-    # AveragedModel counts its updates in "n_averaged", with or without a prefix.
-    state_dict = {
-        str(key): value
-        for key, value in state_dict.items()
-        if str(key).rpartition(".")[2] != "n_averaged"
-    }
-    stripped = True
-    while state_dict and stripped:
-        stripped = False
-        for prefix in PREFIXES:
-            if all(key.startswith(prefix) for key in state_dict):
-                state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
-                stripped = True
-    return state_dict
-
-
 def _check_values(weights: Weights) -> None:
     for key, value in weights.state_dict.items():
         kind: object = (
@@ -429,30 +410,6 @@ def _check_values(weights: Weights) -> None:
                 weights.path,
                 "Use an earlier checkpoint.",
             )
-
-
-def _from_metadata(weights: Weights, derived: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `AetherNet` that cannot be derived from weights."""
-    metadata = weights.metadata
-    try:
-        stored: Mapping[str, Any] = metadata  # traiNNer-redux's, in a .pth
-        # Ours, and traiNNer-redux's in a .safetensors.
-        for key in ("hyperparameters", "metadata"):
-            if metadata.get(key, "").startswith("{"):
-                stored = json.loads(metadata[key])
-        found: dict[str, Any] = {
-            key: float(stored[key]) for key in _ONLY_IN_METADATA if key in stored
-        }
-        if derived["fused_init"] and "sk_kernel" in stored:
-            found["sk_kernel"] = int(stored["sk_kernel"])  # not in fused weights
-        with torch.device("meta"):
-            AetherNet(**{**derived, **found})  # raises where they are impossible
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        detail = first_line(error).rstrip(".")
-        raise CheckpointError(
-            f"The metadata is damaged ({detail}).", weights.path
-        ) from error
-    return found
 
 
 def _check_expectations(checkpoint: Checkpoint, options: CheckpointOptions) -> None:

@@ -1,16 +1,19 @@
-"""Keys and shapes of an AetherNet state dict, without PyTorch.
+"""Keys, shapes and metadata of an AetherNet state dict, without PyTorch and NumPy.
 
 What `aether_core.hyperparameters_from_state_dict` finds by building a network, found
 from the table of shapes. `aether_core` cannot share it: that file is copied alone into
 training frameworks. The tests compare both on every configuration.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from aethernet.errors import CheckpointError
+from aethernet.errors import CheckpointError, first_line
+
+T = TypeVar("T")
 
 UPSAMPLE_FACTORS: dict[int, tuple[int, ...]]  # of the PixelShuffle steps, by scale
 UPSAMPLE_FACTORS = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
@@ -22,6 +25,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "aether_medium": {"embed_dim": 128, "depths": (6,) * 6, "mlp_ratio": 2.0, **_LK11},
     "aether_large": {"embed_dim": 180, "depths": (8,) * 8, "mlp_ratio": 2.5, **_LK13},
 }
+
+# What DataParallel, torch.compile, AveragedModel and GAN trainers put before every key.
+PREFIXES = ("module.", "_orig_mod.", "netG.")
 
 _BLOCK = re.compile(r"(?m)^layers\.(\d{1,3})\.(\d{1,3})\.")
 _LARGE_KERNEL = re.compile(r"layers\.\d+\.\d+\.conv\.(lk|fused)_conv\.weight")
@@ -60,6 +66,63 @@ def hyperparameters_from_shapes(
                 f"key {key!r} should be {need}, is {have}."
             )
     return arguments
+
+
+def without_prefixes(state_dict: Mapping[Any, T]) -> dict[str, T]:
+    """The same state dict without what trainers put before every key."""
+    # AveragedModel counts its updates in "n_averaged", with or without a prefix.
+    left = {str(key): value for key, value in state_dict.items()}
+    left = {k: v for k, v in left.items() if k.rpartition(".")[2] != "n_averaged"}
+    while left:
+        prefix = next((p for p in PREFIXES if all(k.startswith(p) for k in left)), None)
+        if prefix is None:
+            break
+        left = {key.removeprefix(prefix): value for key, value in left.items()}
+    return left
+
+
+def arguments_from_metadata(
+    metadata: Mapping[str, str], found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of `AetherNet` that no weight tells, as far as the metadata tell them.
+
+    They are `img_range`, the drop rates and, in the fused form, `sk_kernel`.
+
+    Args:
+        metadata: of a file of ours or of traiNNer-redux.
+        found: what the shapes tell.
+
+    Raises:
+        CheckpointError: when the metadata are damaged, or a value is impossible.
+    """
+    stored: Mapping[str, Any] = metadata  # traiNNer-redux's, in a .pth
+    told: dict[str, Any] = {}
+    try:
+        # Ours, and traiNNer-redux's in a .safetensors.
+        for key in ("hyperparameters", "metadata"):
+            if metadata.get(key, "").startswith("{"):
+                stored = json.loads(metadata[key])
+        for key in ("img_range", "drop_rate", "drop_path_rate"):
+            if key in stored:
+                told[key] = float(stored[key])
+        if found["fused_init"] and "sk_kernel" in stored:
+            told["sk_kernel"] = int(stored["sk_kernel"])  # fused weights lost it
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        detail = first_line(error).rstrip(".")
+        raise CheckpointError(f"The metadata is damaged ({detail}).") from error
+    small = told.get("sk_kernel", 1)
+    rules = {
+        "img_range": 0 < told.get("img_range", 1.0) < math.inf,
+        "drop_rate": 0 <= told.get("drop_rate", 0.0) < 1,
+        "drop_path_rate": 0 <= told.get("drop_path_rate", 0.0) < 1,
+        "sk_kernel": small % 2 == 1 and 1 <= small <= found["lk_kernel"],
+    }
+    for key, holds in rules.items():
+        if not holds:
+            raise CheckpointError(
+                f"The metadata is damaged ({key} cannot be {told[key]})."
+            )
+    return told
 
 
 def expected_shapes(arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
