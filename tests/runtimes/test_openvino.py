@@ -8,7 +8,8 @@ import torch
 from helpers import repeating_onnx
 
 from aethernet.errors import AetherError
-from aethernet.runtimes import openvino
+from aethernet.runtimes import onnx_files, openvino
+from aethernet.runtimes.onnxruntime import OnnxRuntime
 from aethernet.runtimes.openvino import HINTS, OpenVINORuntime
 from aethernet.runtimes.registry import open_model
 
@@ -26,6 +27,20 @@ class TestOpenVINO:
         model = OpenVINORuntime.load(networks["rgb"][0], "cpu", "auto")
         used = model.compiled.get_property("INFERENCE_PRECISION_HINT")
         assert used.get_type_name() == "f32"
+
+    def test_its_export_has_layer_norm_in_parts(self, checkpoint, monkeypatch):
+        asked = []
+
+        def export(source, target, options):
+            asked.append((target.name, options.norm))
+            repeating_onnx(target, 2)
+
+        monkeypatch.setattr(onnx_files, "export_onnx", export)
+        OpenVINORuntime.load(checkpoint, "cpu", "float32")
+        OnnxRuntime.load(checkpoint, "cpu", "float32")
+        (own, own_norm), (other, norm) = asked
+        assert own != other
+        assert (own_norm, norm) == ("parts", "operator")
 
     def test_takes_no_more_threads_than_pytorch_was_told_to(
         self, tmp_path, monkeypatch

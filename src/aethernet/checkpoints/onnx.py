@@ -12,7 +12,7 @@ from aethernet.checkpoints.onnx_check import (
     rounding_session,
     verify,
 )
-from aethernet.checkpoints.onnx_graph import Writing, onnx_properties
+from aethernet.checkpoints.onnx_graph import Norm, Writing, onnx_properties
 from aethernet.checkpoints.onnx_graph import to_onnx as written
 from aethernet.checkpoints.rewrites import fold_tensors
 from aethernet.checkpoints.tolerances import Tolerance
@@ -61,6 +61,8 @@ class ExportOptions:
     precision: str = "float32"
     """ "float32"; "float16", with input and output in float16; "bfloat16", with input
     and output in float32. LayerNorm is always in float32."""
+    norm: Norm = "operator"
+    """How LayerNorm is written, see `onnx_graph.Writing`."""
     license: str | None = None
     """SPDX identifier of the weights' licence, for the metadata. None: the one in the
     metadata of the checkpoint, if any."""
@@ -111,7 +113,9 @@ def export_onnx(
     check_export(target)
     _log.info("exporting")
     with replacing(target) as temporary:
-        model = to_onnx(source, options.fixed_size, options.opset, options.precision)
+        model = to_onnx(
+            source, options.fixed_size, options.opset, options.precision, options.norm
+        )
         describe(model, source, options.precision, options.license)
         temporary.write_bytes(model.SerializeToString())
         content = temporary.read_bytes()
@@ -192,19 +196,20 @@ def to_onnx(
     fixed: tuple[int, int, int] | None,
     opset: int | None,
     precision: str,
+    norm: Norm = "operator",
 ) -> Any:
     """The folded network as an ONNX model.
 
     Args:
         checkpoint: either form.
         fixed: batch, height and width; None leaves them free.
-        opset, precision: as in `ExportOptions`.
+        opset, precision, norm: as in `ExportOptions`.
 
     Raises:
         AetherError: when there is no such opset or precision, or a weight is too large
             for it.
     """
-    writing = Writing(precision, opset=opset, size=fixed)
+    writing = Writing(precision, opset=opset, size=fixed, norm=norm)
     img_range = checkpoint.hyperparameters.get("img_range", 1.0)
     return written(fold_tensors(checkpoint.state_dict, img_range), writing)
 

@@ -18,6 +18,7 @@ import torch
 from aethernet.cache import cache_folder, code_version, make_folder
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.onnx import ExportOptions, export_onnx
+from aethernet.checkpoints.onnx_graph import Norm
 from aethernet.errors import AetherError
 from aethernet.files import check_target, sha256_of
 from aethernet.runtimes.base import (
@@ -136,19 +137,25 @@ def allowed_threads() -> int:
     return threads if threads < (psutil.cpu_count(logical=False) or 1) else 0
 
 
-def load_exported(path: Path, precision: str, load: Callable[[Path], T]) -> T:
+def load_exported(
+    path: Path,
+    precision: str,
+    load: Callable[[Path], T],
+    norm: Norm = "operator",
+) -> T:
     """Load the ONNX export of a checkpoint, which is made and verified the first time.
 
     Args:
         path: of the checkpoint.
         precision: of the export.
         load: loads an .onnx file.
+        norm: how LayerNorm is written; each writing is a file of its own.
 
     Raises:
         AetherError: when the checkpoint cannot be exported, or the export not loaded.
     """
     version = code_version(EXPORTING_CODE)
-    name = f"{sha256_of(path)[:32]}-{version}-{precision}.onnx"
+    name = f"{sha256_of(path)[:32]}-{version}-{precision}-{norm}.onnx"
     try:
         folder = cache_folder() / "exports"
         make_folder(folder)
@@ -156,7 +163,7 @@ def load_exported(path: Path, precision: str, load: Callable[[Path], T]) -> T:
     except AetherError as error:
         _log.info("the export is not kept: %s", error)
         with tempfile.TemporaryDirectory(prefix="aethernet_") as temporary:
-            return load(_export(path, Path(temporary, name), precision))
+            return load(_export(path, Path(temporary, name), precision, norm))
     target = folder / name
     if target.is_file():
         try:
@@ -167,14 +174,14 @@ def load_exported(path: Path, precision: str, load: Callable[[Path], T]) -> T:
             with contextlib.suppress(OSError):  # the file may belong to another user
                 target.touch()  # marks it as the last used
             return loaded
-    _export(path, target, precision)
+    _export(path, target, precision, norm)
     _drop_oldest(folder)
     return load(target)
 
 
-def _export(path: Path, target: Path, precision: str) -> Path:
+def _export(path: Path, target: Path, precision: str, norm: Norm) -> Path:
     _log.info("exporting %s to ONNX in %s, once", path, precision)
-    options = ExportOptions(dynamic=True, precision=precision)
+    options = ExportOptions(dynamic=True, precision=precision, norm=norm)
     export_onnx(load_checkpoint(path), target, options)
     return target
 
