@@ -1,0 +1,1 @@
+"""AetherNet on processors, by kernels of its own in C; needs NumPy only."""

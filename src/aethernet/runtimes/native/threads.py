@@ -1,0 +1,103 @@
+"""Work in steps, shared by threads that live for one call.
+
+A step is a list of jobs that do not depend on each other. Threads take the next job
+until there is none, then wait for each other before the next step. The kernels run
+without Python's lock. No thread outlives the call, so nothing spins or waits between
+calls, and a process that forks has no threads of ours.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+
+Job = Callable[[int], None]
+"""Takes the number of the thread, from 0."""
+
+
+class _Team:
+    """What the threads of one call share."""
+
+    def __init__(self, steps: Sequence[Sequence[Job]], threads: int) -> None:
+        self.steps = steps
+        self.queues = [iter(step) for step in steps]
+        self.barrier = threading.Barrier(threads)
+        self.stopped = threading.Event()
+        self.error: BaseException | None = None
+
+    def work(self, number: int) -> None:
+        """Do jobs until there are none, or somebody stopped."""
+        try:
+            for queue in self.queues:
+                for job in queue:  # `next` of a list's iterator is one atomic step
+                    if self.stopped.is_set():
+                        return
+                    job(number)
+                self.barrier.wait()
+        except threading.BrokenBarrierError:
+            pass
+        except BaseException as error:
+            self.stop(error)
+
+    def stop(self, error: BaseException) -> None:
+        self.error = self.error or error
+        self.stopped.set()
+        self.barrier.abort()
+
+
+def run_steps(steps: Sequence[Sequence[Job]], threads: int) -> None:
+    """Do all jobs of each step, one step after another.
+
+    The calling thread works, too. Ctrl-C ends the call when the jobs that are running
+    are done.
+
+    Args:
+        steps: in order; empty ones are allowed.
+        threads: at least 1; never more are started than a step has jobs.
+
+    Raises:
+        BaseException: the first that a job raises, KeyboardInterrupt too.
+    """
+    threads = max(1, min(threads, max((len(step) for step in steps), default=1)))
+    team = _Team(steps, threads)
+    helpers = [
+        threading.Thread(target=team.work, args=(number,), daemon=True)
+        for number in range(1, threads)
+    ]
+    try:
+        for helper in helpers:
+            helper.start()
+        team.work(0)
+    except BaseException as error:  # Ctrl-C between two lines of `work`
+        team.stop(error)
+    for helper in helpers:
+        if helper.ident is not None:
+            helper.join()
+    if team.error is not None:
+        raise team.error
+
+
+def rectangles(
+    height: int, width: int, threads: int, limit: int
+) -> list[tuple[int, int, int, int]]:
+    """Cut a picture into rectangles, jobs of a step: rows from, to, columns from, to.
+
+    Args:
+        height: in pixels, as all here.
+        width: of the picture.
+        threads: that share the work. Each gets several rectangles where possible, so
+            that none waits long for a slower one.
+        limit: pixels of one rectangle at most; it is kept unless 4 rows of 48 exceed
+            it. Between two rectangles a thread notices Ctrl-C.
+    """
+    rows, columns = -(-height // (8 * threads)), width
+    rows = max(4, min(rows, limit // max(width, 1)) // 4 * 4)  # whole tiles
+    if rows * columns > limit:
+        columns = max(48, limit // rows // 48 * 48)
+    bands = -(-height // rows)
+    if bands * -(-width // columns) < 2 * threads:
+        pieces = -(-2 * threads // bands)
+        columns = min(columns, max(12, -(-width // pieces // 12) * 12))
+    return [
+        (y, min(y + rows, height), x, min(x + columns, width))
+        for y in range(0, height, rows)
+        for x in range(0, width, columns)
+    ]
