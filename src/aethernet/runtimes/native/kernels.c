@@ -33,8 +33,8 @@ Why this blocking
     2 vectors of weights and PIXELS single numbers for 2 * PIXELS multiply-adds. The
     depthwise convolution takes 2 rows x PIXELS columns, so that what is loaded of the
     input is used for both rows.
-    A tile of 48 pixels and its hidden features (54 KiB with 96 and 192 channels)
-    stay in the second cache, one panel of weights (6 or 12 KiB) in the first.
+    A tile of 96 pixels with its hidden features (108 KiB with 96 and 192 channels)
+    stays in the second cache, one panel of weights (6 or 12 KiB) in the first.
     In the first product a panel holds L gate columns and the L main columns that
     belong to them: GELU and the gate work on sums that are still in registers.
 
@@ -123,7 +123,7 @@ EXPORT int aether_level(void) {
 
 #define L LANES
 #define TILE_COLUMNS 12
-#define TILE_ROWS 4
+#define TILE_ROWS 8
 #define TILE (TILE_ROWS * TILE_COLUMNS)
 #define LINE 48 /* pixels that a convolution takes at a time */
 #define CONV_KERNEL 3
@@ -137,7 +137,9 @@ typedef float vec __attribute__((vector_size(4 * L), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(4 * L), aligned(4)));
 
 #define INLINE static inline __attribute__((always_inline))
+#ifndef APART
 #define APART static __attribute__((noinline))
+#endif
 #define LOAD(p) (*(const vec *)(p))
 #define STORE(p, v) (*(vec *)(p) = (v))
 #ifdef __clang__
@@ -145,8 +147,13 @@ typedef int32_t ivec __attribute__((vector_size(4 * L), aligned(4)));
 #else
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
-/* Keeps the compiler from carrying loads from one column to the next in registers
-that it does not have. */
+#ifdef __clang__
+#define UNROLL_TAPS _Pragma("clang loop unroll_count(13)")
+#else
+#define UNROLL_TAPS _Pragma("GCC unroll 13")
+#endif
+/* The compiler takes the pointer for changed, so it does not move the next loads up into
+registers that it does not have: it would keep sums in memory instead. */
 #define HIDE(p) __asm__("" : "+r"(p))
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -212,6 +219,7 @@ INLINE void add_lanes(vec c[PIXELS][2], const float *a, size_t step, const float
 /* The same with all lanes of a group. */
 INLINE void add_group(vec c[PIXELS][2], const float *a, size_t step, const float *b) {
   UNROLL for (int k = 0; k < L; k++, b += 2 * L) {
+    HIDE(b);
     const vec b0 = LOAD(b), b1 = LOAD(b + L);
     UNROLL for (int i = 0; i < PIXELS; i++) {
       const vec x = broadcast(a[i * step + k]);
@@ -243,7 +251,7 @@ INLINE void depthwise(const float *in, size_t row, int64_t kernel, const float *
   vec a[PIXELS], b[PIXELS];
   UNROLL for (int i = 0; i < PIXELS; i++) a[i] = b[i] = LOAD(bias);
   const float *p = in, *q = w;
-  for (int64_t kx = 0; kx < kernel; kx++, p += L, q += L) {
+  UNROLL_TAPS for (int64_t kx = 0; kx < kernel; kx++, p += L, q += L) {
     HIDE(p);
     const vec w0 = LOAD(q);
     UNROLL for (int i = 0; i < PIXELS; i++) a[i] += LOAD(p + i * L) * w0;
@@ -251,7 +259,7 @@ INLINE void depthwise(const float *in, size_t row, int64_t kernel, const float *
   for (int64_t r = 1; r < kernel; r++) {
     p = in + r * row;
     q = w + (r - 1) * w_row;
-    for (int64_t kx = 0; kx < kernel; kx++, p += L, q += L) {
+    UNROLL_TAPS for (int64_t kx = 0; kx < kernel; kx++, p += L, q += L) {
       HIDE(p);
       const vec w1 = LOAD(q), w0 = LOAD(q + w_row);
       UNROLL for (int i = 0; i < PIXELS; i++) {
@@ -263,7 +271,7 @@ INLINE void depthwise(const float *in, size_t row, int64_t kernel, const float *
   }
   p = in + kernel * row;
   q = w + (kernel - 1) * w_row;
-  for (int64_t kx = 0; kx < kernel; kx++, p += L, q += L) {
+  UNROLL_TAPS for (int64_t kx = 0; kx < kernel; kx++, p += L, q += L) {
     HIDE(p);
     const vec w1 = LOAD(q);
     UNROLL for (int i = 0; i < PIXELS; i++) b[i] += LOAD(p + i * L) * w1;
@@ -274,12 +282,24 @@ INLINE void depthwise(const float *in, size_t row, int64_t kernel, const float *
   }
 }
 
-APART void depthwise_tile(const float *in, size_t row, int64_t kernel, const float *w,
+INLINE void depthwise_all(const float *in, size_t row, int64_t kernel, const float *w,
                           const float *bias, float *t, int64_t rows, int64_t columns) {
   for (int64_t y = 0; y < rows; y += 2)
     for (int64_t x = 0; x < columns; x += PIXELS)
       depthwise(in + y * row + x * L, row, kernel, w, bias,
                 t + (y * TILE_COLUMNS + x) * L);
+}
+
+/* One group of a tile. The kernels of the known variants have loops of known length,
+which saves a third of this function's time. */
+APART void depthwise_tile(const float *in, size_t row, int64_t kernel, const float *w,
+                          const float *bias, float *t, int64_t rows, int64_t columns) {
+  if (kernel == 11)
+    depthwise_all(in, row, 11, w, bias, t, rows, columns);
+  else if (kernel == 13)
+    depthwise_all(in, row, 13, w, bias, t, rows, columns);
+  else
+    depthwise_all(in, row, kernel, w, bias, t, rows, columns);
 }
 
 /* The lanes of the last group that hold channels: ones, then zeros. */
@@ -515,12 +535,12 @@ EXPORT void NAME(first)(const float *restrict image, float *restrict out, int64_
       for (int64_t c = 0; c < channels; c++)
         for (int64_t r = 0; r < 3; r++) {
           const int64_t from_y = y + r - 1;
-          const float *line = image + (c * height + from_y) * width;
+          const int row_inside = from_y >= 0 && from_y < height;
+          const float *line = image + (c * height + (row_inside ? from_y : 0)) * width;
           float *p = scratch + c / L * patch_plane + r * patch_row + c % L;
           for (int64_t i = 0; i < n + 2; i++) {
             const int64_t from_x = x + i - 1;
-            const int inside =
-                from_y >= 0 && from_y < height && from_x >= 0 && from_x < width;
+            const int inside = row_inside && from_x >= 0 && from_x < width;
             p[i * L] = inside ? line[from_x] - mean : 0;
           }
         }
@@ -603,9 +623,29 @@ EXPORT void NAME(tail)(const float *restrict in, float *restrict image, int64_t 
   }
 }
 
-/* What the layouts above depend on: L, PIXELS, TILE, LINE. */
+/* What the processor can do at most: `rounds` times PIXELS * 2 * L * 8 multiply-adds that
+read and write registers only. For benchmarks. */
+EXPORT void NAME(peak)(int64_t rounds, float *out) {
+  vec c[PIXELS][2], a = LOAD(out), b = LOAD(out + L);
+  UNROLL for (int i = 0; i < PIXELS; i++) c[i][0] = c[i][1] = a + (float)i;
+  for (int64_t r = 0; r < rounds; r++) {
+    UNROLL for (int k = 0; k < 8; k++) {
+      UNROLL for (int i = 0; i < PIXELS; i++) {
+        c[i][0] = c[i][0] * a + b;
+        c[i][1] = c[i][1] * b + a;
+      }
+    }
+  }
+  UNROLL for (int i = 1; i < PIXELS; i++) {
+    c[0][0] += c[i][0];
+    c[0][1] += c[i][1];
+  }
+  STORE(out, c[0][0] + c[0][1]);
+}
+
+/* What the layouts above depend on: L, PIXELS, TILE_ROWS, TILE, LINE. */
 EXPORT int64_t NAME(constant)(int64_t which) {
-  const int64_t all[] = {L, PIXELS, TILE, LINE};
+  const int64_t all[] = {L, PIXELS, TILE_ROWS, TILE, LINE};
   return all[which];
 }
 

@@ -126,7 +126,16 @@ class Kernels:
         for name, function in self._functions.items():
             function.argtypes, function.restype = _ARGUMENTS[name], None
         constant.argtypes, constant.restype = [_N], _N
-        self.lanes, self.pixels, self.tile, self.line = map(constant, range(4))
+        found = map(constant, range(5))
+        self.lanes, self.pixels, self.tile_rows, self.tile, self.line = found
+        self._peak = library[f"aether_peak_{variant}"]
+        self._peak.argtypes, self._peak.restype = [_N, _P], None
+
+    def peak(self, rounds: int) -> int:
+        """Multiply and add in registers; returns how many multiply-adds that were."""
+        data = aligned(2 * self.lanes)
+        self._peak(rounds, data.ctypes.data)
+        return rounds * self.pixels * 2 * self.lanes * 8
 
     def groups(self, channels: int) -> int:
         """Groups of L that this many channels fill."""

@@ -154,7 +154,8 @@ class NativeNetwork:
     ) -> None:
         """Compute one picture."""
         limit = max(1, _JOB_SIZE // max(self.operations() // len(self.blocks), 1))
-        parts = rectangles(*image.shape[1:], self.threads, limit)
+        tile_rows = self.kernels.tile_rows
+        parts = rectangles(*image.shape[1:], self.threads, limit, tile_rows)
         steps: list[list[Job]] = [
             [partial(work, part) for part in parts]
             for work in self._steps(image, target, maps, scratch)

@@ -76,20 +76,22 @@ def run_steps(steps: Sequence[Sequence[Job]], threads: int) -> None:
 
 
 def rectangles(
-    height: int, width: int, threads: int, limit: int
+    height: int, width: int, threads: int, limit: int, tile_rows: int
 ) -> list[tuple[int, int, int, int]]:
     """Cut a picture into rectangles, jobs of a step: rows from, to, columns from, to.
 
     Args:
         height: in pixels, as all here.
         width: of the picture.
-        threads: that share the work. Each gets several rectangles where possible, so
-            that none waits long for a slower one.
-        limit: pixels of one rectangle at most; it is kept unless 4 rows of 48 exceed
-            it. Between two rectangles a thread notices Ctrl-C.
+        threads: that share the work. Each gets eight rectangles where there are enough
+            rows, so that none waits long for a slower one.
+        limit: pixels of one rectangle at most, unless a row of tiles of 48 columns has
+            more. Between two rectangles a thread notices Ctrl-C.
+        tile_rows: rows are a multiple of it, so that tiles are whole.
     """
     rows, columns = -(-height // (8 * threads)), width
-    rows = max(4, min(rows, limit // max(width, 1)) // 4 * 4)  # whole tiles
+    rows = min(rows, limit // width) // tile_rows * tile_rows
+    rows = max(tile_rows, rows)
     if rows * columns > limit:
         columns = max(48, limit // rows // 48 * 48)
     bands = -(-height // rows)
