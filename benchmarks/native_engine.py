@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 import torch
 
 from aethernet.aether_core import VARIANTS, AetherNet
@@ -170,7 +170,7 @@ def main() -> None:
     if not given.profile_only:
         session = session_of(network, given.onnx, given.threads)
         feed = {session.get_inputs()[0].name: image}
-        runs = {
+        runs: dict[str, Callable[[], Any]] = {
             "ONNX Runtime, plain": functools.partial(session.run, None, feed),
             "native": functools.partial(ours, image),
         }

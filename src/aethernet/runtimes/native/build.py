@@ -1,4 +1,4 @@
-"""Compile `kernels.c` into the library that `library.py` loads.
+"""Compile `kernels.c` and `level.c` into the library that `library.py` loads.
 
 `tools/build_native.py` is the command. This module needs the standard library only, so
 that an installation can run it before anything else is installed.
@@ -20,19 +20,20 @@ from pathlib import Path
 _SUFFIXES = {"win32": ".dll", "darwin": ".dylib"}
 LIBRARY = Path(__file__).with_name(f"kernels{_SUFFIXES.get(sys.platform, '.so')}")
 """The library for this machine, beside this file."""
-SOURCE = Path(__file__).with_name("kernels.c")
+KERNELS = Path(__file__).with_name("kernels.c")
+LEVEL = Path(__file__).with_name("level.c")
 # Names of the variants and the instruction set of each, by kind of processor. clang
 # and gcc write x86-64-v3 where zig writes x86_64_v3.
-VARIANTS = {
+VARIANTS: dict[str, dict[str, list[str]]] = {
     "x86_64": {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]},
     "arm64": {"neon": []},
 }
 # Products and sums become one instruction; no function of the C library sets errno.
 # Nothing else of -ffast-math: what is not a number stays visible.
-FLAGS = (
-    "-std=gnu11 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno "
-    "-fno-trapping-math -Wall -Wextra"
-).split()
+FLAGS = [
+    *("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+]
 # LLVM splits 512-bit vectors on some processors unless told otherwise.
 _WIDE = "-mprefer-vector-width=512"
 
@@ -92,12 +93,13 @@ def build(
         )
     with tempfile.TemporaryDirectory() as folder:
         objects = [Path(folder) / "level.o"]
-        _compile(command, ["-DAETHER_PROBE", *extra], objects[0])
+        _compile(command, LEVEL, extra, objects[0])
         for name, flags in VARIANTS[processor].items():
-            flags = [_as_zig(flag, command) for flag in flags]
+            own = [_as_zig(flag, command) for flag in flags]
             wide = [_WIDE] if name == "v4" else []
             objects.append(Path(folder) / f"{name}.o")
-            _compile(command, [f"-DVARIANT={name}", *flags, *wide, *extra], objects[-1])
+            own += [f"-DVARIANT={name}", *wide, *extra]
+            _compile(command, KERNELS, own, objects[-1])
         made = Path(folder) / output.name
         _call([*command, "-shared", *map(str, objects), *extra, "-o", str(made)])
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -111,8 +113,10 @@ def _as_zig(flag: str, command: Sequence[str]) -> str:
     return flag.replace("x86-64-v", "x86_64_v") if "ziglang" in command else flag
 
 
-def _compile(command: Sequence[str], flags: Sequence[str], output: Path) -> None:
-    _call([*command, *FLAGS, *flags, "-c", str(SOURCE), "-o", str(output)])
+def _compile(
+    command: Sequence[str], source: Path, flags: Sequence[str], output: Path
+) -> None:
+    _call([*command, *FLAGS, *flags, "-c", str(source), "-o", str(output)])
 
 
 def _call(command: Sequence[str]) -> None:

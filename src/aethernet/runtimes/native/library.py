@@ -141,7 +141,9 @@ class Kernels:
         """Groups of L that this many channels fill."""
         return -(-channels // self.lanes)
 
-    def new_map(self, channels: int, height: int, width: int, margin: int) -> FeatureMap:
+    def new_map(
+        self, channels: int, height: int, width: int, margin: int
+    ) -> FeatureMap:
         """A map of zeros.
 
         Raises:
@@ -171,6 +173,7 @@ class Kernels:
             AetherError: here and below, when shapes do not fit each other.
         """
         w = weights
+        _refuse(source is not target, "a block in place")
         self._check_maps(source, target, where, w.kernel // 2)
         self._check_channels(w.channels, source, target)
         groups = self.groups(w.channels)
@@ -323,8 +326,8 @@ class Kernels:
             scale,
             weights.kernel,
             mean,
-            pointers(*(p and p.weights.ctypes.data for p in by_edge)),
-            pointers(*(p and p.bias.ctypes.data for p in by_edge)),
+            pointers(*[p.weights.ctypes.data if p else 0 for p in by_edge]),
+            pointers(*[p.bias.ctypes.data if p else 0 for p in by_edge]),
         )
 
     def _check_maps(

@@ -221,10 +221,9 @@ def _tail_at(tail: Tail, in_chans: int, edge: int) -> tuple[Exact, Exact]:
         return weight, bias
     factor, edges = tail.factor, tail.edges
     at = np.arange(factor)
-    vertical = ((at == 0) & bool(edge & TOP)) | ((at == factor - 1) & bool(edge & BOTTOM))
-    horizontal = ((at == 0) & bool(edge & LEFT)) | (
-        (at == factor - 1) & bool(edge & RIGHT)
-    )
+    first, last = at == 0, at == factor - 1
+    vertical = (first & bool(edge & TOP)) | (last & bool(edge & BOTTOM))
+    horizontal = (first & bool(edge & LEFT)) | (last & bool(edge & RIGHT))
     shape = (in_chans, factor, factor)
     rows = np.broadcast_to(vertical[:, None], shape).ravel()
     columns = np.broadcast_to(horizontal, shape).ravel()
@@ -261,9 +260,7 @@ def _cut(kernel: Exact, p: int, q: int, factor: int, edge: int) -> Exact:
     return seen
 
 
-def _before_shuffle(
-    seen: Exact, step: Convolution, factor: int
-) -> tuple[Exact, Exact]:
+def _before_shuffle(seen: Exact, step: Convolution, factor: int) -> tuple[Exact, Exact]:
     """What `seen` of `_cut` says of the positions before a 3x3 and a PixelShuffle.
 
     Returns:

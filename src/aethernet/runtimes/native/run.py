@@ -21,6 +21,7 @@ from aethernet.runtimes.native.library import (
 from aethernet.runtimes.native.pack import (
     Ending,
     Floats,
+    PackedBlock,
     PackedConvolution,
     aligned,
     pack_block,
@@ -96,7 +97,7 @@ class NativeNetwork:
         return blocks + head + 9 * c * narrow + tail
 
     def memory(self, height: int, width: int) -> int:
-        """Bytes that a call takes for one picture of this size, beside input and output.
+        """Bytes that a call takes for this size, beside input and output.
 
         Two feature maps and the scratch of each thread. For large pictures this is
         `bytes_per_pixel` for each pixel.
@@ -155,7 +156,8 @@ class NativeNetwork:
         """Compute one picture."""
         limit = max(1, _JOB_SIZE // max(self.operations() // len(self.blocks), 1))
         tile_rows = self.kernels.tile_rows
-        parts = rectangles(*image.shape[1:], self.threads, limit, tile_rows)
+        _, height, width = image.shape
+        parts = rectangles(height, width, self.threads, limit, tile_rows)
         steps: list[list[Job]] = [
             [partial(work, part) for part in parts]
             for work in self._steps(image, target, maps, scratch)
@@ -179,13 +181,18 @@ class NativeNetwork:
         def first(to: FeatureMap, where: Rectangle, thread: int) -> None:
             k.first(image, to, where, self.mean, self.first, scratch[thread])
 
+        def one_block(
+            block: PackedBlock,
+            a: FeatureMap,
+            b: FeatureMap,
+            where: Rectangle,
+            thread: int,
+        ) -> None:
+            k.block(a, b, where, block, BLOCK_EPS, scratch[thread])
+
         steps: list[Callable[[Rectangle, int], None]] = [partial(first, here)]
         for block in self.blocks:
-            steps.append(
-                lambda where, thread, block=block, a=here, b=there: k.block(
-                    a, b, where, block, BLOCK_EPS, scratch[thread]
-                )
-            )
+            steps.append(partial(one_block, block, here, there))
             here, there = there, here
 
         def norm_and_first(where: Rectangle, thread: int) -> None:
