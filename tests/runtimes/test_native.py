@@ -254,6 +254,13 @@ class TestThreads:
 
 
 class TestMemory:
+    def test_cgroups_limit_the_memory(self, monkeypatch, tmp_path):
+        (tmp_path / "memory.max").write_text("3000000\n")
+        (tmp_path / "memory.current").write_text("2500000\n")
+        (tmp_path / "memory.stat").write_text("anon 9\ninactive_file 100000\n")
+        monkeypatch.setattr(cores, "_CGROUP", tmp_path)
+        assert cores.free_memory() == 600000
+
     def test_a_call_allocates_what_memory_says(self, monkeypatch):
         engine = native(lively_network(embed_dim=96), 2)
         taken: list[int] = []

@@ -81,5 +81,15 @@ def free_memory() -> int:
         ):
             limit, now = _numbers(folder / most), _numbers(folder / used)
             if limit and now:
-                free = min(free, limit[0] - now[0])
+                free = min(free, limit[0] - now[0] + _reclaimable(folder))
     return max(0, int(free))
+
+
+def _reclaimable(folder: Path) -> float:
+    """Bytes of a cgroup's use that are cached files, which make room when asked."""
+    with suppress(OSError, ValueError):
+        for line in (folder / "memory.stat").read_text("ascii").splitlines():
+            name, _, value = line.partition(" ")
+            if name == "inactive_file":
+                return float(value)
+    return 0
