@@ -192,18 +192,20 @@ class Ending:
         step, factor = self.steps[level]
         finer = self._finer(level)
         channels = step.weight.shape[1]
-        out = (self.in_chans, factor, finer, factor, finer)  # PixelShuffle's order
-        weight = np.zeros((*out, channels, 5, 5))
-        bias = np.zeros(out)
+        seen, constants = [], []
         for p, q in np.ndindex(factor, factor):
             inner = (TOP if p == 0 else 0) | (BOTTOM if p == factor - 1 else 0)
             inner |= (LEFT if q == 0 else 0) | (RIGHT if q == factor - 1 else 0)
             kernel, constant = self._from(level + 1, edge & inner)
-            seen = _cut(kernel, p, q, factor, edge)
-            part, added = _before_shuffle(seen, step, factor)
-            shape = (self.in_chans, finer, finer)
-            weight[:, p, :, q] = part.reshape(*shape, channels, 5, 5)
-            bias[:, p, :, q] = (constant + added).reshape(shape)
+            seen.append(_cut(kernel, p, q, factor, edge))
+            constants.append(constant)
+        # One product for all pixels: they are few, and the weights large.
+        parts, added = _before_shuffle(np.concatenate(seen), step, factor)
+        shape = (factor, factor, self.in_chans, finer, finer)
+        weight = parts.reshape(*shape, channels, 5, 5)
+        weight = weight.transpose(2, 0, 3, 1, 4, 5, 6, 7)
+        bias = (np.concatenate(constants) + added).reshape(shape)
+        bias = bias.transpose(2, 0, 3, 1, 4)  # PixelShuffle's order
         count = self.in_chans * (factor * finer) ** 2
         return weight.reshape(count, channels, 5, 5), bias.ravel()
 
@@ -271,13 +273,12 @@ def _before_shuffle(seen: Exact, step: Convolution, factor: int) -> tuple[Exact,
     channels = weight.shape[1]
     # (out, c, position, i, position, j) -> (position, position, out, c * f * f)
     split = seen.reshape(out, narrow, 3, factor, 3, factor)
-    rows = split.transpose(2, 4, 0, 1, 3, 5).reshape(3, 3, out, -1)
+    rows = split.transpose(2, 4, 0, 1, 3, 5).reshape(9 * out, -1)
+    products = (rows @ weight.reshape(len(weight), -1)).reshape(
+        3, 3, out, channels, 3, 3
+    )
     result = np.zeros((out, channels, 5, 5))
-    flat = weight.reshape(len(weight), -1)
-    bias = np.zeros(out)
     for y, x in np.ndindex(3, 3):
-        if rows[y, x].any():
-            part = (rows[y, x] @ flat).reshape(out, channels, 3, 3)
-            result[:, :, y : y + 3, x : x + 3] += part
-            bias += rows[y, x] @ step.bias.astype(np.float64)
-    return result, bias
+        result[:, :, y : y + 3, x : x + 3] += products[y, x]
+    bias = rows @ step.bias.astype(np.float64)
+    return result, bias.reshape(9, out).sum(0)
