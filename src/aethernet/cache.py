@@ -36,6 +36,20 @@ def cache_folder() -> Path:
         ) from error
 
 
+def file_of(folder: str, facts: dict[str, Any]) -> Path:
+    """The JSON file of a folder in the cache that is kept for these facts.
+
+    Args:
+        folder: the name of a folder in the cache.
+        facts: all that the content depends on; they must be JSON.
+
+    Raises:
+        AetherError: as `cache_folder`.
+    """
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / folder / f"{digest[:32]}.json"
+
+
 def make_folder(path: Path) -> None:
     """Make a folder of the cache if it does not exist.
 

@@ -4,8 +4,6 @@ The runtimes that could run the model, each on each device and in each precision
 trying, are *candidates*. All run one tile; those whose output is right are timed.
 """
 
-import hashlib
-import json
 import logging
 import math
 import os
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor
 
 from aethernet.aether_core import AetherNet
-from aethernet.cache import cache_folder, code_version, read_json, write_json
+from aethernet.cache import code_version, file_of, read_json, write_json
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.tolerances import FLOAT32_ATOL, FLOAT32_RTOL, MIN_PSNR
@@ -185,10 +183,8 @@ def _try(
 
 def _kept_file(facts: dict[str, Any]) -> Path | None:
     """Where the result of a trial is kept; None where there is no place for it."""
-    text = json.dumps(facts, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:32]
     try:
-        return cache_folder() / "trials" / f"{digest}.json"
+        return file_of("trials", facts)
     except AetherError as error:
         _log.info("the result of the trial is not kept: %s", error)
         return None
