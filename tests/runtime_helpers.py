@@ -4,14 +4,32 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from helpers import lively_network
 
 from aethernet.aether_core import AetherNet
+from aethernet.errors import AetherError
+from aethernet.runtimes.native.library import load_kernels
 from aethernet.runtimes.tensorrt.header import EngineHeader, header_path
 from aethernet.version import __version__
 
 SMALLEST = {"embed_dim": 4, "depths": (1,), "lk_kernel": 3}
+
+
+def _without_kernels() -> str:
+    """Why the native runtime does not run here, and what to do; else empty."""
+    try:
+        load_kernels()
+    except AetherError as error:
+        return f"{error.reason} {error.hint}"
+    return ""
+
+
+NEEDS_KERNELS = pytest.mark.skipif(
+    bool(_without_kernels()), reason=_without_kernels() or "built"
+)
+"""For tests that run the native kernels."""
 
 PICTURE = ["b", 3, "h", "w"]
 """The shape of an ONNX value: RGB pictures of free size."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import SHIPPED_MODEL, lively_network, random_image
+from runtime_helpers import NEEDS_KERNELS
 
 from aethernet.aether_core import AetherNet
 from aethernet.checkpoints.checkpoint import load_checkpoint
@@ -21,21 +22,18 @@ from aethernet.errors import AetherError, OutOfMemoryError
 from aethernet.runtimes.native import build as builder
 from aethernet.runtimes.native import cores, library, run, threads
 from aethernet.runtimes.native.library import Kernels, load_kernels
-from aethernet.runtimes.native.pack import Ending, pack_block, pack_convolution
+from aethernet.runtimes.native.pack import (
+    Ending,
+    aligned,
+    pack_block,
+    pack_convolution,
+)
 from aethernet.runtimes.native.run import NativeNetwork
 
 TOLERANCE = 2e-5
 
 
-def _missing() -> str:
-    try:
-        load_kernels()
-    except AetherError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(_missing()), reason=_missing() or "built")
+pytestmark = NEEDS_KERNELS
 
 
 def folded(network: AetherNet) -> Folded:
@@ -149,15 +147,10 @@ class TestVariants:
         with pytest.raises(AetherError, match="no sse"):
             load_kernels(library.LIBRARY, "sse")
 
-    def test_a_missing_library_is_an_error_with_a_hint(self, tmp_path):
-        with pytest.raises(AetherError, match=r"not been built.*build_native"):
-            load_kernels(tmp_path / "kernels.so")
-
-    def test_a_broken_library_is_an_error(self, tmp_path):
-        path = tmp_path / "kernels.so"
-        path.write_bytes(b"no library")
-        with pytest.raises(AetherError, match="do not load"):
-            load_kernels(path)
+    def test_a_library_of_other_sources_is_refused(self, monkeypatch):
+        monkeypatch.setattr(library, "sources", lambda: 0)
+        with pytest.raises(AetherError, match=r"other sources.*build_native"):
+            library.variants()
 
 
 class TestThreads:
@@ -247,10 +240,14 @@ class TestThreads:
 
     def test_cgroups_limit_the_cores(self, monkeypatch, tmp_path):
         (tmp_path / "cpu.max").write_text("150000 100000\n")
-        monkeypatch.setattr(cores, "_CGROUP", tmp_path)
-        monkeypatch.setattr(cores, "_allowed", lambda: None)
-        monkeypatch.setattr(cores.psutil, "cpu_count", lambda logical: 8)
+        monkeypatch.setattr(cores, "CGROUP", tmp_path)
+        eight = {*range(10**6, 10**6 + 8)}  # of which nothing is known
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: eight, raising=False)
         assert cores.usable_cores() == 2
+
+    def test_a_number_that_pytorch_was_told_counts(self, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        assert cores.threads_to_use() == 1
 
 
 class TestMemory:
@@ -258,7 +255,7 @@ class TestMemory:
         (tmp_path / "memory.max").write_text("3000000\n")
         (tmp_path / "memory.current").write_text("2500000\n")
         (tmp_path / "memory.stat").write_text("anon 9\ninactive_file 100000\n")
-        monkeypatch.setattr(cores, "_CGROUP", tmp_path)
+        monkeypatch.setattr(cores, "CGROUP", tmp_path)
         assert cores.free_memory() == 600000
 
     def test_a_call_allocates_what_memory_says(self, monkeypatch):
@@ -267,13 +264,11 @@ class TestMemory:
 
         def counted(count: int) -> np.ndarray:
             taken.append(4 * count)
-            return np.zeros(count, np.float32)
+            return aligned(count)
 
         for module in (run, library):
             monkeypatch.setattr(module, "aligned", counted)
-        maps = [engine._new_map(50, 70) for _ in range(2)]
-        [run.aligned(engine._scratch_floats()) for _ in range(2)]
-        assert len(maps) == 2
+        engine(np.zeros((1, 3, 50, 70), np.float32))
         assert sum(taken) == engine.memory(50, 70)
 
     def test_large_pictures_take_two_maps(self):
@@ -295,7 +290,7 @@ class TestMemory:
         def none(*_: int) -> None:
             raise MemoryError
 
-        monkeypatch.setattr(engine, "_new_map", none)
+        monkeypatch.setattr(engine.kernels, "new_map", none)
         with pytest.raises(OutOfMemoryError):
             engine(np.zeros((1, 3, 4, 5), np.float32))
 

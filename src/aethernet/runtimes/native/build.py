@@ -8,6 +8,7 @@ on any system; where that is not installed, the first of `cc`, `clang` and `gcc`
 clang, which is in zig, keeps the kernels' sums in registers; gcc does not always.
 """
 
+import hashlib
 import importlib.util
 import platform
 import shutil
@@ -40,6 +41,16 @@ _WIDE = "-mprefer-vector-width=512"
 
 class BuildError(Exception):
     """The library cannot be built here; the text says why."""
+
+
+def sources() -> int:
+    """A number for the content of the sources, 63 bits.
+
+    The library has that of the sources it was built from, and is refused with others:
+    its functions might take other arguments.
+    """
+    content = b"".join(path.read_bytes() for path in (KERNELS, LEVEL))
+    return int(hashlib.sha256(content).hexdigest()[:16], 16) >> 1
 
 
 def compiler_command() -> list[str]:
@@ -93,7 +104,7 @@ def build(
         )
     with tempfile.TemporaryDirectory() as folder:
         objects = [Path(folder) / "level.o"]
-        _compile(command, LEVEL, extra, objects[0])
+        _compile(command, LEVEL, [f"-DSOURCES={sources()}", *extra], objects[0])
         for name, flags in VARIANTS[processor].items():
             own = [_as_zig(flag, command) for flag in flags]
             wide = [_WIDE] if name == "v4" else []

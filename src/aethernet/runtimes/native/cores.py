@@ -1,12 +1,13 @@
 """How many threads are worth starting here, and how much memory is left."""
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -18,6 +19,16 @@ def usable_cores() -> int:
     else:
         cores = len({_siblings(cpu) for cpu in allowed})
     return max(1, min(cores, _quota(cores)))
+
+
+def threads_to_use() -> int:
+    """`usable_cores`, or fewer where PyTorch has been told to use fewer.
+
+    The other runtimes follow PyTorch, too: so a program sets one number for all.
+    """
+    torch = sys.modules.get("torch")  # not imported for this
+    cores = usable_cores()
+    return min(cores, torch.get_num_threads()) if torch else cores
 
 
 def _allowed() -> set[int] | None:
@@ -43,10 +54,10 @@ def _own_cgroups() -> list[Path]:
             _, controllers, path = line.split(":", 2)
             names = ["", *controllers.split(",")] if controllers else [""]
             for name in names:
-                folder = _CGROUP / name / path.lstrip("/")
+                folder = CGROUP / name / path.lstrip("/")
                 found += [folder, *folder.parents]
-    roots = (_CGROUP, _CGROUP / "cpu", _CGROUP / "memory")
-    inside = (f for f in (*found, *roots) if f.is_relative_to(_CGROUP))
+    roots = (CGROUP, CGROUP / "cpu", CGROUP / "memory")
+    inside = (f for f in (*found, *roots) if f.is_relative_to(CGROUP))
     return [*dict.fromkeys(inside)]
 
 

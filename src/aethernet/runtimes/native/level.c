@@ -1,4 +1,5 @@
-/* Which variant of kernels.c this processor and operating system can execute. */
+/* Which variant of kernels.c this processor and operating system can execute, and the
+   sources of this library. */
 
 #include <stdint.h>
 
@@ -7,6 +8,9 @@
 #else
 #define EXPORT __attribute__((visibility("default")))
 #endif
+
+/* build.py computes this number, and library.py compares it. */
+EXPORT int64_t aether_sources(void) { return SOURCES; }
 
 #if defined(__x86_64__) || defined(_M_X64)
 static void cpuid(uint32_t leaf, uint32_t sub, uint32_t r[4]) {

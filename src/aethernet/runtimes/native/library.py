@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from aethernet.errors import AetherError, first_line
-from aethernet.runtimes.native.build import LIBRARY
+from aethernet.runtimes.native.build import LIBRARY, sources
 from aethernet.runtimes.native.pack import (
     Floats,
     PackedBlock,
     PackedConvolution,
     PackedNorm,
     aligned,
+)
+
+_BUILD = (
+    "Build them in AetherNet's folder: python tools/build_native.py; it needs a C "
+    "compiler, or: pip install ziglang."
 )
 
 PLAIN, ADD, LEAKY = 0, 1, 2
@@ -386,20 +391,23 @@ def variants(path: Path = LIBRARY) -> tuple[str, ...]:
     """Variants that processor and system support, best first; empty where none is.
 
     Raises:
-        AetherError: when the library is missing or does not load.
+        AetherError: when the library is missing, does not load, or is not built from
+            the sources beside it.
     """
     if not path.is_file():
-        raise AetherError(
-            "The native kernels have not been built.",
-            path,
-            "Run: python tools/build_native.py",
-        )
+        raise AetherError("The native kernels have not been built.", path, _BUILD)
     try:
-        level = ctypes.CDLL(str(path)).aether_level
+        library = ctypes.CDLL(str(path))
+        level, built_from = library.aether_level, library.aether_sources
     except (OSError, AttributeError) as error:
         raise AetherError(
-            f"The native kernels do not load: {first_line(error)}.", path
+            f"The native kernels do not load: {first_line(error)}.", path, _BUILD
         ) from error
+    built_from.restype = _N
+    if built_from() != sources():
+        raise AetherError(
+            "The native kernels were built from other sources.", path, _BUILD
+        )
     return _BY_LEVEL.get(level(), ())
 
 
@@ -413,7 +421,8 @@ def load_kernels(path: Path = LIBRARY, variant: str = "") -> Kernels:
     possible = variants(path)
     if not possible:
         raise AetherError(
-            "The native runtime needs a processor with AVX2 and FMA, or arm64."
+            "The native runtime needs a processor with AVX2 and FMA, or arm64.",
+            hint="Use another one: --runtime auto.",
         )
     if variant and variant not in possible:
         raise AetherError(f"This processor has no {variant}, only {possible}.")
