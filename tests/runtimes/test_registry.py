@@ -3,6 +3,7 @@
 import json
 import sys
 import tomllib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,16 @@ class TestANewRuntime:
         assert "toy" in facts["runtimes"]
         assert facts["versions"]["numpy"] == np.__version__
 
+    def test_that_is_not_automatic_has_to_be_named(self, toy, checkpoint, monkeypatch):
+        monkeypatch.setitem(RUNTIMES, "toy", replace(toy, automatic=False))
+        monkeypatch.setattr(choice, "TILE", 24)
+        assert runtimes_for("abacus") == ()
+        assert open_model(checkpoint).describe().runtime != "Toy"
+        for kept in (cache_folder() / "trials").glob("*"):
+            facts = json.loads(kept.read_text("utf-8"))["facts"]
+            assert not {"toy", "native"} & {*facts["runtimes"]}
+        assert open_model(checkpoint, "toy").describe().runtime == "Toy"
+
     def test_without_it_the_key_is_another(self, toy, checkpoint):
         request = choice.Request(checkpoint)
         keys = [
@@ -148,6 +159,11 @@ class TestEntries:
             lines = extras[spec.extra] if spec.extra else project["dependencies"]
             names = {line.partition(">")[0].strip() for line in lines}
             assert names & {*spec.distributions}, spec.name
+
+    def test_auto_has_a_runtime_for_every_file(self):
+        automatic = [spec for spec in RUNTIMES.values() if spec.automatic]
+        assert {s for spec in automatic for s in spec.suffixes} == {*model_suffixes()}
+        assert "native" not in runtimes_for("cpu")
 
     def test_classes_are_there(self):
         for name in RUNTIMES:

@@ -92,7 +92,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     names: tuple[tuple[str, Sequence[str], Sequence[str] | None, str], ...] = (
         ("--variants", tuple(VARIANTS), tuple(VARIANTS), f"all; {nothing}"),
         ("--peers", tuple(PEERS), tuple(PEERS), f"all; {nothing}"),
-        ("--runtimes", tuple(RUNTIMES), None, "all that have the device"),
+        ("--runtimes", tuple(RUNTIMES), None, "all that --runtime auto may take there"),
         ("--precisions", PRECISIONS, None, "all; on a CPU those that it is made for"),
     )
     for flag, choices, default, text in names:

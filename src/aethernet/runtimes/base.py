@@ -152,8 +152,11 @@ class RuntimeSpec:
     tried: bool = True
     """Whether `choice` checks and times it; the class then is a `TriedRuntime`.
 
-    False for a runtime of a file format of its own, for which there is no reference.
+    False for a runtime of a file format of its own, for which there is no reference,
+    and for one that checks its output itself.
     """
+    automatic: bool = True
+    """Whether "auto" may take it. False: it has to be named."""
 
     def import_class(self) -> type[Runtime]:
         """The runtime's class; the library that it uses may still be missing."""

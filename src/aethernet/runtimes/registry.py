@@ -76,6 +76,18 @@ register(
         tried=False,  # nothing else executes an engine
     )
 )
+register(
+    RuntimeSpec(
+        name="native",
+        load="aethernet.runtimes.native.runtime:NativeRuntime",
+        suffixes=(".safetensors",),
+        devices=("cpu",),
+        distributions=("numpy",),  # the kernels are ours
+        extra=None,
+        tried=False,  # it compares itself with NumPy
+        automatic=False,
+    )
+)
 
 
 def model_suffixes() -> tuple[str, ...]:
@@ -95,9 +107,13 @@ def runtime_distributions() -> tuple[str, ...]:
 
 
 def runtimes_for(device: str) -> tuple[str, ...]:
-    """Names of the runtimes that may have a device of this kind."""
+    """Names of the runtimes that "auto" may take for a device of this kind."""
     kind = device_kind(device)
-    return tuple(name for name, spec in RUNTIMES.items() if kind in spec.devices)
+    return tuple(
+        name
+        for name, spec in RUNTIMES.items()
+        if spec.automatic and kind in spec.devices
+    )
 
 
 def open_model(
@@ -111,7 +127,8 @@ def open_model(
     Each "auto" is decided by a short trial on one tile, made once for a model and a
     machine and kept in the user's cache. The output of the returned model has been
     checked on that tile, with two exceptions: PyTorch float32 on the CPU where no other
-    runtime is installed, and TensorRT engines, which have no reference.
+    runtime is installed, and TensorRT engines, which have no reference. The native
+    runtime has to be named.
 
     Args:
         path: a checkpoint, any .onnx file of a picture model, or an .engine file.
@@ -150,7 +167,10 @@ def _check_known(value: str, known: tuple[str, ...], what: str) -> None:
 
 
 def _fitting(path: Path, runtime: str) -> list[RuntimeSpec]:
-    """The runtimes that load a file of this name: the one that is named, or all."""
+    """The runtimes that load a file of this name: the one that is named, or all.
+
+    All are those that "auto" may take.
+    """
     suffix = path.suffix.lower()
     fitting = [spec for spec in RUNTIMES.values() if suffix in spec.suffixes]
     if not fitting:
@@ -160,14 +180,14 @@ def _fitting(path: Path, runtime: str) -> list[RuntimeSpec]:
             path,
         )
     if runtime == "auto":
-        return fitting
+        return [spec for spec in fitting if spec.automatic]
     if RUNTIMES[runtime] not in fitting:
         names = " and ".join(spec.name for spec in fitting)
         raise AetherError(
             f"The runtime {runtime} does not load {suffix} files; {names} would.",
             path,
-            "`aethernet export` makes an .onnx file of a checkpoint, `aethernet "
-            "engine` an .engine file of an .onnx file.",
+            "`aethernet fuse` makes a .safetensors file of a checkpoint, `aethernet "
+            "export` an .onnx file, `aethernet engine` an .engine file of that.",
         )
     return [RUNTIMES[runtime]]
 
