@@ -25,9 +25,9 @@ import onnxruntime  # type: ignore[import-untyped]
 import torch
 
 from aethernet.aether_core import VARIANTS, AetherNet
+from aethernet.bench.torch_exporter import plain_onnx
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.folded import fold
-from aethernet.checkpoints.onnx import DEFAULT_OPSET, exported
 from aethernet.checkpoints.shipped import shipped_model
 from aethernet.runtimes.native.library import Kernels
 from aethernet.runtimes.native.run import NativeNetwork
@@ -49,16 +49,18 @@ def native(network: AetherNet, threads: int) -> NativeNetwork:
 
 
 def session_of(
-    network: AetherNet, path: Path | None, threads: int
+    network: AetherNet, path: Path | None, threads: int, size: int
 ) -> onnxruntime.InferenceSession:
-    """ONNX Runtime with a file, or with the network exported as it stands."""
+    """ONNX Runtime with a file, or with the network exported as it stands.
+
+    The export is for pictures of `size` x `size`.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     content: Any = str(path) if path else None
     if content is None:
-        model = exported(network, network.in_chans, None, DEFAULT_OPSET, torch.float32)
-        content = model.SerializeToString()
+        content = plain_onnx(network, (1, size, size))
     return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
 
 
@@ -168,10 +170,11 @@ def main() -> None:
     print(f"{given.variant} {given.scale}x, {given.size}x{given.size}")
     print(f"largest error against PyTorch {np.abs(ours(image) - expected).max():.1e}")
     if not given.profile_only:
-        session = session_of(network, given.onnx, given.threads)
+        session = session_of(network, given.onnx, given.threads, given.size)
         feed = {session.get_inputs()[0].name: image}
+        name = given.onnx.name[-10:] if given.onnx else "plain"
         runs: dict[str, Callable[[], Any]] = {
-            "ONNX Runtime, plain": functools.partial(session.run, None, feed),
+            f"ONNX Runtime, {name}": functools.partial(session.run, None, feed),
             "native": functools.partial(ours, image),
         }
         for run in runs.values():

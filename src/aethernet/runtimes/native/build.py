@@ -4,7 +4,7 @@
 that an installation can run it before anything else is installed.
 
 The compiler is the one that the PyPI package `ziglang` brings, which needs nothing else
-on any system; where that is not installed, the first of `cc`, `clang` and `gcc`.
+on any system; where that is not installed, the first of `clang`, `cc` and `gcc`.
 clang, which is in zig, keeps the kernels' sums in registers; gcc does not always.
 """
 
@@ -61,7 +61,7 @@ def compiler_command() -> list[str]:
     """
     if importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "cc"]
-    for name in ("cc", "clang", "gcc"):
+    for name in ("clang", "cc", "gcc"):
         if found := shutil.which(name):
             return [found]
     raise BuildError("No C compiler found. Install one: pip install ziglang.")
