@@ -78,7 +78,7 @@ class NativeRuntime:
 
     @property
     def variant(self) -> str:
-        """The instruction set of the kernels, a key of `build.VARIANTS`' values."""
+        """The instruction set of the kernels: "v3", "v4" or "neon"."""
         return self._network.kernels.variant
 
 
