@@ -31,7 +31,10 @@ PROOF_LIMIT = 1e-4
 # The code that decides whether a model passes. The folder has the library, too.
 _PROVING_CODE = (
     Path(__file__).parent,
-    *(PACKAGE / f"checkpoints/{n}.py" for n in ("arrays", "folded", "reference")),
+    *(
+        PACKAGE / "checkpoints" / f"{name}.py"
+        for name in ("arrays", "folded", "layout", "reference")
+    ),
 )
 
 
