@@ -180,3 +180,21 @@ def check_one_error(text: str) -> None:
     assert text.startswith("error: "), text
     assert text.count("\n") == 1, text
     assert "Traceback" not in text
+
+
+def block_imports(folder: Path, *names: str) -> None:
+    """Write a `sitecustomize.py`: with the folder on PYTHONPATH these do not import.
+
+    AetherNet itself is only found in `src/`, as in a clone that is not installed.
+    """
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        root = name.partition('.')[0]\n"
+        "        ours = any(p.endswith('src') for p in sys.path)\n"
+        f"        if root in {names!r} or (\n"
+        "            root == 'aethernet' and not ours):\n"
+        "            raise ModuleNotFoundError(f'blocked: {name}', name=name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+    )

@@ -31,7 +31,7 @@ def test_files_and_functions_are_short(path):
     assert len(text.splitlines()) <= LONGEST_FILE
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            if node.name.startswith(FLAG_TABLES):
+            if node.name.startswith(FLAG_TABLES) and "argparse" in text:
                 continue
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= LONGEST_FUNCTION, f"{node.name} has {length} lines"

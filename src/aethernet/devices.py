@@ -17,6 +17,8 @@ from aethernet.version import __version__
 if TYPE_CHECKING:
     import torch
 
+CGROUP = Path("/sys/fs/cgroup")  # limits of a container, on Linux
+
 PYTORCH_KINDS = ("cpu", "cuda", "xpu", "mps")
 """Kinds of device that PyTorch may have."""
 
@@ -80,17 +82,53 @@ def free_memory(device: str) -> int:
         import torch
 
         if torch.cuda.is_available():
-            free, _ = torch.cuda.mem_get_info(device)
-            return free
+            return torch.cuda.mem_get_info(device)[0]
     import psutil  # here: the fuse script runs where only torch is installed
 
-    free = psutil.virtual_memory().available
-    # A container may have less than the machine (cgroup v2).
+    # A container may have less than the machine.
+    free = float(psutil.virtual_memory().available)
+    for folder in own_cgroups():
+        for most, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit, now = cgroup_numbers(folder / most), cgroup_numbers(folder / used)
+            if limit and now:
+                free = min(free, limit[0] - now[0] + _reclaimable(folder))
+    return max(0, int(free))
+
+
+def _reclaimable(folder: Path) -> float:
+    """Bytes of a cgroup's use that are cached files, which make room when asked."""
     with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    return max(free, 0)
+        for line in (folder / "memory.stat").read_text("ascii").splitlines():
+            name, _, value = line.partition(" ")
+            if name == "inactive_file":
+                return float(value)
+    return 0
+
+
+def own_cgroups() -> list[Path]:
+    """Folders of this process's cgroup and those above it, version 2 and 1."""
+    found = []
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text("utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            names = ["", *controllers.split(",")] if controllers else [""]
+            for name in names:
+                folder = CGROUP / name / path.lstrip("/")
+                found += [folder, *folder.parents]
+    roots = (CGROUP, CGROUP / "cpu", CGROUP / "memory")
+    inside = (f for f in (*found, *roots) if f.is_relative_to(CGROUP))
+    return [*dict.fromkeys(inside)]
+
+
+def cgroup_numbers(file: Path) -> list[float]:
+    """Numbers in a file of one line; "max" is infinite, no file has none."""
+    with suppress(OSError, ValueError):
+        words = file.read_text("ascii").split()
+        return [float("inf") if word == "max" else float(word) for word in words]
+    return []
 
 
 def processor_name() -> str:

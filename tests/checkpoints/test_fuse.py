@@ -5,6 +5,7 @@ import torch
 from helpers import (
     FUSE_SCRIPT,
     SHIPPED_MODEL,
+    block_imports,
     call_script,
     lively_network,
     random_image,
@@ -173,18 +174,11 @@ class TestCommandAndScript:
 
     def test_script_needs_only_torch(self, trained, tmp_path):
         """Every other library that AetherNet uses cannot be imported here."""
-        (tmp_path / "sitecustomize.py").write_text(
-            "import sys\n"
-            "class Block:\n"
-            "    def find_spec(self, name, path=None, target=None):\n"
-            "        root = name.partition('.')[0]\n"
-            "        ours = any(p.endswith('src') for p in sys.path)\n"
-            "        if root in ('numpy', 'safetensors', 'pyvips', 'PIL', 'onnx',\n"
-            "                    'onnxruntime', 'onnxscript', 'spandrel', 'psutil',\n"
-            "                    'cv2', 'av', 'rich', 'openvino', 'packaging') or (\n"
-            "            root == 'aethernet' and not ours):\n"
-            "            raise ModuleNotFoundError(f'blocked: {name}', name=name)\n"
-            "sys.meta_path.insert(0, Block())\n"
+        block_imports(
+            tmp_path,
+            *("numpy", "safetensors", "pyvips", "PIL", "onnx", "onnxruntime"),
+            *("onnxscript", "spandrel", "psutil", "cv2", "av", "rich", "openvino"),
+            *("packaging", "filelock"),
         )
         path, _ = trained
         options = {"env": {"PYTHONPATH": str(tmp_path)}, "cwd": tmp_path}

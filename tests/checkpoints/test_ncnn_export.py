@@ -1,6 +1,7 @@
 """`aethernet export` to ncnn: what is checked before the files are kept."""
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_without_ncnn_numpy_computes_what_was_written(
     options = NcnnOptions(precision)
     done = export_ncnn(checkpoint, tmp_path / "m.param", options)
     assert done.library is None
-    assert len(done.differences) == 4
+    assert len(done.differences) == 7  # five frames and two sizes
     limit = 1e-4 if precision == "float32" else 5e-2
     assert all(0 <= d.max_abs_error < limit for d in done.differences.values())
     assert without_hidden(tmp_path) == ["m.bin", "m.param", "model.safetensors"]
@@ -69,8 +70,9 @@ def test_with_ncnn_it_is_run_on_frames_and_sizes(source, tmp_path, precision):
     options = NcnnOptions(precision)
     done = export_ncnn(checkpoint, tmp_path / "m.param", options)
     assert done.library.startswith("ncnn ")
-    assert len(done.differences) == 10
-    assert {"checkerboard", "1 x 1x1"} <= set(done.differences)
+    names = ("checkerboard", "1 x 1x1", "checkerboard (NumPy)", "1 x 1x1 (NumPy)")
+    assert {*names} <= set(done.differences)
+    assert len(done.differences) == 10 + 7
 
 
 def test_files_that_differ_are_not_kept(source, tmp_path, monkeypatch):
@@ -99,6 +101,41 @@ def test_an_overflow_of_float16_is_found(tmp_path):
     with pytest.raises(AetherError, match=r"(NaN or infinite|too large) .*float16"):
         export_ncnn(source, tmp_path / "m.param", NcnnOptions("float16"))
     assert without_hidden(tmp_path) == ["model.safetensors"]
+
+
+def test_float32_weights_warn_of_an_overflow_of_float16(tmp_path, caplog, no_package):
+    network = lively_network(depths=(1,))
+    with torch.no_grad():
+        network.conv_before_upsample[0].weight.mul_(1e5)
+        network.upsample[0].weight.mul_(1e-5)
+    save_checkpoint(network, tmp_path / "model.safetensors")
+    source = load_checkpoint(tmp_path / "model.safetensors")
+    export_ncnn(source, tmp_path / "m.param", NcnnOptions("float32", atol=1e-3))
+    assert "compute in float16" in caplog.text
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_both_files_are_new_or_none_is(source, tmp_path, monkeypatch, older):
+    """Moving the second file into its place fails."""
+    if older:
+        (tmp_path / "m.param").write_bytes(b"older layers")
+        (tmp_path / "m.bin").write_bytes(b"older weights")
+    before = without_hidden(tmp_path)
+    moved = os.replace
+
+    def replace(source, target):
+        if str(target).endswith(".bin"):
+            raise PermissionError(13, "Permission denied", str(target))
+        moved(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    folded = fold_tensors(load_checkpoint(source).state_dict)
+    with pytest.raises(AetherError, match="Permission denied") as caught:
+        write_ncnn(folded, tmp_path / "m.param")
+    assert caught.value.path == tmp_path / "m.bin"
+    assert without_hidden(tmp_path) == before
+    if older:
+        assert (tmp_path / "m.param").read_bytes() == b"older layers"
 
 
 def test_a_bin_file_of_another_size_is_refused(tmp_path):

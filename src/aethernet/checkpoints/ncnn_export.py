@@ -13,13 +13,13 @@ from torch import Tensor
 from aethernet.checkpoints.checkpoint import Checkpoint
 from aethernet.checkpoints.comparison import verification_images, verify_outputs
 from aethernet.checkpoints.ncnn import check_ncnn_target, write_ncnn
-from aethernet.checkpoints.ncnn_reader import read_ncnn
+from aethernet.checkpoints.ncnn_reader import NcnnModel, read_ncnn
 from aethernet.checkpoints.rewrites import fold_tensors
 from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import (
     Difference,
     natural_image,
-    noise_image,
+    verification_frames,
 )
 from aethernet.errors import MissingExtraError, VerificationError, import_optional
 
@@ -56,10 +56,11 @@ def export_ncnn(
 ) -> NcnnExport:
     """Write a checkpoint as ncnn files: "data" to "output", 0..1, of any size.
 
-    Both files are read back and computed with NumPy on four small pictures, and with
-    the package ncnn, if it is installed, on the pictures that ONNX files are verified
-    with. With float16 weights NumPy rounds each result to float16. The files are kept
-    only if all outputs agree with PyTorch float32.
+    Both files are read back and computed with NumPy on small pictures, and with the
+    package ncnn, if it is installed, on the pictures that ONNX files are verified with.
+    The files are kept only if all outputs agree with PyTorch float32. With float16
+    weights NumPy rounds each result to float16, as programs that use Vulkan do. With
+    float32 weights it does so in a second run, which only warns.
 
     Args:
         source: either form; PyTorch computes on its `device`.
@@ -81,28 +82,24 @@ def export_ncnn(
     def check(param: Path, weights: Path) -> None:
         nonlocal differences, library
         model = read_ncnn(param, weights)
-        images = _small_images(source.in_chans)
-        differences = verify_outputs(
-            _batched(lambda image: model.run(image, rounded=half)),
-            "ncnn file computed with NumPy",
-            source,
-            images,
-            tolerance,
-            half,
-        )
+        differences = _verify_in_numpy(model, source, tolerance, rounded=half)
+        if not half:
+            _warn_of_float16(model, source)
         try:
             ncnn = import_optional("ncnn", "ncnn")
         except MissingExtraError as error:
             _log.info("not run in ncnn: %s", error)
             return
         library = f"ncnn {ncnn.__version__}"
-        differences = verify_outputs(
+        in_numpy = {f"{name} (NumPy)": found for name, found in differences.items()}
+        in_ncnn = verify_outputs(
             _batched(_package_run(ncnn, param, weights)),
             "ncnn file",
             source,
             verification_images(source, None),
             tolerance,
         )
+        differences = {**in_ncnn, **in_numpy}
 
     img_range = source.hyperparameters.get("img_range", 1.0)
     folded = fold_tensors(source.state_dict, img_range)
@@ -110,10 +107,31 @@ def export_ncnn(
     return NcnnExport(differences, library)
 
 
+def _verify_in_numpy(
+    model: NcnnModel, source: Checkpoint, tolerance: Tolerance, rounded: bool
+) -> dict[str, Difference]:
+    return verify_outputs(
+        _batched(lambda image: model.run(image, rounded=rounded)),
+        "ncnn file computed with NumPy",
+        source,
+        _small_images(source.in_chans),
+        tolerance,
+        rounded,
+    )
+
+
+def _warn_of_float16(model: NcnnModel, source: Checkpoint) -> None:
+    """Warn if the files are wrong in programs that keep features in float16."""
+    try:
+        tolerance = Tolerance.of("float16", None, None)
+        _verify_in_numpy(model, source, tolerance, rounded=True)
+    except VerificationError as error:
+        _log.warning("Programs that use Vulkan compute in float16. There, %s", error)
+
+
 def _small_images(channels: int) -> Iterable[tuple[str, Tensor]]:
-    """Pictures that NumPy computes in about a second."""
-    yield "natural image", natural_image(24, 32, channels)
-    yield "noise", noise_image(13, 17, channels)
+    """Pictures that NumPy computes in a few seconds, the extreme ones among them."""
+    yield from verification_frames(24, 32, channels).items()
     for height, width in ((1, 1), (7, 5)):
         yield f"1 x {width}x{height}", natural_image(height, width, channels)
 

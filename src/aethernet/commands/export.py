@@ -35,7 +35,6 @@ from aethernet.commands.conversion import (
 )
 from aethernet.commands.values import size
 from aethernet.errors import AetherError
-from aethernet.pictures.calibration import calibration_pictures
 
 FORMATS = ("onnx", "ncnn")
 
@@ -137,6 +136,9 @@ def _export(arguments: argparse.Namespace) -> None:
         return export(source, target, reading, options)
     check_export(target)
     checkpoint = load_checkpoint(find_model(source), reading)
+    # Needs pyvips, which other exports do without.
+    from aethernet.pictures.calibration import calibration_pictures
+
     pictures = calibration_pictures(
         arguments.calibrate, checkpoint.in_chans, options.fixed_size
     )

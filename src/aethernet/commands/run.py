@@ -91,9 +91,10 @@ def _report(error: Exception, arguments: argparse.Namespace) -> None:
     verbose = debug or getattr(arguments, "verbose", False)
     if isinstance(error, AetherError | MemoryError):
         line = str(error) if isinstance(error, AetherError) else "out of memory."
-    elif isinstance(error, OSError) and _is_of_stdout(error):
-        _discard_stdout()
-        line = str(_unwritable_stdout(error))
+    elif isinstance(error, OSError) and _is_of_a_full_disk(error):
+        debug = verbose
+        _discard_stdout()  # which may be what could not be written
+        line = f"Cannot write: {(error.strerror or first_line(error)).rstrip('.')}."
     else:
         debug = verbose
         # The scripts in `fuse_script` and `onnx` have no --verbose.
@@ -105,10 +106,10 @@ def _report(error: Exception, arguments: argparse.Namespace) -> None:
     _print_error(line)
 
 
-def _is_of_stdout(error: OSError) -> bool:
-    """Whether writing to standard output failed, as on a full disk.
+def _is_of_a_full_disk(error: OSError) -> bool:
+    """Whether writing failed for a reason of the disk, to a file that has no name.
 
-    Such errors of files are `AetherError`s by the time they get here.
+    That is standard output or a temporary file.
     """
     return error.filename is None and error.errno in WRITE_ERRORS
 

@@ -17,7 +17,7 @@ from aethernet.commands.upscale_request import (
     has_video,
     how,
 )
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, first_line
 from aethernet.files import command_line, replacing
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.files import upscale_file
@@ -49,6 +49,22 @@ def _standard_input() -> io.BufferedReader:
     return io.BufferedReader(io.FileIO(os.dup(sys.stdin.fileno()), "rb"))
 
 
+def _copy(given: BinaryIO, path: Path) -> None:
+    """Copy a stream to a temporary file.
+
+    Raises:
+        AetherError: when the stream cannot be read or the file not written.
+    """
+    try:
+        with path.open("wb") as file:
+            shutil.copyfileobj(given, file)
+    except OSError as error:
+        raise AetherError(
+            "Standard input cannot be copied to a temporary file: "
+            f"{(error.strerror or first_line(error)).rstrip('.')}."
+        ) from error
+
+
 def _run_picture(request: UpscaleRequest, given: BinaryIO | None) -> int:
     """Upscale a picture, read from `given` unless that is None."""
     _check_picture(request)
@@ -57,8 +73,7 @@ def _run_picture(request: UpscaleRequest, given: BinaryIO | None) -> int:
         source, target = Path(request.inputs[0]), Path(request.output or "")
         if given:
             source = Path(temporary, "standard input")
-            with source.open("wb") as file:
-                shutil.copyfileobj(given, file)
+            _copy(given, source)
         if request.output == PIPE:
             target = Path(temporary, f"standard output{request.format or '.png'}")
         try:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, first_line
 from aethernet.video.yuv import FULL, LIMITED, Colour, from_rgb, to_rgb, usual_colour
 
 MAGIC = b"YUV4MPEG2"
@@ -221,11 +221,19 @@ def _raw_dtype(form: RawFormat) -> np.dtype:
 
 
 def _read(stream: BinaryIO, size: int) -> bytes:
-    """Read `size` bytes, which may come in pieces; fewer at the end of the stream."""
+    """Read `size` bytes, which may come in pieces; fewer at the end of the stream.
+
+    Raises:
+        AetherError: when the system does not let us read.
+    """
     pieces = []
-    while size and (piece := stream.read(size)):
-        pieces.append(piece)
-        size -= len(piece)
+    try:
+        while size and (piece := stream.read(size)):
+            pieces.append(piece)
+            size -= len(piece)
+    except OSError as error:
+        reason = (error.strerror or first_line(error)).rstrip(".")
+        raise AetherError(f"The stream cannot be read: {reason}.") from error
     return b"".join(pieces)
 
 

@@ -10,6 +10,7 @@ clang, which is in zig, keeps the kernels' sums in registers; gcc does not alway
 
 import hashlib
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -44,12 +45,13 @@ class BuildError(Exception):
 
 
 def sources() -> int:
-    """A number for the content of the sources, 63 bits.
+    """A number for the content of the sources and for how they are compiled, 63 bits.
 
     The library has that of the sources it was built from, and is refused with others:
     its functions might take other arguments.
     """
     content = b"".join(path.read_bytes() for path in (KERNELS, LEVEL))
+    content += repr((FLAGS, VARIANTS)).encode()
     return int(hashlib.sha256(content).hexdigest()[:16], 16) >> 1
 
 
@@ -113,11 +115,27 @@ def build(
             _compile(command, KERNELS, own, objects[-1])
         made = Path(folder) / output.name
         _call([*command, "-shared", *map(str, objects), *extra, "-o", str(made)])
-        output.parent.mkdir(parents=True, exist_ok=True)
-        part = output.with_name(f"{output.name}.part")
-        shutil.copyfile(made, part)
-        part.replace(output)
+        _move(made, output)
     return output
+
+
+def _move(made: Path, output: Path) -> None:
+    """Copy a file beside its place, then rename it: others see it complete or not."""
+    part = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own, because two builds may run at the same time.
+        handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+        os.close(handle)
+        part = Path(name)
+        shutil.copyfile(made, part)
+        part.chmod(0o755)
+        part.replace(output)
+    except OSError as error:
+        raise BuildError(f"{output} cannot be written: {error.strerror}.") from error
+    finally:
+        if part:
+            part.unlink(missing_ok=True)
 
 
 def _as_zig(flag: str, command: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""How many threads are worth starting here, and how much memory is left."""
+"""How many threads are worth starting here."""
 
 import os
 import sys
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import psutil
 
-CGROUP = Path("/sys/fs/cgroup")
+from aethernet.devices import cgroup_numbers, own_cgroups
+
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -46,61 +47,14 @@ def _siblings(cpu: int) -> str:
     return str(cpu)
 
 
-def _own_cgroups() -> list[Path]:
-    """Folders of this process's cgroup and those above it, version 2 and 1."""
-    found = []
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text("utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            names = ["", *controllers.split(",")] if controllers else [""]
-            for name in names:
-                folder = CGROUP / name / path.lstrip("/")
-                found += [folder, *folder.parents]
-    roots = (CGROUP, CGROUP / "cpu", CGROUP / "memory")
-    inside = (f for f in (*found, *roots) if f.is_relative_to(CGROUP))
-    return [*dict.fromkeys(inside)]
-
-
-def _numbers(file: Path) -> list[float]:
-    """Numbers in a file of one line; "max" is infinite, no file has none."""
-    with suppress(OSError, ValueError):
-        words = file.read_text("ascii").split()
-        return [float("inf") if word == "max" else float(word) for word in words]
-    return []
-
-
 def _quota(cores: int) -> int:
     """Processors that the cgroup's time limit amounts to, rounded up."""
     least = float(cores)
-    for folder in _own_cgroups():
-        limit = _numbers(folder / "cpu.max") or [
-            *_numbers(folder / "cpu.cfs_quota_us"),
-            *_numbers(folder / "cpu.cfs_period_us"),
+    for folder in own_cgroups():
+        limit = cgroup_numbers(folder / "cpu.max") or [
+            *cgroup_numbers(folder / "cpu.cfs_quota_us"),
+            *cgroup_numbers(folder / "cpu.cfs_period_us"),
         ]
         if len(limit) == 2 and limit[0] > 0 and limit[1] > 0:
             least = min(least, limit[0] / limit[1])
     return int(-(-least // 1))
-
-
-def free_memory() -> int:
-    """Bytes that this process can still get without swapping."""
-    free = float(psutil.virtual_memory().available)
-    for folder in _own_cgroups():
-        for most, used in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            limit, now = _numbers(folder / most), _numbers(folder / used)
-            if limit and now:
-                free = min(free, limit[0] - now[0] + _reclaimable(folder))
-    return max(0, int(free))
-
-
-def _reclaimable(folder: Path) -> float:
-    """Bytes of a cgroup's use that are cached files, which make room when asked."""
-    with suppress(OSError, ValueError):
-        for line in (folder / "memory.stat").read_text("ascii").splitlines():
-            name, _, value = line.partition(" ")
-            if name == "inactive_file":
-                return float(value)
-    return 0

@@ -6,8 +6,9 @@ from functools import partial
 import numpy as np
 
 from aethernet.checkpoints.folded import BLOCK_EPS, LEAKY_SLOPE, NORM_EPS, Folded
+from aethernet.devices import free_memory
 from aethernet.errors import AetherError, OutOfMemoryError
-from aethernet.runtimes.native.cores import free_memory, usable_cores
+from aethernet.runtimes.native.cores import usable_cores
 from aethernet.runtimes.native.library import (
     ADD,
     LEAKY,
@@ -132,7 +133,7 @@ class NativeNetwork:
         count, channels, height, width = batch.shape
         shape = (count, channels, height * self.scale, width * self.scale)
         needed = self.memory(height, width) + 4 * int(np.prod(shape))
-        if needed > free_memory():
+        if needed > free_memory("cpu"):
             raise _out_of_memory(height, width, needed)
         try:
             result = np.empty(shape, np.float32)

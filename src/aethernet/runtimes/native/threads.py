@@ -7,6 +7,7 @@ calls, and a process that forks has no threads of ours.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 
 Job = Callable[[int], None]
@@ -18,7 +19,7 @@ class _Team:
 
     def __init__(self, steps: Sequence[Sequence[Job]], threads: int) -> None:
         self.steps = steps
-        self.queues = [iter(step) for step in steps]
+        self.queues = [deque(step) for step in steps]
         self.barrier = threading.Barrier(threads)
         self.stopped = threading.Event()
         self.error: BaseException | None = None
@@ -27,10 +28,10 @@ class _Team:
         """Do jobs until there are none, or somebody stopped."""
         try:
             for queue in self.queues:
-                for job in queue:  # `next` of a list's iterator is one atomic step
-                    if self.stopped.is_set():
-                        return
+                while (job := _next(queue)) and not self.stopped.is_set():
                     job(number)
+                if self.stopped.is_set():
+                    return
                 self.barrier.wait()
         except threading.BrokenBarrierError:
             pass
@@ -41,6 +42,14 @@ class _Team:
         self.error = self.error or error
         self.stopped.set()
         self.barrier.abort()
+
+
+def _next(queue: deque[Job]) -> Job | None:
+    """Take the next job; atomic in every build of Python, free-threaded ones too."""
+    try:
+        return queue.popleft()
+    except IndexError:
+        return None
 
 
 def run_steps(steps: Sequence[Sequence[Job]], threads: int) -> None:

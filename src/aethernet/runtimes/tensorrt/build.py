@@ -17,7 +17,13 @@ from aethernet.errors import (
     VerificationError,
     import_optional,
 )
-from aethernet.files import check_source, check_target, replacing, unreadable
+from aethernet.files import (
+    check_source,
+    check_target,
+    replacing,
+    unreadable,
+    unwritable,
+)
 from aethernet.runtimes.tensorrt.header import (
     LIBRARIES,
     SUFFIX,
@@ -103,7 +109,10 @@ def build_engine(
         warnings = planned.warnings()
         _show(warnings)
         difference = compare_here(target, header, engine, content)
-        engine_file.write_bytes(engine)
+        try:  # the header's temporary file is not what is too large for the disk
+            engine_file.write_bytes(engine)
+        except OSError as error:
+            raise unwritable(error, target) from error
         header_file.write_bytes(header.to_json())
     return EngineBuild(header, difference, warnings)
 
