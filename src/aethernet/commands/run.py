@@ -94,7 +94,7 @@ def _report(error: Exception, arguments: argparse.Namespace) -> None:
     elif isinstance(error, OSError) and _is_of_a_full_disk(error):
         debug = verbose
         _discard_stdout()  # which may be what could not be written
-        line = f"Cannot write: {(error.strerror or first_line(error)).rstrip('.')}."
+        line = f"Cannot write: {_reason(error)}."
     else:
         debug = verbose
         # The scripts in `fuse_script` and `onnx` have no --verbose.
@@ -115,8 +115,11 @@ def _is_of_a_full_disk(error: OSError) -> bool:
 
 
 def _unwritable_stdout(error: OSError) -> AetherError:
-    reason = error.strerror or first_line(error)
-    return AetherError(f"Cannot write to standard output: {reason.rstrip('.')}.")
+    return AetherError(f"Cannot write to standard output: {_reason(error)}.")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or first_line(error)).rstrip(".")
 
 
 def _described(error: Exception) -> str:
