@@ -30,23 +30,33 @@ class _End:
 
 
 class _Conveyor(Generic[T]):
-    """A bounded queue from one thread to another; either side can end it."""
+    """A bounded queue from one thread to another; either side can end it.
+
+    A signal can raise an exception at any moment of the main thread. In `queue.Queue`
+    it may do so just after a lock was taken, which is then never released. The calls of
+    `SimpleQueue` are written in C and cannot be interrupted halfway, so the places of
+    the bounded queue are tokens in a second one.
+    """
 
     def __init__(self, capacity: int) -> None:
-        self._queue: queue.Queue[T | _End] = queue.Queue(capacity)
+        self._items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(capacity):
+            self._places.put(None)
         self._stopped = threading.Event()
 
-    def put(self, item: T | _End) -> bool:
+    def put(self, item: T) -> bool:
         """Wait for a place and add an item; False when the receiver has stopped."""
         while not self._stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=_POLL)
+            with contextlib.suppress(queue.Empty):
+                self._places.get(timeout=_POLL)
+                self._items.put(item)
                 return True
         return False
 
     def end(self, error: BaseException | None = None) -> None:
         """Say that no more items come; the receiver gets the error after the items."""
-        self.put(_End(error))
+        self._items.put(_End(error))
 
     def stop(self) -> None:
         """Say that no more items are taken."""
@@ -54,7 +64,8 @@ class _Conveyor(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         """Take items until the end; raises the error that ended them."""
-        while not isinstance(item := self._queue.get(), _End):
+        while not isinstance(item := self._items.get(), _End):
+            self._places.put(None)
             yield item
         if item.error:
             raise item.error
