@@ -64,11 +64,21 @@ class _Conveyor(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         """Take items until the end; raises the error that ended them."""
-        while not isinstance(item := self._items.get(), _End):
+        while not isinstance(item := self._take(), _End):
             self._places.put(None)
             yield item
         if item.error:
             raise item.error
+
+    def _take(self) -> T | _End:
+        """Wait for the next item.
+
+        Without a timeout the main thread could miss a signal that arrives just before
+        it waits, and would never act on it.
+        """
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._items.get(timeout=_POLL)
 
 
 def ahead(items: Iterable[T], count: int) -> Generator[T, None, None]:
@@ -138,6 +148,7 @@ def overlapped(
     except BaseException as error:
         failures.append(error)
     results.end()
-    writer.join()
+    while writer.is_alive():
+        writer.join(_POLL)
     if failures:
         raise failures[0]
