@@ -23,8 +23,8 @@ from aethernet.metrics import Figures, mean, measure
 BETAS = (0.9, 0.99)  # as in the option files for the frameworks
 LARGEST_NORM = 5.0  # of a gradient, as there: against a broken batch
 DECAY_PART = 0.1  # of the iterations; the learning rate falls to 0 in them
-# Muon's learning rate, as a multiple of AdamW's beside it. Of 3e-3 and 1e-2 beside
-# 1.2e-3 the lower was better by 1.6 dB (400 iterations, docs/training.md).
+# Muon's learning rate, as a multiple of AdamW's beside it: the ratio of the
+# comparison in docs/training.md.
 MUON_RATE = 2.5
 MUON_WEIGHTS = re.compile(r"\.ffn\.fc(1_gate|1_main|2)\.weight$")
 
