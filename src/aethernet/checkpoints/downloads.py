@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from aethernet.checkpoints.shipped import Download, data_folder
+from aethernet.cache import data_folder
+from aethernet.checkpoints.shipped import Download
 from aethernet.errors import AetherError, first_line
 from aethernet.files import replacing, sha256_of, unwritable
 from aethernet.version import __version__

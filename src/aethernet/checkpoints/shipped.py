@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from aethernet.cache import data_folder
 from aethernet.checkpoints import formats
 from aethernet.checkpoints.model_card import figures_of
 from aethernet.errors import AetherError, first_line
@@ -215,29 +216,6 @@ def models_folder() -> Path:
     """The folder with the models: in the package of a wheel, beside src/ in a clone."""
     inside = PACKAGE / "models"
     return inside if inside.is_dir() else PACKAGE.parents[1] / "models"
-
-
-def data_folder() -> Path:
-    """The folder for downloaded models; it need not exist yet.
-
-    The environment variable `AETHERNET_MODELS` names it. Otherwise it is the folder
-    `aethernet/models` in the first that is set of `XDG_DATA_HOME`, `LOCALAPPDATA`
-    (Windows) and `~/.local/share`.
-
-    Raises:
-        AetherError: when none of these is known.
-    """
-    named = os.environ.get("AETHERNET_MODELS")
-    if named:
-        return Path(named)
-    home = os.environ.get("XDG_DATA_HOME") or os.environ.get("LOCALAPPDATA")
-    try:
-        return Path(home or Path.home() / ".local/share") / "aethernet/models"
-    except RuntimeError as error:  # a user without a home folder, as in containers
-        raise AetherError(
-            "There is no home folder to keep models in.",
-            hint="Name another folder in the environment variable AETHERNET_MODELS.",
-        ) from error
 
 
 def offered_downloads() -> list[Download]:
