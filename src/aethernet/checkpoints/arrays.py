@@ -14,6 +14,7 @@ from aethernet.checkpoints.layout import (
     variant_name,
     without_prefixes,
 )
+from aethernet.checkpoints.limits import check_keys
 from aethernet.errors import CheckpointError, first_line, import_optional
 from aethernet.files import check_source
 
@@ -78,9 +79,12 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     safetensors = import_optional("safetensors")
     try:
         with safetensors.safe_open(path, framework="np") as file:
+            check_keys(file.keys())
             metadata: dict[str, str] = file.metadata() or {}
         entries = safetensors.deserialize(path.read_bytes())
         return _arrays(entries, path), metadata
+    except CheckpointError as error:
+        raise error.about(path) from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"Not a .safetensors file, or a truncated one: {first_line(error)}.", path

@@ -9,13 +9,14 @@ import io
 import json
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from aethernet.aether_core import (
     AetherNet,
@@ -28,6 +29,13 @@ from aethernet.checkpoints.formats import (
     damaged_safetensors,
 )
 from aethernet.checkpoints.layout import arguments_from_metadata, without_prefixes
+from aethernet.checkpoints.limits import (
+    check_keys,
+    check_pickle_limits,
+    numpy_globals,
+    text_metadata,
+    wrapped_dicts,
+)
 from aethernet.errors import (
     CheckpointError,
     ContradictionError,
@@ -204,13 +212,17 @@ def load_weights(path: str | Path, param_key: str | None = None) -> Weights:
     if path.suffix.lower() == ".safetensors":
         content, metadata = _read_safetensors(path)
     elif path.suffix.lower() in PICKLE_SUFFIXES:
-        content = _read_pickle(path)
-        metadata = _plain_metadata(content)
+        content, metadata = _read_pickle(path), {}
     else:
         raise CheckpointError(
             f"Checkpoints have the suffix {', '.join(SUFFIXES)}.", path
         )
-    state_dict, wrapper, others = _unwrap(path, content, param_key)
+    try:
+        metadata = metadata or _plain_metadata(content)
+        state_dict, wrapper, others = _unwrap(path, content, param_key)
+        check_keys(state_dict)
+    except CheckpointError as error:
+        raise error.about(path) from error
     state_dict = without_prefixes(state_dict)
     steps = content.get("iter")
     steps = steps if type(steps) is int and steps > 0 else None
@@ -301,8 +313,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     safetensors = import_optional("safetensors")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            keys = file.keys()
+            check_keys(keys)
+            tensors = {key: file.get_tensor(key) for key in keys}
             return tensors, file.metadata() or {}
+    except CheckpointError as error:
+        raise error.about(path) from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise damaged_safetensors(path, error) from error
 
@@ -312,8 +328,9 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         magic = file.read(4)
     if magic != b"PK\x03\x04" and magic[:1] != b"\x80":  # zip, or a bare pickle
         raise CheckpointError("Not a PyTorch checkpoint, despite its suffix.", path)
+    check_pickle_limits(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), safe_globals(numpy_globals()):
             warnings.simplefilter("ignore")  # about TorchScript, which is refused
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # RuntimeError, EOFError, KeyError and others
@@ -348,16 +365,13 @@ def _plain_metadata(content: Mapping[str, Any]) -> dict[str, str]:
     metadata = content.get("metadata")
     if not isinstance(metadata, Mapping):
         return {}
-    return {
-        str(key): value if isinstance(value, str) else json.dumps(value, default=str)
-        for key, value in metadata.items()
-    }
+    return text_metadata(metadata)
 
 
 def _unwrap(
     path: Path, content: Mapping[Any, Any], param_key: str | None
 ) -> tuple[dict[Any, Any], str | None, tuple[str, ...]]:
-    wrapped = dict(_wrapped(content))
+    wrapped = wrapped_dicts(content)
     if param_key is not None and param_key not in wrapped:
         have = ", ".join(wrapped) or "none, the weights are not wrapped"
         raise CheckpointError(
@@ -378,17 +392,6 @@ def _unwrap(
         if key.rpartition(".")[2] in WRAPPERS and not f"{chosen}.".startswith(f"{key}.")
     )
     return dict(wrapped[chosen]), chosen, others
-
-
-def _wrapped(
-    content: Mapping[Any, Any], prefix: str = "", depth: int = 3
-) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Dicts in a file by dotted name. It may contain itself, so `depth` is limited."""
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value and key != "metadata":
-            yield f"{prefix}{key}", value
-            if depth > 1:
-                yield from _wrapped(value, f"{prefix}{key}.", depth - 1)
 
 
 def _check_values(weights: Weights) -> None:

@@ -26,6 +26,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "aether_large": {"embed_dim": 180, "depths": (8,) * 8, "mlp_ratio": 2.5, **_LK13},
 }
 
+MOST_BLOCKS = 500
+"""Blocks of a network; aether_large has 64."""
+
 # What DataParallel, torch.compile, AveragedModel and GAN trainers put before every key.
 PREFIXES = ("module.", "_orig_mod.", "netG.")
 
@@ -183,10 +186,12 @@ def _deduced(found: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         return max([*found.get(key, []), 1, 1, 1, 1][dim], 1)
 
     blocks = _BLOCK.findall("\n".join(found))
-    numbers = {(int(group), int(block)) for group, block in blocks}
-    groups = range(max(numbers, default=(0, 0))[0] + 1)
-    depths = [max((b for g, b in numbers if g == i), default=0) + 1 for i in groups]
-    depths = depths if sum(depths) <= len(found) else [1]  # no huge net for one index
+    last: dict[int, int] = {}  # the highest block by group
+    for group, block in blocks:
+        last[int(group)] = max(last.get(int(group), 0), int(block))
+    depths = [last.get(group, 0) + 1 for group in range(max(last, default=0) + 1)]
+    if sum(depths) > min(len(found), MOST_BLOCKS):
+        depths = [1]  # no huge network for one index
     large = next(filter(_LARGE_KERNEL.fullmatch, found), "")
     fused = "fused_conv" in large
     embed_dim = size("conv_first.weight", 0)

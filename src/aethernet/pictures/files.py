@@ -22,6 +22,7 @@ import pyvips
 
 from aethernet.errors import ImageError
 from aethernet.files import check_source
+from aethernet.pictures.limits import check_runs, row_blocks
 
 # Metadata that is kept, by libvips' field names; PNG texts have one field each.
 _CARRIED = ("icc-profile-data", "exif-data", "xmp-data", "iptc-data")
@@ -198,10 +199,14 @@ class PictureReader:
         shape = (max(count, 0), header.width, header.bands)
         if count <= 0:
             return np.empty(shape, header.dtype)
+        read = np.empty(shape, header.dtype)
         with _image_errors(self.path, "The file is damaged, or ends early."):
-            fetched = self._region.fetch(0, self._next, header.width, count)
+            for first, block in row_blocks(count):
+                place = (0, self._next + first, header.width, block)
+                fetched = np.frombuffer(self._region.fetch(*place), header.dtype)
+                read[first : first + block] = fetched.reshape(block, *shape[1:])
         self._next += count
-        return np.frombuffer(fetched, header.dtype).reshape(shape)
+        return read
 
 
 @contextlib.contextmanager
@@ -264,6 +269,7 @@ def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
     PIL.Image.MAX_IMAGE_PIXELS = None  # we have our own limit
     with PIL.Image.open(path, formats=["BMP"]) as image:
         _check_limit(path, image.size, limit_mp)  # before it is decoded
+        check_runs(path, image.size, image.info.get("compression", 0))
         plain = image.convert("L" if image.mode in ("1", "L") else "RGB")
         dpi = image.info.get("dpi")
         pixels = np.asarray(plain)
