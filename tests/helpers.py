@@ -57,7 +57,7 @@ def photo(
 ) -> np.ndarray:
     """A natural picture `(height, width, bands)`; alpha is a gradient, nowhere 0."""
     colours = natural_image(height, width, 1 if bands < 3 else 3)[0]
-    planes = [*colours.numpy()]
+    planes = [*colours]
     if bands in (2, 4):
         planes.append(np.linspace(0.01, 1, height * width).reshape(height, width))
     return np.rint(np.stack(planes, -1) * np.iinfo(dtype).max).astype(dtype)

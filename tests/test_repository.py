@@ -118,7 +118,7 @@ def test_readme_states_the_sizes_of_the_variants():
         fused = sum(p.numel() for p in network.fuse().parameters())
         line = next(row for row in readme.splitlines() if row.startswith(f"| `{name}`"))
         assert f"{training:,} / {fused:,}" in line
-        assert f"| {multiply_adds_per_pixel(network):,} |" in line
+        assert f"| {multiply_adds_per_pixel(network.hyperparameters):,} |" in line
 
 
 def test_every_package_is_installed():
