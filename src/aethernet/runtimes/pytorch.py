@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from aethernet.aether_core import AetherNet
-from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.rewrites import rewritten
 from aethernet.checkpoints.verification import exact_float32
 from aethernet.devices import (
@@ -16,7 +15,12 @@ from aethernet.devices import (
     has_bfloat16_units,
     pytorch_devices,
 )
-from aethernet.runtimes.base import Description, InputSizes, library_failures
+from aethernet.runtimes.base import (
+    Description,
+    InputSizes,
+    ModelFile,
+    library_failures,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,10 +59,14 @@ class PyTorchRuntime:
 
     @classmethod
     def load(
-        cls, path: Path, device: str, precision: str, compiled: bool = False
+        cls,
+        file: Path | ModelFile,
+        device: str,
+        precision: str,
+        compiled: bool = False,
     ) -> Self:
         where = choose_device(device)
-        network = load_checkpoint(path).build()
+        network = ModelFile.of(file).checkpoint.build()
         precision = "float32" if precision == "auto" else precision
         return cls(network, where, precision, compiled)
 
