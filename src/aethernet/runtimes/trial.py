@@ -389,5 +389,4 @@ def _folded(file: ModelFile) -> Folded:
 def _photograph(shape: tuple[int, ...]) -> np.ndarray:
     """A part of one, `(B, channels, H, W)`, float32, 0..1."""
     batch, channels, height, width = shape
-    image = np.asarray(natural_image(height, width, channels))
-    return np.ascontiguousarray(np.broadcast_to(image, (batch, *image.shape[1:])))
+    return np.repeat(natural_image(height, width, channels), batch, 0)
