@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, import_optional
 from aethernet.version import __version__
 
 if TYPE_CHECKING:
@@ -58,8 +58,10 @@ def choose_device(name: str) -> "torch.device":
     """The device of that name; "auto" is a GPU where PyTorch has one, else the CPU.
 
     Raises:
+        MissingExtraError: when PyTorch is not installed.
         AetherError: when PyTorch does not know this device or cannot use it here.
     """
+    import_optional("torch", "torch")
     import torch
 
     if name == "auto":

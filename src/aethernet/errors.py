@@ -119,8 +119,8 @@ def import_optional(module: str, extra: str | None = None) -> ModuleType:
             f"{first_line(error).rstrip('.')}."
         ) from error
     if found is None or found.__file__ is None:
-        hint = f"Install it: pip install {package}"
-        if extra:
-            hint += f", or in AetherNet's folder: pip install -e '.[{extra}]'"
+        hint = f"Install it: python -m pip install {package}"
+        if extra:  # double quotes, which every shell takes
+            hint += f", or in AetherNet's folder: python -m pip install -e \".[{extra}]\""
         raise MissingExtraError(f"The package {package} is missing.", hint=f"{hint}.")
     return found

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aethernet.checkpoints.checkpoint import Checkpoint
 
 PRECISIONS = ("float32", "float16", "bfloat16")
-"""What a model can be computed in; keys of `checkpoints.rewrites.PRECISIONS`."""
+"""What a model can be computed in; as `checkpoints.layout.PRECISIONS`."""
 
 ONNX_RUNTIME_DISTRIBUTIONS = (
     "onnxruntime",
