@@ -42,6 +42,13 @@ class Attempt:
         assert self.seconds < 2, self
         assert self.megabytes < 500, self
 
+    def check_no_traceback(self) -> None:
+        """Check that the command ended by itself, with a result or one error line."""
+        assert self.code in (0, 1), self
+        assert "Traceback" not in self.error, self
+        assert "unexpected" not in self.error, self
+        assert self.error.count("\n") == self.code, self
+
 
 class Server:
     """Runs commands, see `serving`."""

@@ -13,6 +13,7 @@ from aethernet.checkpoints.checkpoint import (
     load_checkpoint,
 )
 from aethernet.checkpoints.layout import (
+    MOST_BLOCKS,
     UPSAMPLE_FACTORS,
     check_arguments,
     expected_shapes,
@@ -119,12 +120,15 @@ def _describe_onnx(path: Path) -> Facts:
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf's and the checker's errors share no base
         raise AetherError("Not a valid ONNX file.", path) from error
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    try:
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+    except UnicodeDecodeError as error:
+        raise AetherError("The metadata is no valid UTF-8.", path) from error
     facts: Facts = [("file", str(path))]
     if metadata.get("architecture") == "AetherNet":
         try:
             arguments = json.loads(metadata["hyperparameters"])
-            if sum(arguments["depths"]) > len(model.graph.node):
+            if sum(arguments["depths"]) > min(len(model.graph.node), MOST_BLOCKS):
                 raise ValueError("more blocks than the graph has nodes")
             facts += describe_network(arguments)
         except (
@@ -141,7 +145,13 @@ def _describe_onnx(path: Path) -> Facts:
         for value in values:
             tensor = value.type.tensor_type
             sides = [d.dim_param or str(d.dim_value) for d in tensor.shape.dim]
-            dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+            try:
+                dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+            except ValueError as error:
+                raise AetherError(
+                    f"The {kind} has the type {tensor.elem_type}, which ONNX lacks.",
+                    path,
+                ) from error
             facts.append((kind, f"{value.name} ({', '.join(sides)}) {dtype}"))
     opsets = [f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import]
     return [*facts, ("opset", ", ".join(opsets)), *_metadata(metadata)]

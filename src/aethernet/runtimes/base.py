@@ -33,7 +33,10 @@ ONNX_RUNTIME_DISTRIBUTIONS = (
 
 # How libraries, and the drivers below them, say that memory ran out.
 _OUT_OF_MEMORY = re.compile(
-    r"alloc|out.of.memory|OutOfMemory|not enough memory|CUDA failure 2\b", re.IGNORECASE
+    r"(fail\w*|can.?t|could not|cannot|unable|tried)( to)?( be)? alloc|bad.?alloc|"
+    r"alloc\w*.fail|out.of.memory|OutOfMemory|not enough memory|CUDA failure 2\b|"
+    r"smaller than requested",
+    re.IGNORECASE,
 )
 
 

@@ -25,10 +25,10 @@ from aethernet.runtimes.base import (
     Description,
     InputSizes,
     ModelFile,
-    check_upscales,
     library_failures,
     no_picture_model,
 )
+from aethernet.runtimes.probing import found_sizes
 from aethernet.version import PACKAGE
 
 _log = logging.getLogger(__name__)
@@ -84,15 +84,14 @@ class OnnxModel(abc.ABC):
         self.channels: int = channels
         self.device, self.precision, self.why = device, precision, ""
         self._dtype = dtype
+        self._path = path
         # The output's size tells the scale of any file, whatever program wrote it.
-        probe = self.size(1, 8, 8)
-        try:
-            made = self._run(np.zeros(probe, np.float32)).shape
-        except (MemoryError, ValueError) as error:
-            raise AetherError(
-                f"The input that it takes, {probe}, is too large.", path
-            ) from error
-        self.scale: int = check_upscales(path, probe, made)
+        self._sizes = found_sizes(
+            path,
+            lambda height, width: self.size(1, height, width),
+            lambda shape: self._run(np.zeros(shape, np.float32)).shape,
+        )
+        self.scale: int = self._sizes.scale
 
     @classmethod
     @abc.abstractmethod
@@ -117,7 +116,20 @@ class OnnxModel(abc.ABC):
                     f"This ONNX file takes a {name} of {fixed} only, not {side}.",
                     hint="Export it with free sizes.",
                 )
-        return self._run(batch)
+        height, width = batch.shape[2:]
+        missing = [self._sizes.padded(side) - side for side in (height, width)]
+        if any(missing):
+            sides = ((0, 0), (0, 0), *((0, side) for side in missing))
+            batch = np.pad(batch, sides, mode="reflect")
+        output = self._run(batch)
+        wanted = (*batch.shape[:2], *(side * self.scale for side in batch.shape[2:]))
+        if output.shape != wanted:
+            raise AetherError(
+                f"The model makes {output.shape} of {batch.shape}, not {wanted}, so it "
+                "is no upscaler.",
+                self._path,
+            )
+        return output[:, :, : height * self.scale, : width * self.scale]
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
         with library_failures(self.describe(), batch.shape):

@@ -1,5 +1,6 @@
 """ONNX files and exports of checkpoints, executed by ONNX Runtime."""
 
+import contextlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from aethernet.errors import AetherError, import_optional
 from aethernet.files import unreadable
 from aethernet.runtimes.base import PRECISIONS, ModelFile
 from aethernet.runtimes.onnx_files import OnnxModel, allowed_threads, load_exported
+from aethernet.runtimes.probing import memory_limit
 
 # Device -> ONNX Runtime's provider, in the order in which "auto" prefers them.
 PROVIDERS = {
@@ -56,7 +58,10 @@ class OnnxRuntime(OnnxModel):
             [side if isinstance(side, int) else None for side in value.shape]
             for value in (*inputs, *outputs)
         ]
-        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        try:
+            self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError as error:
+            raise AetherError("The metadata is no valid UTF-8.", path) from error
         stated = self.metadata.get("precision", "")  # other programs may write anything
         known = stated in (*PRECISIONS, "int8")
         precision = stated if known else np.dtype(dtype).name
@@ -167,8 +172,11 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
     except OSError as error:
         raise unreadable(error, path) from error
     settings, providers = _settings(ort, device, optimised)
+    # Libraries of GPUs reserve much more than they take.
+    bounded = memory_limit(path) if device == "cpu" else contextlib.nullcontext()
     try:
-        session = ort.InferenceSession(content, settings, providers)
+        with bounded:
+            session = ort.InferenceSession(content, settings, providers)
     except Exception as error:  # its errors have no base class of their own
         if device == "cpu" and _is_bfloat16(path):
             raise AetherError(

@@ -1,5 +1,6 @@
 """ONNX files and exports of checkpoints, executed by OpenVINO."""
 
+import contextlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from aethernet.errors import AetherError, import_optional
 from aethernet.files import unreadable
 from aethernet.runtimes.base import ModelFile
 from aethernet.runtimes.onnx_files import OnnxModel, allowed_threads, load_exported
+from aethernet.runtimes.probing import memory_limit
 
 # Precision -> OpenVINO's name for it as a hint, and among a device's capabilities.
 HINTS = {
@@ -122,7 +124,8 @@ def _compile(model: Any, path: Path, device: str, hint: str) -> Any:
     if device == "cpu" and (threads := allowed_threads()):
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        compiled = _core().compile_model(model, _openvino_device(device), settings)
+        with memory_limit(path) if device == "cpu" else contextlib.nullcontext():
+            compiled = _core().compile_model(model, _openvino_device(device), settings)
     except RuntimeError as error:
         raise AetherError(
             f"OpenVINO cannot prepare this model for the device {device!r}.", path

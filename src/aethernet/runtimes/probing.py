@@ -1,0 +1,163 @@
+"""Find out by small trials what an ONNX file of any program takes and makes."""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from aethernet.errors import AetherError, OutOfMemoryError
+from aethernet.runtimes.base import check_upscales
+
+Shape = tuple[int, int, int, int]
+"""`(B, C, H, W)`."""
+
+LARGEST_SCALE = 32
+"""Of a model."""
+
+# Bytes that a library may take besides for a model and a picture: for itself, and for
+# the stack and the heap of each of its threads.
+_FOR_THE_LIBRARY, _FOR_A_THREAD = 2**29, 2**27
+
+# How often a model may hold its file, and bytes for each pixel of a picture; the
+# networks that spandrel knows take 30,000 at most.
+_COPIES_OF_THE_FILE, _BYTES_PER_PIXEL = 6, 2**16
+
+# Values of an input whose size the file fixes.
+_LARGEST_INPUT = 2**27
+
+# The first trial, height and width: odd, and not square.
+_FIRST = (9, 11)
+
+# Further odd heights, for models that need some pixels.
+_LARGER = (17, 33, 65)
+
+# Heights that are an odd multiple of each number, by which the sides may have to be
+# divisible.
+_MULTIPLES = {2: 66, 4: 68, 8: 72, 16: 80, 32: 96, 64: 192}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What was found out about a model."""
+
+    scale: int
+    least: int = 1
+    """Pixels along each side that an input needs."""
+    multiple: int = 1
+    """By which each side of an input has to be divisible."""
+
+    def padded(self, side: int) -> int:
+        """The length to which a side has to be padded."""
+        return max(-(-side // self.multiple) * self.multiple, self.least)
+
+
+_limiting = threading.Lock()
+
+
+@contextlib.contextmanager
+def memory_limit(path: Path, pixels: int = 0) -> Iterator[None]:
+    """Keep a small model from filling the memory in this block, on Linux.
+
+    A library that asks for more is told that there is none, and raises its error.
+
+    Args:
+        path: of the model.
+        pixels: of the picture that it is run on.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    kind = resource.RLIMIT_AS
+    more = _FOR_THE_LIBRARY + _FOR_A_THREAD * (os.cpu_count() or 1)
+    more += _COPIES_OF_THE_FILE * path.stat().st_size + _BYTES_PER_PIXEL * pixels
+    with _limiting:
+        before = resource.getrlimit(kind)
+        limit = psutil.Process().memory_info().vms + more
+        known = [one for one in before if one != resource.RLIM_INFINITY]
+        resource.setrlimit(kind, (min([limit, *known]), before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(kind, before)
+
+
+def found_sizes(
+    path: Path,
+    shape: Callable[[int, int], Shape],
+    run: Callable[[Shape], tuple[int, ...]],
+) -> Sizes:
+    """Run a model on small inputs to learn its scale and the sizes that it takes.
+
+    Args:
+        path: of the model.
+        shape: of an input of that height and width; the file may fix sides of it.
+        run: runs the model on an input of that shape, and returns the output's shape.
+
+    Raises:
+        AetherError: when no input is enlarged by a whole number up to `LARGEST_SCALE`,
+            or it takes too much memory.
+    """
+    sizes = _found(path, shape, run)
+    if sizes.scale > LARGEST_SCALE:
+        raise AetherError(
+            f"The model enlarges pictures {sizes.scale} times, more than the "
+            f"{LARGEST_SCALE} times that are possible.",
+            path,
+        )
+    return sizes
+
+
+def _found(
+    path: Path,
+    shape: Callable[[int, int], Shape],
+    run: Callable[[Shape], tuple[int, ...]],
+) -> Sizes:
+    def tried(height: int, width: int) -> int:
+        given = shape(height, width)
+        return check_upscales(path, given, _run(path, given, run))
+
+    def works(height: int, multiple: int = 1) -> int:
+        try:
+            return tried(height, height + 2 * multiple)
+        except OutOfMemoryError:
+            raise
+        except AetherError:
+            return 0
+
+    try:
+        return Sizes(tried(*_FIRST))
+    except OutOfMemoryError as error:
+        height, width = shape(*_FIRST)[2:]
+        raise AetherError(
+            f"The model takes too much memory for a picture of {width}x{height}.", path
+        ) from error
+    except AetherError:
+        if shape(*_FIRST)[2:] != _FIRST:
+            raise  # the file fixes the size
+        for side in _LARGER:
+            if scale := works(side):
+                return Sizes(scale, least=side)
+        for multiple, side in _MULTIPLES.items():
+            if scale := works(side, multiple):
+                least = multiple
+                while least < side and not works(least, multiple):
+                    least += multiple
+                return Sizes(scale, least, multiple)
+        raise
+
+
+def _run(
+    path: Path, given: Shape, run: Callable[[Shape], tuple[int, ...]]
+) -> tuple[int, ...]:
+    batch, channels, height, width = given
+    if batch * channels * height * width > _LARGEST_INPUT:
+        raise OutOfMemoryError(f"The input that it takes, {given}, is too large.", path)
+    with memory_limit(path, batch * height * width):
+        return run(given)

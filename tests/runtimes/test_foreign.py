@@ -1,0 +1,281 @@
+"""ONNX files of other programs: sizes they want, and files made to do harm."""
+
+import sys
+
+import numpy as np
+import pytest
+from helpers import SHARED, photo, run, write
+from limited import serving
+from runtime_helpers import PICTURE, node, write_model
+
+from aethernet.commands.main import main
+from aethernet.errors import AetherError, OutOfMemoryError
+from aethernet.pictures.files import read_picture
+from aethernet.runtimes.base import Description, library_failures
+from aethernet.runtimes.registry import open_model
+
+onnx = pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
+pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
+
+CASES = SHARED / "cases"
+OUT = {"y": [None] * 4}
+
+
+def step(op, *names, **attributes):
+    made = node(op, *names, **attributes)
+    made.name = names[-1]  # ONNX Runtime takes no name twice
+    return made
+
+
+def scales(*values):
+    return onnx.helper.make_tensor("s", 1, [4], values)
+
+
+def unshuffling(path, factor, scale=2):
+    """A model that divides pictures into blocks, as a pixel-unshuffle does."""
+    nodes = [
+        step("SpaceToDepth", "x", "blocks", blocksize=factor),
+        step("DepthToSpace", "blocks", "same", blocksize=factor),
+        step("Resize", "same", "", "s", "y", mode="nearest"),
+    ]
+    return write_model(
+        path, nodes, {"x": PICTURE, **OUT}, weights=[scales(1, 1, scale, scale)]
+    )
+
+
+def needing(path, least, scale=2):
+    """A model that mirrors `least - 1` pixels at each border, and cuts them off."""
+    pads = [0, 0, least - 1, least - 1] * 2
+    weights = [
+        scales(1, 1, scale, scale),
+        onnx.helper.make_tensor("p", 7, [8], pads),
+        onnx.helper.make_tensor("n", 7, [8], [-pad for pad in pads]),
+    ]
+    nodes = [
+        step("Pad", "x", "p", "wide", mode="reflect"),
+        step("Pad", "wide", "n", "same"),
+        step("Resize", "same", "", "s", "y", mode="nearest"),
+    ]
+    return write_model(path, nodes, {"x": PICTURE, **OUT}, weights=weights)
+
+
+def upscaled(tmp_path, model, pixels, *words):
+    write(pixels, tmp_path / "in.png")
+    words = ("--model", model, "--device", "cpu", *words)
+    code = main(
+        [
+            "upscale",
+            *map(str, (tmp_path / "in.png", "-o", tmp_path / "out.png", *words)),
+        ]
+    )
+    return code if code else read_picture(tmp_path / "out.png").pixels
+
+
+class TestSizes:
+    @pytest.mark.parametrize("runtime", ["auto", "openvino"])
+    @pytest.mark.parametrize("factor", [2, 4, 8, 16, 32])
+    def test_sides_that_have_to_be_divisible(self, tmp_path, factor, runtime):
+        if runtime == "openvino":
+            pytest.importorskip("openvino")
+        path = unshuffling(tmp_path / "m.onnx", factor)
+        pixels = photo(33, 51)
+        made = upscaled(tmp_path, path, pixels, "--runtime", runtime)
+        assert np.array_equal(made, pixels.repeat(2, 0).repeat(2, 1))
+
+    def test_in_tiles(self, tmp_path):
+        path = unshuffling(tmp_path / "m.onnx", 8)
+        pixels = photo(101, 93)
+        made = upscaled(tmp_path, path, pixels, "--tile", 37, "--context", 5)
+        assert np.array_equal(made, pixels.repeat(2, 0).repeat(2, 1))
+
+    @pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 51)])
+    def test_pictures_that_are_too_small(self, tmp_path, size):
+        path = needing(tmp_path / "m.onnx", 20)
+        pixels = photo(*size)
+        made = upscaled(tmp_path, path, pixels)
+        assert np.array_equal(made, pixels.repeat(2, 0).repeat(2, 1))
+
+    def test_the_shared_case(self, tmp_path):
+        if not CASES.exists():
+            pytest.skip("needs ../shared/cases")
+        pixels = read_picture(CASES / "odd_51x33.png").pixels
+        made = upscaled(tmp_path, CASES / "unshuffle2x.onnx", pixels)
+        assert made.shape == (66, 102, 3)
+        # A padded border must not change what is inside.
+        even = np.pad(pixels, ((0, 1), (0, 1), (0, 0)), mode="reflect")
+        whole = upscaled(tmp_path, CASES / "unshuffle2x.onnx", even)
+        assert np.array_equal(made, whole[:66, :102])
+
+    def test_an_error_of_an_operator_is_not_called_out_of_memory(self):
+        by = Description("ONNX Runtime", "cpu", "float32")
+        for text, kind in (
+            ("Failed to allocate memory for requested buffer of size 9", True),
+            ("std::bad_alloc", True),
+            ("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", True),
+            ("DefaultCPUAllocator: can't allocate memory", True),
+            ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+            ("Reshape: allocator.h:91 the input cannot be reshaped", False),
+            ("unsupported allowzero in the node alloc_1", False),
+        ):
+            with (
+                pytest.raises(AetherError) as caught,
+                library_failures(by, (1, 3, 2, 2)),
+            ):
+                raise RuntimeError(text)
+            assert isinstance(caught.value, OutOfMemoryError) == kind, text
+
+
+def enlarging(factor):
+    def make(path):
+        nodes = [step("Resize", "x", "", "s", "y", mode="nearest")]
+        weights = [scales(1, 1, factor, factor)]
+        write_model(path, nodes, {"x": PICTURE, **OUT}, weights=weights)
+
+    make.__name__ = f"enlarging_{factor}_times"
+    return make
+
+
+def a_large_intermediate(path):
+    nodes = [
+        step("Resize", "x", "", "s", "large", mode="nearest"),
+        step("ReduceMean", "large", "mean", keepdims=0),
+        step("Add", "x", "mean", "y"),
+    ]
+    weights = [scales(1, 1, 3000, 3000)]
+    write_model(path, nodes, {"x": PICTURE, **OUT}, weights=weights)
+
+
+def a_large_constant(path):
+    shape = onnx.helper.make_tensor("s", 7, [4], [1, 3, 27000, 27000])
+    nodes = [
+        step("ConstantOfShape", "s", "large"),
+        step("ReduceMean", "large", "mean", keepdims=0),
+        step("Add", "x", "mean", "y"),
+    ]
+    write_model(path, nodes, {"x": PICTURE, **OUT}, weights=[shape])
+
+
+def a_large_input(path):
+    nodes = [step("Identity", "x", "y")]
+    sides = [1, 3, 30_000, 30_000]
+    write_model(path, nodes, {"x": sides, "y": sides})
+
+
+def an_output_of_another_size(path):
+    """Constant, so that it only fits one size."""
+    shape = onnx.helper.make_tensor("s", 7, [4], [1, 3, 8, 8])
+    write_model(
+        path,
+        [step("ConstantOfShape", "s", "y")],
+        {"x": PICTURE, **OUT},
+        weights=[shape],
+    )
+
+
+def an_output_that_does_not_grow_with_the_input(path):
+    """Right for one size of input, wrong for all others."""
+    shape = onnx.helper.make_tensor("s", 7, [4], [1, 3, 18, 22])
+    write_model(
+        path,
+        [step("ConstantOfShape", "s", "y")],
+        {"x": PICTURE, **OUT},
+        weights=[shape],
+    )
+
+
+def an_unknown_type(path):
+    enlarging(2)(path)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = 2**31 - 1
+    path.write_bytes(model.SerializeToString())
+
+
+def metadata_that_is_not_utf8(path):
+    enlarging(2)(path)
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"key": "a_longer_value"})
+    data = model.SerializeToString()
+    assert data.count(b"a_longer_value") == 1
+    path.write_bytes(data.replace(b"a_longer_value", b"a_l\xff\xfe_r_value"))
+
+
+HARMFUL = [
+    enlarging(40),
+    enlarging(3000),
+    a_large_intermediate,
+    a_large_constant,
+    a_large_input,
+    an_output_of_another_size,
+    an_output_that_does_not_grow_with_the_input,
+    an_unknown_type,
+    metadata_that_is_not_utf8,
+]
+
+
+@pytest.fixture(scope="module")
+def limited():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("limits processes as Linux can")
+    with serving() as server:
+        yield server
+
+
+@pytest.mark.parametrize("make", HARMFUL)
+def test_a_harmful_file_is_refused_at_once(limited, make, tmp_path):
+    write(photo(), tmp_path / "in.png")
+    path = tmp_path / "model.onnx"
+    make(path)
+    words = [
+        "upscale",
+        tmp_path / "in.png",
+        "-o",
+        tmp_path / "out.png",
+        "--model",
+        path,
+    ]
+    limited.run(*words, "--device", "cpu").check_refused("model.onnx: ")
+    assert not (tmp_path / "out.png").exists()
+    limited.run("info", path).check_no_traceback()
+
+
+@pytest.mark.parametrize("name", ["onnx-103", "onnx-253"])
+def test_a_shared_case_is_refused_at_once(limited, name, tmp_path):
+    path = CASES / f"hostile/{name}.onnx"
+    if not path.exists():
+        pytest.skip("needs ../shared/cases")
+    write(photo(), tmp_path / "in.png")
+    words = [
+        "upscale",
+        tmp_path / "in.png",
+        "-o",
+        tmp_path / "out.png",
+        "--model",
+        path,
+    ]
+    limited.run(*words, "--device", "cpu").check_refused(f"{name}.onnx: ")
+    limited.run("info", path).check_no_traceback()
+
+
+def test_the_limit_ends_with_the_trial(tmp_path):
+    resource = pytest.importorskip(
+        "resource", reason="limits of a process, as POSIX has"
+    )
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    enlarging(2)(tmp_path / "m.onnx")
+    open_model(tmp_path / "m.onnx", "onnxruntime", "cpu")
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_a_lower_limit_of_the_user_stays(tmp_path):
+    pytest.importorskip("resource", reason="limits of a process, as POSIX has")
+    enlarging(2)(tmp_path / "m.onnx")
+    code = (
+        "import resource, sys\n"
+        "limit = (40 * 10**9, 40 * 10**9)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, limit)\n"
+        "from aethernet.runtimes.registry import open_model\n"
+        "open_model(sys.argv[1], 'onnxruntime', 'cpu')\n"
+        "assert resource.getrlimit(resource.RLIMIT_AS) == limit\n"
+    )
+    done = run("-c", code, tmp_path / "m.onnx")
+    assert done.returncode == 0, done.stderr
