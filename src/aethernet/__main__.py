@@ -2,6 +2,11 @@
 
 import sys
 
-from aethernet.commands.main import main
+from aethernet.commands.signals import end_at_interrupts
 
-sys.exit(main())
+end_at_interrupts()  # before the imports that take their time
+
+from aethernet.commands.main import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())

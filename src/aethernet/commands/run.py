@@ -9,13 +9,12 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from aethernet.commands.signals import Stop
 from aethernet.errors import AetherError, first_line
 from aethernet.files import WRITE_ERRORS
 from aethernet.text import printable
 
-_INTERRUPTED = 130  # 128 + SIGINT, as in shells
-
-_TERMINATED = 143  # 128 + SIGTERM
+_INTERRUPTED = "interrupted; no file is left half written."
 
 
 def exit_code(
@@ -24,28 +23,31 @@ def exit_code(
     """Run a job and return the exit code of the process.
 
     The code is 0 on success, 1 after an error and 130 after Ctrl-C; SIGTERM ends the
-    process with 143. A job that continues after a part of it failed reports that
-    failure itself and returns 1.
+    process with 143, SIGHUP with 129. A job that continues after a part of it failed
+    reports that failure itself and returns 1.
 
     An error prints one line. An exception that is not an `AetherError` is a bug: its
     traceback is printed with `--verbose` or with AETHERNET_DEBUG=1 in the environment.
     AETHERNET_DEBUG=1 also shows the traceback of an `AetherError` and of its cause.
     Log messages go to stderr if that is a terminal.
     """
-    # An exception, so that temporary files are removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    stop = Stop()
     _accept_any_character()
     _show_log_messages()
     try:
         code = job(arguments) or 0
         _flush_stdout()
     except KeyboardInterrupt:
-        _print_error("interrupted; no file is left half written.")
-        return _INTERRUPTED
+        _print_error(_INTERRUPTED)
+        return 128 + signal.SIGINT  # as in shells
     except BrokenPipeError:  # the reader of our output has closed it
         _discard_stdout()
         return 1
     except Exception as error:
+        if stop.code is not None:  # a library has turned the signal into its error
+            if stop.interrupted:
+                _print_error(_INTERRUPTED)
+            return stop.code
         _report(error, arguments)
         return 1
     return code

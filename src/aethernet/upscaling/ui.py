@@ -186,7 +186,8 @@ class _Upscaler:
         """
         with _errors_as_toasts(self._gradio, self._folder):
             source = self._uploaded(upload)
-            if name not in self._models or suffix not in _FORMATS:
+            words = isinstance(name, str) and isinstance(suffix, str)
+            if not words or name not in self._models or suffix not in _FORMATS:
                 raise AetherError("Choose a model and a format of those on the page.")
             size = PictureReader(source).header.size
             model = self._model(name)
@@ -206,7 +207,10 @@ class _Upscaler:
         """The picture that was dropped; never a file outside the page's own folder."""
         if not isinstance(upload, dict) or not upload.get("path"):
             raise ImageError("Drop a picture first.")
-        source = Path(os.path.realpath(str(upload["path"])))
+        try:
+            source = Path(os.path.realpath(str(upload["path"])))
+        except ValueError as error:  # a null character
+            raise ImageError("This is not a picture that was dropped here.") from error
         if not source.is_relative_to(self._folder):
             raise ImageError("This is not a picture that was dropped here.")
         return source
