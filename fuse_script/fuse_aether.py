@@ -41,6 +41,7 @@ def main() -> int:
         help=conversion.HELP_SCALE,
     )
     parser.add_argument("--param_key", metavar="KEY", help=conversion.HELP_PARAM_KEY)
+    conversion.add_img_range(parser, "--img_range")
     add_dtype(parser)
     conversion.add_checking(parser)
     return exit_code(_fuse, parser.parse_args())

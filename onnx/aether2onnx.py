@@ -51,6 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="stop unless the weights take so many channels; default: read from them",
     )
     parser.add_argument("--param_key", metavar="KEY", help=conversion.HELP_PARAM_KEY)
+    conversion.add_img_range(parser, "--img_range")
     parser.add_argument(
         "--dynamic_shapes",
         action="store_true",

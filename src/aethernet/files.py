@@ -91,6 +91,29 @@ def files_in(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
 
 
 @contextlib.contextmanager
+def parent_made(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is to be written in this block.
+
+    Folders that were made are removed again when the block raises.
+
+    Raises:
+        AetherError: when it cannot be made.
+    """
+    missing = [one for one in Path(os.path.abspath(path)).parents if not one.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(error, path) from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # another process has put something there
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write; move it to `path` when the block ends well.
 

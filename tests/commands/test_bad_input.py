@@ -137,7 +137,37 @@ def good(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", WRITERS)
+# As the published scripts, these make the folder of their output.
+FOLDER_MAKERS = (
+    "fuse_aether.py",
+    "aether2onnx.py",
+    "aethernet fuse",
+    "aethernet export",
+)
+
+
+@pytest.mark.parametrize("name", FOLDER_MAKERS)
+def test_a_missing_output_folder_is_made(name, good, tmp_path, monkeypatch):
+    script, arguments = arguments_for(name, good, tmp_path / "absent/deeper/result")
+    assert call_script(monkeypatch, script, *arguments) == 0
+    assert len(without_hidden(tmp_path / "absent/deeper")) == 1
+
+
+@pytest.mark.parametrize("name", FOLDER_MAKERS)
+def test_a_folder_that_was_made_goes_after_an_error(
+    name, tmp_path, monkeypatch, capsys
+):
+    script, arguments = arguments_for(
+        name, tmp_path / "missing.pth", tmp_path / "absent/deeper/result"
+    )
+    assert call_script(monkeypatch, script, *arguments) == 1
+    check_one_error(capsys.readouterr().err)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in WRITERS if name not in FOLDER_MAKERS]
+)
 def test_output_folder_that_does_not_exist(name, good, tmp_path, monkeypatch, capsys):
     script, arguments = arguments_for(name, good, tmp_path / "absent/result")
     assert call_script(monkeypatch, script, *arguments) == 1

@@ -29,7 +29,9 @@ from .__arch.aether_core import (
 class AetherNetArch(Architecture[AetherNet]):
     """Detects and loads AetherNet of any size, scale and form."""
 
-    def __init__(self) -> None:
+    def __init__(self, img_range: float = 1.0) -> None:
+        """Detect AetherNet; `img_range` is what its networks were trained with."""
+        self._img_range = img_range
         super().__init__(
             id="AetherNet",
             detect=KeyCondition.has_all(
@@ -52,11 +54,12 @@ class AetherNetArch(Architecture[AetherNet]):
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[AetherNet]:
         """Build the network that the weights describe.
 
-        `img_range` is not in the weights: as in all published models it is taken as 1.
-        Raises ValueError naming the first key that does not belong.
+        `img_range` is not in the weights: it is the one given to this architecture, by
+        default 1, as in all published models. Raises ValueError naming the first key
+        that does not belong.
         """
         hyperparameters = hyperparameters_from_state_dict(state_dict)
-        model = AetherNet(**hyperparameters)
+        model = AetherNet(**hyperparameters, img_range=self._img_range)
         scale = hyperparameters["scale"]
         channels = hyperparameters["in_chans"]
         return ImageModelDescriptor(
@@ -87,16 +90,20 @@ def _tags(model: AetherNet) -> list[str]:
     return [*size, "training", kernels, f"{hyperparameters['sk_kernel']}sk"]
 
 
-def install(*, ignore_duplicates: bool = False) -> list[ArchSupport]:
+def install(
+    *, ignore_duplicates: bool = False, img_range: float = 1.0
+) -> list[ArchSupport]:
     """Add AetherNet to spandrel's main registry and return what was added.
 
+    Its networks are taken to be trained with this `img_range`; `aethernet fuse
+    --img-range` puts another one into the weights of a file instead.
     Raises spandrel's DuplicateArchitectureError when it is there already, unless
     `ignore_duplicates` is true.
     """
     from spandrel import MAIN_REGISTRY
 
     return MAIN_REGISTRY.add(
-        ArchSupport.from_architecture(AetherNetArch()),
+        ArchSupport.from_architecture(AetherNetArch(img_range)),
         ignore_duplicates=ignore_duplicates,
     )
 

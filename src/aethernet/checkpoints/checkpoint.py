@@ -74,6 +74,9 @@ class CheckpointOptions:
     """Scale that the weights must have. None: not compared."""
     in_chans: int | None = None
     """Number of image channels that the weights must take. None: not compared."""
+    img_range: float | None = None
+    """With which the network was trained, which no weight tells. None: as the metadata
+    says, else 1."""
     device: str | None = None
     """Device on which PyTorch computes the reference for files made from it. None: as
     `comparison` chooses."""
@@ -184,6 +187,7 @@ def load_checkpoint(
         )
         _check_values(stored)
         told = arguments_from_metadata(weights.metadata, derived)
+        told = {**_given_range(options, told), **told}
     except CheckpointError as error:
         raise error.about(weights.path) from error
     checkpoint = Checkpoint(
@@ -199,6 +203,21 @@ def load_checkpoint(
     )
     _check_expectations(checkpoint, options)
     return checkpoint
+
+
+def _given_range(
+    options: CheckpointOptions, told: Mapping[str, Any]
+) -> dict[str, float]:
+    """The `img_range` of the options, checked against what the metadata tells."""
+    given = options.img_range
+    if given is None:
+        return {}
+    if "img_range" in told and told["img_range"] != given:
+        raise CheckpointError(
+            f"img_range was given as {given:g}, but the file says "
+            f"{told['img_range']:g}."
+        )
+    return {"img_range": given}
 
 
 def load_weights(path: str | Path, param_key: str | None = None) -> Weights:
@@ -272,6 +291,7 @@ def write_checkpoint(
     path: str | Path,
     dtype: str = "float32",
     check: Callable[[Checkpoint], None] | None = None,
+    bare: bool = False,
 ) -> None:
     """Write weights, read them back, compare, then move the file into place.
 
@@ -283,6 +303,7 @@ def write_checkpoint(
         dtype: of the file, a member of `DTYPES`.
         check: called with the content of the written file before the file is moved to
             `path`. An error that it raises is passed on, and no file is kept.
+        bare: write a `.pth` file that is the state dict itself, without metadata.
 
     Raises:
         CheckpointError: when `path` has another suffix, `dtype` is another one, or a
@@ -309,7 +330,7 @@ def write_checkpoint(
     if path.suffix.lower() == ".safetensors":
         content = safetensors_bytes(stored, metadata)
     else:
-        content = pickle_bytes(stored, metadata, path)
+        content = pickle_bytes(stored, None if bare else metadata, path)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
         written = load_checkpoint(temporary)

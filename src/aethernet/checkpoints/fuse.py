@@ -43,19 +43,23 @@ def fuse_checkpoint(
     target: str | Path,
     dtype: str = "float32",
     verify: str = "quick",
+    bare: bool = False,
 ) -> Fusion:
     """Write the fused form of a checkpoint.
 
     Each fused kernel is compared with its two branches. The written file is read again
     and compared with the source on a photograph, noise and extreme frames. It is kept
     only if no value differs by more than `MAX_ERRORS`. A source in fused form is
-    written with bare keys and our metadata.
+    written with bare keys and our metadata. The written weights have an `img_range`
+    of 1: another one is put into the first and the last convolution, so that programs
+    that know only the weights compute the same.
 
     Args:
         source: either form.
         target: `.safetensors` or `.pth`.
         dtype: of the written weights, a key of `MAX_ERRORS`.
         verify: how much is compared, a member of `comparison.VERIFICATIONS`.
+        bare: as for `write_checkpoint`.
 
     Raises:
         VerificationError: when the file would differ too much; nothing is written.
@@ -66,6 +70,8 @@ def fuse_checkpoint(
     arguments = {**source.hyperparameters, "fused_init": True}
     state_dict = fused_state_dict(source.state_dict, arguments)
     _check_branches(source.state_dict, state_dict)
+    state_dict = _in_unit_range(state_dict, source.img_range)
+    arguments["img_range"] = 1.0
     found: list[Fusion] = []
 
     def check(written: Checkpoint) -> None:
@@ -81,7 +87,7 @@ def fuse_checkpoint(
             raise error.about(written.path) from error
         found.append(Fusion(differences, network.by))
 
-    write_checkpoint(state_dict, arguments, target, dtype, check)
+    write_checkpoint(state_dict, arguments, target, dtype, check, bare)
     return found[0]
 
 
@@ -104,6 +110,18 @@ def fused_state_dict(
         else:
             fused[key] = exact[key]
     return fused
+
+
+def _in_unit_range(
+    state_dict: Mapping[str, Array], img_range: float
+) -> dict[str, Array]:
+    """Weights that do with an `img_range` of 1 what these do with another."""
+    scaled = {
+        "conv_first.weight": state_dict["conv_first.weight"] * img_range,
+        "conv_last.weight": state_dict["conv_last.weight"] / img_range,
+        "conv_last.bias": state_dict["conv_last.bias"] / img_range,
+    }
+    return {**state_dict, **scaled}
 
 
 def _check_branches(source: Mapping[str, Array], fused: Mapping[str, Array]) -> None:

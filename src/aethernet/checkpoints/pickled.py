@@ -47,13 +47,13 @@ def read_pickle(path: Path) -> dict[Any, Any]:
 
 
 def pickle_bytes(
-    state_dict: Mapping[str, Array], metadata: Mapping[str, str], path: Path
+    state_dict: Mapping[str, Array], metadata: Mapping[str, str] | None, path: Path
 ) -> bytes:
     """The content of a file that neosr, traiNNer-redux and spandrel read.
 
     Args:
         state_dict: by key, float32 or float16.
-        metadata: of the file.
+        metadata: of the file; None writes the state dict alone.
         path: that it gets, for messages.
 
     Raises:
@@ -62,7 +62,8 @@ def pickle_bytes(
     torch = _pytorch(path)
     tensors = {key: torch.tensor(values) for key, values in state_dict.items()}
     buffer = io.BytesIO()
-    torch.save({"params": tensors, "metadata": dict(metadata)}, buffer)
+    whole = {"params": tensors, "metadata": dict(metadata or {})}
+    torch.save(tensors if metadata is None else whole, buffer)
     return buffer.getvalue()
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from aethernet.checkpoints.checkpoint import WRAPPERS, Checkpoint, CheckpointOptions
 from aethernet.checkpoints.comparison import VERIFICATIONS
 from aethernet.checkpoints.layout import UPSAMPLE_FACTORS, VARIANTS
+from aethernet.checkpoints.plausibility import likely_img_range
 from aethernet.checkpoints.verification import Difference
+from aethernet.commands.values import positive
 from aethernet.devices import choose_device
 from aethernet.text import in_columns
 
@@ -17,8 +19,9 @@ HELP_CHECKPOINT = "AetherNet checkpoint: .safetensors, .pth, .pt or .ckpt, eithe
 HELP_MODEL_TYPE = "stop unless the weights are of this variant; default: read from them"
 HELP_SCALE = "stop unless the weights have this scale; default: read from them"
 HELP_PARAM_KEY = (
-    "key of the state dict to read, e.g. params or net_g.params; default: the first "
-    "that the file has of " + ", ".join(WRAPPERS)
+    "key of the state dict to read, e.g. params or net_g.params, or what its keys "
+    "begin with, e.g. net_g; default: the first that the file has of "
+    + ", ".join(WRAPPERS)
 )
 HELP_DEVICE = (
     "check the result with PyTorch, on cpu, cuda, cuda:1, ..; default: with NumPy, or "
@@ -41,7 +44,20 @@ def add_conversion(parser: argparse.ArgumentParser, written: str) -> None:
     parser.add_argument("--model-type", choices=MODEL_TYPES, help=HELP_MODEL_TYPE)
     parser.add_argument("--scale", type=int, choices=SCALES, help=HELP_SCALE)
     parser.add_argument("--param-key", metavar="KEY", help=HELP_PARAM_KEY)
+    add_img_range(parser, "--img-range")
     add_checking(parser)
+
+
+def add_img_range(parser: argparse.ArgumentParser, flag: str) -> None:
+    """Add the flag of that name, `--img-range` or `--img_range`."""
+    parser.add_argument(
+        flag,
+        dest="img_range",
+        type=positive(float),
+        metavar="R",
+        help="the network was trained with this img_range, which no weight tells; "
+        "default: as the metadata says, else 1",
+    )
 
 
 def add_checking(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +71,7 @@ def add_checking(parser: argparse.ArgumentParser) -> None:
 def checkpoint_options(
     arguments: argparse.Namespace, in_chans: int | None = None
 ) -> CheckpointOptions:
-    """The options in `param_key`, `model_type`, `scale` and `device` of arguments.
+    """The options in parsed arguments: `param_key`, `scale`, `img_range` and so on.
 
     Raises:
         AetherError: when PyTorch cannot use the device.
@@ -66,6 +82,7 @@ def checkpoint_options(
         model_type=arguments.model_type,
         scale=arguments.scale,
         in_chans=in_chans,
+        img_range=arguments.img_range,
         device=device,
     )
 
@@ -83,11 +100,13 @@ def print_source(checkpoint: Checkpoint) -> None:
 
 
 def print_img_range(checkpoint: Checkpoint) -> None:
-    """Print a warning when `img_range` is not what spandrel assumes."""
-    if checkpoint.img_range != 1:
+    """Print a warning when the network makes no picture with its `img_range`."""
+    likely = likely_img_range(checkpoint)
+    if likely is not None:
         print(
-            f"img_range is {checkpoint.img_range}: spandrel cannot read it and "
-            "assumes 1."
+            f"With an img_range of {checkpoint.img_range:g} the network makes no "
+            f"picture of a photograph, with {likely:g} it does. Give --img-range "
+            f"{likely:g}."
         )
 
 

@@ -31,10 +31,12 @@ from aethernet.commands.conversion import (
     add_conversion,
     checkpoint_options,
     print_differences,
+    print_img_range,
     print_source,
 )
 from aethernet.commands.values import size
 from aethernet.errors import AetherError
+from aethernet.files import parent_made
 
 FORMATS = ("onnx", "ncnn")
 
@@ -127,7 +129,8 @@ def _export(arguments: argparse.Namespace) -> None:
     _check_flags(arguments)
     source, target = arguments.checkpoint, arguments.output
     if _format(arguments) == "ncnn":
-        return _export_ncnn(arguments)
+        with parent_made(target):
+            return _export_ncnn(arguments)
     options = ExportOptions(
         dynamic=arguments.static is None,
         shapes=arguments.static or ShapeRange(),
@@ -142,8 +145,17 @@ def _export(arguments: argparse.Namespace) -> None:
     reading = checkpoint_options(arguments)
     if options.precision != "int8":
         return export(source, target, reading, options)
+    with parent_made(target):
+        done, checkpoint = _export_int8(arguments, reading, options)
+    _print_export(checkpoint, target, options, done)
+
+
+def _export_int8(
+    arguments: argparse.Namespace, reading: CheckpointOptions, options: ExportOptions
+) -> tuple[OnnxExport, Checkpoint]:
+    target = arguments.output
     check_export(target)
-    checkpoint = load_checkpoint(find_model(source), reading)
+    checkpoint = load_checkpoint(find_model(arguments.checkpoint), reading)
     # Needs pyvips, which other exports do without.
     from aethernet.pictures.calibration import calibration_pictures
 
@@ -153,7 +165,7 @@ def _export(arguments: argparse.Namespace) -> None:
     usual = MIN_PSNR["int8"]
     min_psnr = usual if arguments.min_psnr is None else arguments.min_psnr
     done = export_int8(checkpoint, target, pictures, options, min_psnr)
-    _print_export(checkpoint, target, options, done)
+    return done, checkpoint
 
 
 def _format(arguments: argparse.Namespace) -> str:
@@ -223,15 +235,18 @@ def export(
 ) -> None:
     """Write a checkpoint as an ONNX file, and print what was verified.
 
+    The folder of `target` is made if it is missing.
+
     Args:
         source: a path, or the name of a model that ships.
         target: `.onnx`.
         reading: how `source` is read, and where the result is checked.
         options: as for `export_onnx`.
     """
-    check_export(target)
-    checkpoint = load_checkpoint(find_model(source), reading)
-    done = export_onnx(checkpoint, target, options)
+    with parent_made(target):
+        check_export(target)
+        checkpoint = load_checkpoint(find_model(source), reading)
+        done = export_onnx(checkpoint, target, options)
     _print_export(checkpoint, target, options, done)
 
 
@@ -248,3 +263,4 @@ def _print_source(source: Checkpoint) -> None:
     print_source(source)
     if source.form == "training":
         print("It is in training form; it was fused for the export.")
+    print_img_range(source)

@@ -13,6 +13,7 @@ from aethernet.commands.conversion import (
     print_img_range,
     print_source,
 )
+from aethernet.files import parent_made
 
 
 def define(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,12 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: aethernet fuse net_g_100000.pth -o my_2x.safetensors"
     add_conversion(parser, ".safetensors or .pth")
     add_dtype(parser)
+    parser.add_argument(
+        "--bare",
+        action="store_true",
+        help="write a .pth file that is the state dict itself, for programs that look "
+        "for no key in it; it has no metadata",
+    )
     parser.set_defaults(job=_fuse)
 
 
@@ -46,13 +53,21 @@ def _fuse(arguments: argparse.Namespace) -> None:
         options,
         arguments.dtype,
         arguments.verify,
+        arguments.bare,
     )
 
 
 def fuse(
-    source: Path, target: Path, options: CheckpointOptions, dtype: str, verify: str
+    source: Path,
+    target: Path,
+    options: CheckpointOptions,
+    dtype: str,
+    verify: str,
+    bare: bool = False,
 ) -> None:
     """Write the fused form of a checkpoint, and print what was verified.
+
+    The folder of `target` is made if it is missing.
 
     Args:
         source: a path, or the name of a model that ships.
@@ -60,12 +75,19 @@ def fuse(
         options: how `source` is read, and where the result is checked.
         dtype: a member of `DTYPES`.
         verify: a member of `comparison.VERIFICATIONS`.
+        bare: as for `fuse_checkpoint`.
     """
-    checkpoint = load_checkpoint(find_model(source), options)
-    done = fuse_checkpoint(checkpoint, target, dtype, verify)
+    with parent_made(target):
+        checkpoint = load_checkpoint(find_model(source), options)
+        done = fuse_checkpoint(checkpoint, target, dtype, verify, bare)
     print_source(checkpoint)
     if checkpoint.form == "fused":
         print("It is already fused; it was written with bare keys and metadata.")
+    if checkpoint.img_range != 1:
+        print(
+            f"Its img_range of {checkpoint.img_range:g} was put into the weights, "
+            "which now have 1."
+        )
     print_img_range(checkpoint)
     print_differences(
         f"Written file against the source, in {done.reference}", done.differences
