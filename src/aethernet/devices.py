@@ -1,17 +1,18 @@
 """This machine: its devices, processor, free memory and installed libraries.
 
-PyTorch is imported only by the functions that ask it.
+Only the functions about PyTorch's devices need PyTorch.
 """
 
 import os
 import platform
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, MissingExtraError, import_optional
 from aethernet.version import __version__
 
 if TYPE_CHECKING:
@@ -44,9 +45,12 @@ def device_kind(device: str) -> str:
 
 
 def pytorch_devices() -> tuple[str, ...]:
-    """Kinds of device that PyTorch has here, best first; the last is always "cpu"."""
-    import torch
+    """Kinds of device that PyTorch has here, best first; the last is always "cpu".
 
+    Raises:
+        MissingExtraError: when PyTorch is not installed.
+    """
+    torch: Any = import_optional("torch", "torch")
     gpus = (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps))
     return (*(name for name, gpu in gpus if gpu.is_available()), "cpu")
 
@@ -55,10 +59,10 @@ def choose_device(name: str) -> "torch.device":
     """The device of that name; "auto" is a GPU where PyTorch has one, else the CPU.
 
     Raises:
+        MissingExtraError: when PyTorch is not installed.
         AetherError: when PyTorch does not know this device or cannot use it here.
     """
-    import torch
-
+    torch: Any = import_optional("torch", "torch")
     if name == "auto":
         return torch.device(pytorch_devices()[0])
     try:
@@ -79,10 +83,10 @@ def free_memory(device: str) -> int:
     if it proves too much, the tile is halved.
     """
     if device_kind(device) == "cuda":
-        import torch
-
-        if torch.cuda.is_available():
-            return torch.cuda.mem_get_info(device)[0]
+        with suppress(MissingExtraError):
+            torch: Any = import_optional("torch", "torch")
+            if torch.cuda.is_available():
+                return torch.cuda.mem_get_info(device)[0]
     import psutil  # here: the fuse script runs where only torch is installed
 
     # A container may have less than the machine.
@@ -138,12 +142,34 @@ def processor_name() -> str:
 
 
 def has_bfloat16_units() -> bool:
-    """Whether this processor computes bfloat16 faster than float32."""
-    import torch
+    """Whether PyTorch computes bfloat16 faster than float32 on this processor.
 
+    Raises:
+        MissingExtraError: when PyTorch is not installed.
+    """
+    torch: Any = import_optional("torch", "torch")
     ask: Any = getattr(torch.cpu, "get_capabilities", dict)  # newer than torch 2.9
     found = ask()
     return any(found.get(name) for name in _BFLOAT16_UNITS)
+
+
+def told_threads() -> int | None:
+    """Threads that PyTorch uses, if it is loaded, or that OMP_NUM_THREADS allows.
+
+    All runtimes keep to it: so a program sets one number for all. None: no limit.
+    """
+    torch = sys.modules.get("torch")  # not imported for this
+    if torch:
+        return torch.get_num_threads()
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(told) if told.isdecimal() and int(told) else None
+
+
+def limit_threads(threads: int) -> None:
+    """Let the runtimes of this process use so many threads from now on."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)
 
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
@@ -161,16 +187,15 @@ def describe_machine(
     """What one has to know of this machine to read figures measured on it.
 
     Args:
-        device: a device of PyTorch.
+        device: where the figures are measured.
         distributions: whose versions to list beside those of the common libraries.
 
     Returns:
         Values for JSON: `system`, `cpu`, `cores` (that this process may use),
-        `threads` (PyTorch's), `instructions`, `pytorch_capability`, `device`,
-        `versions`, and where they are known `load_before` and `gpu`.
+        `threads` (that runtimes may use), `instructions`, `device`, `versions`, and
+        where they are known `load_before`, `pytorch_capability` and `gpu`. The last
+        two are PyTorch's, if it is loaded.
     """
-    import torch
-
     facts = _processor_facts()
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     cores = os.cpu_count() or 1
@@ -180,9 +205,8 @@ def describe_machine(
         "system": platform.platform(),
         "cpu": processor_name(),
         "cores": cores,
-        "threads": torch.get_num_threads(),
+        "threads": told_threads() or cores,
         "instructions": [flag for flag in _INSTRUCTIONS if flag in flags],
-        "pytorch_capability": torch.backends.cpu.get_cpu_capability(),
         "device": str(device),
         "versions": {
             "aethernet": __version__,
@@ -192,8 +216,10 @@ def describe_machine(
     }
     if hasattr(os, "getloadavg"):
         machine["load_before"] = round(os.getloadavg()[0], 2)
-    if torch.device(device).type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
+    if torch := sys.modules.get("torch"):  # not imported for this
+        machine["pytorch_capability"] = torch.backends.cpu.get_cpu_capability()
+        if device_kind(str(device)) == "cuda" and torch.cuda.is_available():
+            machine["gpu"] = torch.cuda.get_device_name(device)
     return machine
 
 

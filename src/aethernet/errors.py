@@ -73,6 +73,14 @@ class MissingExtraError(AetherError):
     """An optional library is needed and absent."""
 
 
+def install_line(extra: str) -> str:
+    """The command that installs an extra of ours.
+
+    Where AetherNet is installed already, also from a clone, pip adds what is missing.
+    """
+    return f"pip install 'aethernet-sr[{extra}]'"
+
+
 def import_optional(module: str, extra: str | None = None) -> ModuleType:
     """Import an optional library, or raise an error that tells how to install it.
 
@@ -101,6 +109,6 @@ def import_optional(module: str, extra: str | None = None) -> ModuleType:
     if found is None or found.__file__ is None:
         hint = f"Install it: pip install {package}"
         if extra:
-            hint += f", or in AetherNet's folder: pip install -e '.[{extra}]'"
+            hint += f", or AetherNet's extra: {install_line(extra)}"
         raise MissingExtraError(f"The package {package} is missing.", hint=f"{hint}.")
     return found

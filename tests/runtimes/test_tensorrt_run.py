@@ -43,7 +43,7 @@ class TestLoading:
         monkeypatch.setattr(library, "import_optional", missing)
         library.open_library.cache_clear()
         try:
-            with pytest.raises(MissingExtraError, match="tensorrt-rtx-cu13"):
+            with pytest.raises(MissingExtraError, match=r"aethernet-sr\[tensorrt\]"):
                 library.open_library("tensorrt_rtx")
         finally:
             library.open_library.cache_clear()
@@ -179,9 +179,6 @@ class TestRunningOnAStandIn:
     ):
         pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(
-            "aethernet.runtimes.tensorrt.build.choose_gpu", run.choose_gpu
-        )
         stand_in.unit, stand_in.error = ctypes.c_uint32, error
         scales = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "s")
         resize = onnx.helper.make_node(

@@ -13,12 +13,12 @@ from typing import ClassVar, Self, TypeVar
 
 import numpy as np
 import psutil
-import torch
 
 from aethernet.cache import cache_folder, code_version, make_folder
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.onnx import ExportOptions, export_onnx
 from aethernet.checkpoints.onnx_graph import Norm
+from aethernet.devices import told_threads
 from aethernet.errors import AetherError
 from aethernet.files import check_target, sha256_of
 from aethernet.runtimes.base import (
@@ -128,12 +128,12 @@ class OnnxModel(abc.ABC):
 
 
 def allowed_threads() -> int:
-    """Threads that PyTorch was told to use, by us or OMP_NUM_THREADS; 0 for no limit.
+    """Threads that this process was told to use (`told_threads`); 0 for no limit.
 
-    ONNX Runtime and OpenVINO look at neither: each of several workers on one machine
-    would use all of its cores.
+    ONNX Runtime and OpenVINO do not look themselves: each of several workers on one
+    machine would use all of its cores.
     """
-    threads = torch.get_num_threads()
+    threads = told_threads() or 0
     return threads if threads < (psutil.cpu_count(logical=False) or 1) else 0
 
 
