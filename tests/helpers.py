@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from aethernet.aether_core import AetherNet
@@ -68,6 +69,17 @@ def sample_part(height: int, width: int, top: int = 20) -> np.ndarray:
     pixels = read_picture(SAMPLE).pixels[top : top + height, 60 : 60 + width]
     assert pixels.shape == (height, width, 3)
     return pixels
+
+
+def tracked_files() -> list[Path]:
+    """The files of the repository; skips the test outside a git checkout."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("needs a git checkout")
+    files = [ROOT / name for name in done.stdout.split("\0") if name]
+    return [path for path in files if path.exists()]
 
 
 def write(pixels: np.ndarray, path: Path) -> Path:

@@ -1,13 +1,12 @@
 """What the README, the documents, CI and the layout promise."""
 
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, tracked_files
 
 import aethernet
 from aethernet.aether_core import VARIANTS
@@ -15,16 +14,6 @@ from aethernet.checkpoints.info import multiply_adds_per_pixel
 
 FRAMEWORK_FOLDERS = ("onnx", "spandrel", "neosr", "traiNNer-redux", "fuse_script")
 LONGEST_LINE = 120
-
-
-def tracked_files() -> list[Path]:
-    done = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("needs a git checkout")
-    files = [ROOT / name for name in done.stdout.split("\0") if name]
-    return [path for path in files if path.exists()]
 
 
 def documents() -> list[Path]:

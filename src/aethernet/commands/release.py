@@ -41,7 +41,7 @@ def define(parser: argparse.ArgumentParser) -> None:
         "the fused form (.safetensors and .pth) and ONNX in float32 and float16, each "
         "compared with the checkpoint; a model card; the entry for OpenModelDB, with "
         "sizes and hashes; pictures before and after. The folder is written only if "
-        "all of it is correct. Needs the extra `onnx`."
+        "all of it is correct."
     )
     parser.epilog = (
         "example: aethernet release net_g_100000.pth -o release --name leaves --author "
