@@ -47,7 +47,7 @@ def main() -> None:
             f"{empty / 1e6:.0f} MB"
         )
         (packages,) = Path(folder).glob("**/site-packages")
-        found = sorted(((size(path), path.name) for path in packages.iterdir()))
+        found = sorted((size(path), path.name) for path in packages.iterdir())
         for count, name in found[: -arguments.largest - 1 : -1]:
             print(f"{count / 1e6:6.1f} MB  {name}")
 

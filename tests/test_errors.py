@@ -14,7 +14,7 @@ def test_a_library_that_is_there_is_imported():
 def test_a_missing_one_is_an_error_that_says_how_to_get_it():
     with pytest.raises(MissingExtraError, match="pip install no_such_library"):
         import_optional("no_such_library.part", "video")
-    with pytest.raises(MissingExtraError, match=r"pip install 'aethernet-sr\[video\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "aethernet-sr\[video\]"'):
         import_optional("no_such_library", "video")
 
 

@@ -1,4 +1,4 @@
-"""Prepare a checkout for the package index: links of README.md, addresses of the project.
+"""Prepare a clone for the package index: links of README.md and project addresses.
 
     python tools/index_page.py https://github.com/OWNER/REPOSITORY TAG [--folder CLONE]
 

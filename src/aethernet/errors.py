@@ -78,7 +78,7 @@ def install_line(extra: str) -> str:
 
     Where AetherNet is installed already, also from a clone, pip adds what is missing.
     """
-    return f"pip install 'aethernet-sr[{extra}]'"
+    return f'python -m pip install "aethernet-sr[{extra}]"'  # as every shell takes it
 
 
 def import_optional(module: str, extra: str | None = None) -> ModuleType:
@@ -107,7 +107,7 @@ def import_optional(module: str, extra: str | None = None) -> ModuleType:
             f"{first_line(error).rstrip('.')}."
         ) from error
     if found is None or found.__file__ is None:
-        hint = f"Install it: pip install {package}"
+        hint = f"Install it: python -m pip install {package}"
         if extra:
             hint += f", or AetherNet's extra: {install_line(extra)}"
         raise MissingExtraError(f"The package {package} is missing.", hint=f"{hint}.")

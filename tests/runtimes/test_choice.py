@@ -381,7 +381,7 @@ class TestCommand:
         assert main([*words, "--runtime", "openvino"]) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: The package openvino is missing")
-        assert "'aethernet-sr[openvino]'" in error
+        assert '"aethernet-sr[openvino]"' in error
         check_one_error(error)
         with pytest.raises(MissingExtraError):
             open_model(words[-1], "openvino")

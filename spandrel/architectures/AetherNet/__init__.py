@@ -22,7 +22,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"AetherNet for spandrel needs {error.name}, which is missing. "
-        "Install it: pip install 'aethernet-sr[spandrel]'.",
+        'Install it: python -m pip install "aethernet-sr[spandrel]".',
         name=error.name,
     ) from error
 

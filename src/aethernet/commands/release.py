@@ -176,7 +176,7 @@ def release(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     reading = CheckpointOptions(
-        param_key=arguments.param_key, device=choose_device(arguments.device)
+        param_key=arguments.param_key, device=str(choose_device(arguments.device))
     )
     source = load_checkpoint(find_model(arguments.checkpoint), reading)
     done = publisher.release(source, arguments.output, about, options)

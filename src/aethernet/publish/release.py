@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aethernet.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from aethernet.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from aethernet.checkpoints.fuse import fuse_checkpoint
 from aethernet.checkpoints.model_card import Card, File, as_markdown
 from aethernet.checkpoints.onnx import ExportOptions, check_libraries, export_onnx
@@ -110,7 +110,7 @@ def release(
     with replacing_folder(target) as folder:
         files = _write_models(source, folder / name, about, options.without)
         fused = folder / f"{name}{FUSED}"
-        model = Tiled(open_model(fused, "pytorch", str(source.device), "float32"))
+        model = Tiled(open_model(fused, "pytorch", source.device or "cpu", "float32"))
         figures = {
             path.resolve().name: _measure(name, model, path) for path in options.data
         }
@@ -217,15 +217,18 @@ def _write_models(
     """Write the model files: `base` and an ending, each compared with the source."""
 
     def training(path: Path) -> str:
-        save_checkpoint(checkpoint.build(), path)  # reads it back and compares
+        # It is read back and compared.
+        write_checkpoint(checkpoint.state_dict, checkpoint.hyperparameters, path)
         return "the same weights"
 
     def fused(path: Path) -> str:
-        return _worst([*fuse_checkpoint(checkpoint, path).values()])
+        return _worst(
+            [*fuse_checkpoint(checkpoint, path, verify="full").differences.values()]
+        )
 
     def onnx(precision: str) -> Callable[[Path], str]:
         options = ExportOptions(
-            dynamic=True, precision=precision, license=about.license
+            dynamic=True, precision=precision, license=about.license, verify="full"
         )
 
         def write(path: Path) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PRECISIONS = ("float32", "float16", "bfloat16")
-"""What a model can be computed in; keys of `checkpoints.rewrites.PRECISIONS`."""
+"""What a model can be computed in; as `checkpoints.layout.PRECISIONS`."""
 
 ONNX_RUNTIME_DISTRIBUTIONS = (
     "onnxruntime",

@@ -7,7 +7,8 @@ from typing import Any, Self
 import numpy as np
 
 from aethernet.cache import code_version, file_of, read_json, write_json
-from aethernet.checkpoints.folded import Folded, load_folded
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.folded import Folded
 from aethernet.checkpoints.reference import evaluate
 from aethernet.devices import installed_versions, processor_name
 from aethernet.errors import AetherError, VerificationError
@@ -33,7 +34,7 @@ _PROVING_CODE = (
     Path(__file__).parent,
     *(
         PACKAGE / "checkpoints" / f"{name}.py"
-        for name in ("arrays", "folded", "layout", "reference")
+        for name in ("arrays", "checkpoint", "folded", "layout", "reference")
     ),
 )
 
@@ -67,7 +68,7 @@ class NativeRuntime:
                 hint="Use another one: --runtime auto.",
             )
         kernels = load_kernels()  # first: without them the file does not matter
-        folded = load_folded(path)
+        folded = load_checkpoint(path).folded
         model = cls(NativeNetwork(folded, threads_to_use(), kernels))
         _prove_once(model, folded, path)
         return model
