@@ -97,6 +97,22 @@ def frames_progress(
 
 
 @contextmanager
+def bytes_progress(name: str, size: int) -> Iterator[Callable[[int], None]]:
+    """Show how far a download is, if stderr is a terminal.
+
+    Yields a function to call with the number of bytes that are here, of `size`.
+    """
+    console = _console()
+    if console is None:
+        yield lambda done: None
+        return
+    bar = _bar(console)
+    task = bar.add_task(printable(name), total=size / 1e6, rate="MB")
+    with _shown(bar):
+        yield lambda done: bar.update(task, completed=done / 1e6)
+
+
+@contextmanager
 def steps_progress(total: int) -> Iterator[Callable[[str], None]]:
     """Show which of `total` steps is running, if stderr is a terminal.
 
