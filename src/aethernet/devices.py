@@ -23,9 +23,11 @@ CGROUP = Path("/sys/fs/cgroup")  # limits of a container, on Linux
 PYTORCH_KINDS = ("cpu", "cuda", "xpu", "mps")
 """Kinds of device that PyTorch may have."""
 
-# Features of a processor that multiplies bfloat16 in hardware, as torch.cpu names them.
-# Without one, bfloat16 takes 15 to 30 times as long as float32 (a Zen 3, torch 2.15).
-_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16")
+# Features of a processor that multiplies bfloat16 in hardware, as Linux and torch.cpu
+# name them, and float16. Without one, bfloat16 takes 15 to 30 times as long as float32
+# (a Zen 3, torch 2.15).
+_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "svebf16", "sve_bf16")
+_FLOAT16_UNITS = ("amx_fp16", "avx512_fp16", "asimdhp")
 
 # Features that explain a benchmark's figures, as Linux names them.
 _INSTRUCTIONS = (
@@ -142,15 +144,33 @@ def processor_name() -> str:
 
 
 def has_bfloat16_units() -> bool:
-    """Whether PyTorch computes bfloat16 faster than float32 on this processor.
+    """Whether this processor computes bfloat16 faster than float32.
 
-    Raises:
-        MissingExtraError: when PyTorch is not installed.
+    Only Linux tells. Elsewhere PyTorch is asked, where it is loaded already.
     """
-    torch: Any = import_optional("torch", "torch")
-    ask: Any = getattr(torch.cpu, "get_capabilities", dict)  # newer than torch 2.9
-    found = ask()
-    return any(found.get(name) for name in _BFLOAT16_UNITS)
+    flags = _processor_flags()
+    torch: Any = sys.modules.get("torch")
+    if not flags and torch:
+        ask = getattr(torch.cpu, "get_capabilities", dict)  # newer than torch 2.9
+        flags = {name for name, there in ask().items() if there is True}
+    return not flags.isdisjoint(_BFLOAT16_UNITS)
+
+
+def has_reduced_precision_units() -> bool:
+    """Whether this processor computes bfloat16 or float16 faster than float32."""
+    return has_bfloat16_units() or not _processor_flags().isdisjoint(_FLOAT16_UNITS)
+
+
+def instructions() -> tuple[str, ...]:
+    """Features of the processor that decide how fast a network runs, as Linux names
+    them; empty on other systems."""
+    flags = _processor_flags()
+    return tuple(name for name in _INSTRUCTIONS if name in flags)
+
+
+def _processor_flags() -> set[str]:
+    facts = _processor_facts()
+    return {*(facts.get("flags") or facts.get("Features") or "").split()}
 
 
 def told_threads() -> int | None:
@@ -196,8 +216,6 @@ def describe_machine(
         where they are known `load_before`, `pytorch_capability` and `gpu`. The last
         two are PyTorch's, if it is loaded.
     """
-    facts = _processor_facts()
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -206,7 +224,7 @@ def describe_machine(
         "cpu": processor_name(),
         "cores": cores,
         "threads": told_threads() or cores,
-        "instructions": [flag for flag in _INSTRUCTIONS if flag in flags],
+        "instructions": [*instructions()],
         "device": str(device),
         "versions": {
             "aethernet": __version__,

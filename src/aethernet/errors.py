@@ -5,8 +5,11 @@ the message is made here, in `AetherError.__str__`. Only `commands.run` turns er
 into exit codes.
 """
 
+import contextlib
 import importlib
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Self
@@ -81,6 +84,22 @@ def install_line(extra: str) -> str:
     return f'python -m pip install "aethernet-sr[{extra}]"'  # as every shell takes it
 
 
+@contextlib.contextmanager
+def _telemetry_off(package: str) -> Iterator[None]:
+    """Keep a library from sending messages about its use while it is imported."""
+    if package == "onnxruntime":  # it opens a connection
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sender = "openvino_telemetry"
+    if package != "openvino" or sender in sys.modules:
+        yield
+        return
+    sys.modules[sender] = None  # type: ignore[assignment]
+    try:  # without this package, openvino has a stand-in that sends nothing
+        yield
+    finally:
+        del sys.modules[sender]
+
+
 def import_optional(module: str, extra: str | None = None) -> ModuleType:
     """Import an optional library, or raise an error that tells how to install it.
 
@@ -96,7 +115,8 @@ def import_optional(module: str, extra: str | None = None) -> ModuleType:
     """
     package = module.partition(".")[0]
     try:
-        found = importlib.import_module(module)
+        with _telemetry_off(package):
+            found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != package and not (error.name or "").startswith(f"{package}."):
             raise
