@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import check_one_error, lively_network, random_image, without_hidden
 
 from aethernet.bench import ceiling, rounds

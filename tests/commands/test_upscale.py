@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import ROOT, SAMPLE, photo, without_hidden, write
+from helpers import PLAIN, ROOT, SAMPLE, photo, without_hidden, write
 from large_picture import draw
 from PIL import Image
 
@@ -20,7 +20,7 @@ from aethernet.pictures.write import write_picture
 from aethernet.runtimes.registry import open_model
 
 COMMAND = [sys.executable, "-m", "aethernet", "upscale"]
-PLAINLY = ["--runtime", "pytorch", "--device", "cpu"]
+PLAINLY = ["--runtime", PLAIN, "--device", "cpu"]
 
 
 def picture(path, height=20, width=30):

@@ -6,7 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import SAMPLE, sample_part
 from quality_helpers import by_method, measured, refused
 

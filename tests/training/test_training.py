@@ -5,7 +5,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import ROOT, SAMPLE, SHARED, call_script, lively_network, random_image
 from peak_memory import PeakMemory
 from PIL import Image
