@@ -77,7 +77,9 @@ def shipped_exports(
         path, found = folder / f"2x_{precision}.onnx", folder / f"{precision}.pickle"
         with FileLock(folder / f"{precision}.lock"):
             if not found.exists():
-                options = onnx.ExportOptions(dynamic=True, precision=precision)
+                options = onnx.ExportOptions(
+                    dynamic=True, precision=precision, verify="full"
+                )
                 done = onnx.export_onnx(load_checkpoint(SHIPPED_MODEL), path, options)
                 found.write_bytes(pickle.dumps(done))
         return path, pickle.loads(found.read_bytes())

@@ -22,7 +22,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 
 
 def save_picture(path, image):
-    pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    pixels = np.rint(image[0].transpose(1, 2, 0) * 255).astype(np.uint8)
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.squeeze(pixels)).save(path)
 

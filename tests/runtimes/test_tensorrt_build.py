@@ -20,7 +20,8 @@ from runtime_helpers import PICTURE, node, write_engine, write_model
 import aethernet
 from aethernet.aether_core import VARIANTS
 from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from aethernet.checkpoints.onnx import ShapeRange, describe, to_onnx
+from aethernet.checkpoints.onnx import ShapeRange, describe
+from aethernet.checkpoints.onnx_graph import Writing, to_onnx
 from aethernet.commands import main as cli
 from aethernet.errors import AetherError, MissingExtraError
 from aethernet.runtimes.tensorrt.build import (
@@ -50,7 +51,7 @@ def write_graph(network, path, precision="float32", license=None):
     save_checkpoint(network, path.with_suffix(".safetensors"))
     checkpoint = load_checkpoint(path.with_suffix(".safetensors"))
     path.with_suffix(".safetensors").unlink()
-    model = to_onnx(checkpoint, None, None, precision)
+    model = to_onnx(checkpoint.folded, Writing(precision))
     describe(model, checkpoint, precision, license)
     path.write_bytes(model.SerializeToString())
     return path

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import SAMPLE, SHIPPED_MODEL, Repeat, lively_network, random_image
 
+from aethernet.checkpoints.rewrites import fold_network
 from aethernet.checkpoints.verification import natural_image
 from aethernet.errors import AetherError, OutOfMemoryError
 from aethernet.pictures.files import read_picture
@@ -57,7 +58,7 @@ class TestSeams:
     @pytest.mark.parametrize("scale", [1, 2, 3])
     def test_context_of_the_receptive_radius_gives_the_whole_picture(self, size, scale):
         network = lively_network(scale=scale)
-        model = PyTorchRuntime(network, torch.device("cpu"))
+        model = PyTorchRuntime(fold_network(network), torch.device("cpu"))
         image = random_image(1, 3, *size).numpy()
         whole = model.run(image)
         tiled = Tiled(model, 16, RADIUS[scale]).run(image)
@@ -66,14 +67,14 @@ class TestSeams:
 
     def test_less_context_can_be_seen(self):
         # Otherwise RADIUS is too large, and the test above passes for nothing.
-        model = PyTorchRuntime(lively_network(), torch.device("cpu"))
+        model = PyTorchRuntime(fold_network(lively_network()), torch.device("cpu"))
         image = random_image(1, 3, 61, 83).numpy()
         short = Tiled(model, 16, RADIUS[2] - 2).run(image)
         assert np.abs(short - model.run(image)).max() > 1e-4
 
     def test_a_model_of_one_size_sees_the_pixels_there_are(self):
         # Not padding in their place, where a picture is larger than that size.
-        model = PyTorchRuntime(lively_network(), torch.device("cpu"))
+        model = PyTorchRuntime(fold_network(lively_network()), torch.device("cpu"))
         image = random_image(1, 3, 91, 70).numpy()
         whole = model.run(image)
         model.input_sizes = InputSizes((48, 48), (48, 48))
@@ -84,8 +85,8 @@ class TestSeams:
         network = lively_network()
         with torch.no_grad():  # into the range of pictures
             network.conv_last.weight.mul_(0.1)
-        model = PyTorchRuntime(network, torch.device("cpu"))
-        image = natural_image(200, 300).numpy()
+        model = PyTorchRuntime(fold_network(network), torch.device("cpu"))
+        image = natural_image(200, 300)
         whole, tiled = (
             np.rint(255 * m.run(image).clip(0, 1))
             for m in (model, Tiled(model, 64, 16))

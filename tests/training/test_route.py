@@ -18,6 +18,7 @@ from torch import nn
 from trainner_redux_real import train_few_steps as train_in_trainner_redux
 
 from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.rewrites import as_tensors
 from aethernet.commands.main import main
 from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
@@ -49,6 +50,10 @@ def trained_in_stand_in(folder):
     path = folder / "net_g_ema_3.pth"
     torch.save({"metadata": {}, "params": ema.state_dict()}, path)
     return path
+
+
+def tensors_of(path):
+    return as_tensors(load_checkpoint(path).state_dict)
 
 
 TRAINED = {
@@ -134,7 +139,7 @@ class TestBack:
         fused = tmp_path / "fused.safetensors"
         assert main(["fuse", str(trained), "-o", str(fused)]) == 0
         network = self.build(fused_init=True).eval()
-        network.load_state_dict(load_checkpoint(fused).state_dict, strict=True)
+        network.load_state_dict(tensors_of(fused), strict=True)
         image = random_image(1, 3, 9, 8)
         expected = load_checkpoint(trained).build()(image)
         torch.testing.assert_close(network(image), expected, **CLOSE)
@@ -143,11 +148,11 @@ class TestBack:
         fused = tmp_path / "fused.safetensors"
         assert main(["fuse", str(trained), "-o", str(fused)]) == 0
         with pytest.raises(RuntimeError, match="fused_conv"):
-            self.build().load_state_dict(load_checkpoint(fused).state_dict)
+            self.build().load_state_dict(tensors_of(fused))
 
     def test_training_goes_on_from_the_training_form(self, trained):
         network = self.build().train()
-        network.load_state_dict(load_checkpoint(trained).state_dict, strict=True)
+        network.load_state_dict(tensors_of(trained), strict=True)
         nn.functional.mse_loss(
             network(random_image(1, 3, 8, 8)), random_image(1, 3, 16, 16)
         ).backward()

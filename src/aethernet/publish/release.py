@@ -235,9 +235,8 @@ def _write_models(
         return "the same weights"
 
     def fused(path: Path) -> str:
-        return _worst(
-            [*fuse_checkpoint(checkpoint, path, verify="full").differences.values()]
-        )
+        done = fuse_checkpoint(checkpoint, path, verify="full")
+        return _worst([*done.differences.values()])
 
     def onnx(precision: str) -> Callable[[Path], str]:
         options = ExportOptions(
