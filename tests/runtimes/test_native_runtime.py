@@ -71,7 +71,7 @@ class TestModel:
 
     def test_describes_itself(self, model):
         found = open_model(model, "native").describe()
-        assert str(found) == "native kernels float32 on cpu"
+        assert str(found) == "native kernels float32 on cpu: as asked"
 
     def test_needs_no_pytorch(self):
         code = (

@@ -5,21 +5,33 @@ that says for which GPUs it was built.
 """
 
 import importlib.util
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
+from aethernet.cache import cache_folder, read_json, write_json
 from aethernet.devices import installed_versions
-from aethernet.runtimes.hardware import AMD, APPLE, INTEL, NVIDIA, Gpu, find_gpus
+from aethernet.errors import AetherError
+from aethernet.runtimes.hardware import (
+    AMD,
+    APPLE,
+    INTEL,
+    NVIDIA,
+    Gpu,
+    find_gpus,
+    nvidia_cards,
+)
+
+_log = logging.getLogger(__name__)
 
 # PyTorch's own index has a folder for each kind of GPU. What is installed without one
 # from there is replaced: pip takes builds of one version for the same.
-_PYTORCH = (
-    "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/"
-)
+_PYTORCH = "python -m pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/"
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,10 @@ def _has(*distributions: str) -> Callable[[], bool]:
 
 def _without_onnxruntime(distribution: str) -> tuple[str, ...]:
     # All builds of ONNX Runtime share a folder.
-    return ("pip uninstall -y onnxruntime", f"pip install {distribution}")
+    return (
+        "python -m pip uninstall -y onnxruntime",
+        f"python -m pip install {distribution}",
+    )
 
 
 SUPPORT = (
@@ -88,7 +103,7 @@ SUPPORT = (
     Support(
         *("tensorrt", "cuda", "TensorRT for RTX", (NVIDIA,), ("linux", "win32")),
         installed=_has("tensorrt-rtx-cu13", "tensorrt-rtx", "tensorrt"),
-        install=("pip install tensorrt-rtx-cu13",),
+        install=("python -m pip install tensorrt-rtx-cu13",),
         remark="runs the engines of `aethernet engine`",
     ),
     Support(
@@ -101,7 +116,7 @@ SUPPORT = (
     Support(
         *("openvino", "xpu", "OpenVINO", (INTEL,), ("linux", "win32")),
         installed=_has("openvino"),
-        install=("pip install openvino",),
+        install=("python -m pip install openvino",),
     ),
     Support(
         *("pytorch", "xpu", "PyTorch for Intel GPUs", (INTEL,), ("linux", "win32")),
@@ -119,7 +134,7 @@ SUPPORT = (
     Support(
         *("pytorch", "mps", "PyTorch", (APPLE,), ("darwin",)),
         installed=_has("torch"),
-        install=("pip install torch",),
+        install=("python -m pip install torch",),
     ),
 )
 """In the order in which they are recommended."""
@@ -138,6 +153,34 @@ def idle_gpus(gpus: Iterable[Gpu]) -> list[Gpu]:
         if supports and not any(support.installed() for support in supports):
             found.append(gpu)
     return found
+
+
+def hint_at_idle_gpu() -> None:
+    """Warn, once a day, of a card that no installed library uses."""
+    cards = [gpu for gpu in idle_gpus(find_gpus()) if gpu.is_a_card]
+    if not cards or not _first_today():
+        return
+    # The driver may be there without a card, as in containers.
+    if cards[0].maker == NVIDIA and nvidia_cards() == ():
+        return
+    _log.warning(
+        "%s is not used, no installed library runs models on it: `aethernet runtimes` "
+        "lists what does",
+        cards[0],
+    )
+
+
+def _first_today() -> bool:
+    """Whether this is asked for the first time today; False if that cannot be kept."""
+    today = date.today().isoformat()
+    try:
+        stamp = cache_folder() / "hints" / "gpu.json"
+        if read_json(stamp).get("day") == today:
+            return False
+        write_json(stamp, {"day": today})
+    except AetherError:
+        return False
+    return True
 
 
 def may_use_gpu(runtimes: Iterable[str]) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.reference import evaluate
 from aethernet.checkpoints.tolerances import FLOAT32_ATOL, FLOAT32_RTOL, MIN_PSNR
-from aethernet.checkpoints.verification import natural_image
+from aethernet.checkpoints.verification import compare, natural_image
 from aethernet.devices import device_kind
 from aethernet.errors import AetherError, VerificationError, first_line
 from aethernet.runtimes.base import ModelFile, RuntimeSpec, TriedRuntime
@@ -204,20 +204,19 @@ class Trial:
                 f"the reference has {[*expected.shape]}."
             )
         precision = model.describe().precision
-        error = output.astype(np.float64) - expected
+        found = compare(output, expected)
         if reference.ours and precision == reference.precision == "float32":
             allowed = FLOAT32_ATOL + FLOAT32_RTOL * np.abs(expected)
-            right = bool((np.abs(error) <= allowed).all())
+            right = bool((np.abs(output - expected) <= allowed).all())
             limit = f"atol {FLOAT32_ATOL:g}"
         else:
             least = self._least_psnr(precision, reference.precision)
-            right = _psnr(error) >= least
+            right = found.psnr >= least
             limit = f"{least:.1f} dB"
         if not right:
             raise VerificationError(
                 f"{candidate} is not used: its output differs from the reference on a "
-                f"tile, by {np.abs(error).max():.1e} and {_psnr(error):.1f} dB, and "
-                f"the limit is {limit}."
+                f"tile, {found}, and the limit is {limit}."
             )
 
     def _least_psnr(self, precision: str, held: str) -> float:
@@ -369,16 +368,7 @@ def _disagree(ratios: Sequence[float]) -> bool:
     return middle[0] <= CLEAR and middle[-1] >= 1
 
 
-def _psnr(error: np.ndarray) -> float:
-    """In dB for a peak of 1; minus infinity where a value is not finite."""
-    if not np.isfinite(error).all():
-        return -math.inf
-    mse = float(np.square(error).mean())
-    return -10 * math.log10(mse) if mse else math.inf
-
-
 def _photograph(shape: tuple[int, ...]) -> np.ndarray:
     """A part of one, `(B, channels, H, W)`, float32, 0..1."""
     batch, channels, height, width = shape
-    image = np.asarray(natural_image(height, width, channels))
-    return np.ascontiguousarray(np.broadcast_to(image, (batch, *image.shape[1:])))
+    return np.repeat(natural_image(height, width, channels), batch, 0)
