@@ -41,9 +41,9 @@ _MAPS = [_N, _N, *_RECTANGLE]  # row, plane, rectangle
 _ARGUMENTS: dict[str, list[Any]] = {
     "block": [_P, _P, *_MAPS, _N, _N, _N, *[_P] * 6, _F, _P],
     "norm": [_P, *_MAPS, _N, _P, _P, _F],
-    "conv": [_P, _P, *_MAPS, _N, _N, _P, _P, _N],
+    "conv": [_P, _P, *_MAPS, _N, _N, _P, _P, _N, _P],
     "first": [_P, _P, _N, _N, _N, _N, *_RECTANGLE, _N, _N, _F, _P, _P, _P],
-    "tail": [_P, _P, _N, _N, _N, _N, *_RECTANGLE, _N, _N, _N, _N, _F, _P, _P],
+    "tail": [_P, _P, _N, _N, _N, _N, *_RECTANGLE, _N, _N, _N, _N, _F, _P, _P, _P],
 }
 
 
@@ -158,10 +158,15 @@ class Kernels:
         return FeatureMap(groups, height, width, margin, self.lanes, self.pixels)
 
     def scratch_floats(self, in_chans: int, channels: int, hidden: int) -> int:
-        """Numbers of scratch that a thread needs for `first` and `block`."""
+        """Numbers of scratch that a thread needs for everything."""
         block = self.tile * (self.groups(channels) + self.groups(hidden))
         first = self.groups(in_chans) * 3 * (self.line + 2 + self.pixels)
-        return max(block, first) * self.lanes
+        return max(block * self.lanes, first * self.lanes + self._sums)
+
+    @property
+    def _sums(self) -> int:
+        """Numbers of scratch for a line of a convolution."""
+        return (self.line + self.pixels) * 2 * self.lanes
 
     def block(
         self,
@@ -230,6 +235,7 @@ class Kernels:
         where: Rectangle,
         weights: PackedConvolution,
         mode: int,
+        scratch: Floats,
     ) -> None:
         """A 3x3 convolution between maps; `mode` is `PLAIN`, `ADD` or `LEAKY`."""
         _refuse(source is not target, "a convolution in place")
@@ -249,6 +255,7 @@ class Kernels:
             weights.weights.ctypes.data,
             weights.bias.ctypes.data,
             mode,
+            _size(scratch, self._sums, "scratch"),
         )
 
     def first(
@@ -291,6 +298,7 @@ class Kernels:
         where: Rectangle,
         mean: float,
         by_edge: Sequence[PackedConvolution | None],
+        scratch: Floats,
     ) -> None:
         """The last convolution and PixelShuffle, plus `mean`, into the picture.
 
@@ -300,6 +308,7 @@ class Kernels:
             where: rectangle of the map.
             mean: added to everything.
             by_edge: by edge as in `pack.Ending`; None where no pixel has that edge.
+            scratch: of a thread, see `scratch_floats`.
         """
         weights = by_edge[0]
         _refuse(weights is not None and len(by_edge) == 16, "a tail of other weights")
@@ -333,6 +342,7 @@ class Kernels:
             mean,
             pointers(*[p.weights.ctypes.data if p else 0 for p in by_edge]),
             pointers(*[p.bias.ctypes.data if p else 0 for p in by_edge]),
+            _size(scratch, self._sums, "scratch"),
         )
 
     def _check_maps(

@@ -200,14 +200,17 @@ class NativeNetwork:
             k.norm(here, where, self.norm, NORM_EPS)
             first(there, where, thread)
 
+        def after_body(where: Rectangle, thread: int) -> None:
+            k.conv(here, there, where, self.after_body, ADD, scratch[thread])
+
+        def before_upsample(where: Rectangle, thread: int) -> None:
+            k.conv(there, here, where, self.before_upsample, LEAKY, scratch[thread])
+
+        def tail(where: Rectangle, thread: int) -> None:
+            k.tail(here, target, where, self.mean, ends, scratch[thread])
+
         ends = [self._ends.get(edge) for edge in range(16)]
-        return [
-            *steps,
-            norm_and_first,
-            lambda where, _: k.conv(here, there, where, self.after_body, ADD),
-            lambda where, _: k.conv(there, here, where, self.before_upsample, LEAKY),
-            lambda where, _: k.tail(here, target, where, self.mean, ends),
-        ]
+        return [*steps, norm_and_first, after_body, before_upsample, tail]
 
     def _map_groups(self) -> int:
         """Groups of a map, which holds the features of the body or of the tail."""
