@@ -100,8 +100,7 @@ class NativeNetwork:
     def memory(self, height: int, width: int) -> int:
         """Bytes that a call takes for this size, beside input and output.
 
-        Two feature maps and the scratch of each thread. For large pictures this is
-        `bytes_per_pixel` for each pixel.
+        Two feature maps and the scratch of each thread.
         """
         groups = self._map_groups()
         lanes, pixels = self.kernels.lanes, self.kernels.pixels
@@ -110,11 +109,12 @@ class NativeNetwork:
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Of a large picture, for each pixel of the input: two feature maps.
+        """Of a large picture, for each pixel of the input.
 
-        Input and output come on top, 4 * channels * (1 + scale**2) bytes a pixel.
+        Two feature maps, then input and output.
         """
-        return 2 * 4 * self._map_groups() * self.kernels.lanes
+        maps = 2 * self._map_groups() * self.kernels.lanes
+        return 4 * (maps + self.channels * (1 + self.scale**2))
 
     def __call__(self, batch: Floats) -> Floats:
         """Upscale `(B, channels, H, W)`, float32, 0..1; the result is not clamped.

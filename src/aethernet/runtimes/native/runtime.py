@@ -47,6 +47,8 @@ class NativeRuntime:
         self.scale: int = network.scale
         self.channels: int = network.channels
         self.input_sizes = InputSizes()
+        self.bytes_per_pixel = network.bytes_per_pixel
+        """As `tiling.Tiled` reads it."""
 
     @classmethod
     def load(cls, path: Path, device: str = "auto", precision: str = "auto") -> Self:
