@@ -38,13 +38,14 @@ _BY_LEVEL = {4: ("v4", "v3"), 3: ("v3",), 8: ("neon",)}
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _RECTANGLE = [_N] * 4
 _MAPS = [_N, _N, *_RECTANGLE]  # row, plane, rectangle
-_ARGUMENTS: dict[str, list[Any]] = {
+ARGUMENTS: dict[str, list[Any]] = {
     "block": [_P, _P, *_MAPS, _N, _N, _N, *[_P] * 6, _F, _P],
     "norm": [_P, *_MAPS, _N, _P, _P, _F],
     "conv": [_P, _P, *_MAPS, _N, _N, _P, _P, _N, _P],
     "first": [_P, _P, _N, _N, _N, _N, *_RECTANGLE, _N, _N, _F, _P, _P, _P],
     "tail": [_P, _P, _N, _N, _N, _N, *_RECTANGLE, _N, _N, _N, _N, _F, _P, _P, _P],
 }
+"""Types of the arguments of each function."""
 
 
 def map_floats(
@@ -122,19 +123,23 @@ class Kernels:
             library = ctypes.CDLL(str(path))
             constant = library[f"aether_constant_{variant}"]
             self._functions = {
-                name: library[f"aether_{name}_{variant}"] for name in _ARGUMENTS
+                name: library[f"aether_{name}_{variant}"] for name in ARGUMENTS
             }
         except (OSError, AttributeError) as error:
             raise AetherError(
                 f"The native kernels do not load: {first_line(error)}.", path
             ) from error
         for name, function in self._functions.items():
-            function.argtypes, function.restype = _ARGUMENTS[name], None
+            function.argtypes, function.restype = ARGUMENTS[name], None
         constant.argtypes, constant.restype = [_N], _N
         found = map(constant, range(5))
         self.lanes, self.pixels, self.tile_rows, self.tile, self.line = found
         self._peak = library[f"aether_peak_{variant}"]
         self._peak.argtypes, self._peak.restype = [_N, _P], None
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of `kernels.c`, whose arguments have been checked."""
+        self._functions[name](*arguments)
 
     def peak(self, rounds: int) -> int:
         """Multiply and add in registers; returns how many multiply-adds that were."""
@@ -191,7 +196,8 @@ class Kernels:
         _refuse(w.kernel % 2 == 1 and w.hidden > 0, "the kernel or hidden width")
         self._check_packed(w.expand, w.channels, self.groups(w.hidden) * 2 * self.lanes)
         self._check_packed(w.project, w.hidden, w.channels)
-        self._functions["block"](
+        self.call(
+            "block",
             source.origin,
             target.origin,
             source.row,
@@ -217,7 +223,8 @@ class Kernels:
         self._check_maps(features, features, where, 0)
         self._check_channels(norm.channels, features)
         wide = self.groups(norm.channels) * self.lanes
-        self._functions["norm"](
+        self.call(
+            "norm",
             features.origin,
             features.row,
             features.plane,
@@ -244,7 +251,8 @@ class Kernels:
         self._check_channels(weights.out_channels, target)
         _refuse(weights.kernel == 3, f"a kernel of {weights.kernel}")
         self._check_packed(weights, weights.channels, weights.out_channels)
-        self._functions["conv"](
+        self.call(
+            "conv",
             source.origin,
             target.origin,
             source.row,
@@ -275,7 +283,8 @@ class Kernels:
         _refuse(weights.kernel == 3, f"a kernel of {weights.kernel}")
         self._check_packed(weights, weights.channels, weights.out_channels)
         needed = self.scratch_floats(weights.channels, 1, 1)
-        self._functions["first"](
+        self.call(
+            "first",
             _size(image, image.size, "the picture"),
             target.origin,
             target.row,
@@ -327,7 +336,8 @@ class Kernels:
         for edge in _edges_in(where, source.height, source.width):
             _refuse(by_edge[edge] is not None, f"edge {edge} has no weights")
         pointers = ctypes.c_void_p * 16
-        self._functions["tail"](
+        self.call(
+            "tail",
             source.origin,
             _size(image, image.size, "the picture"),
             source.row,
