@@ -9,6 +9,9 @@ import time
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import (
     check_one_error,
     lively_network,
@@ -36,8 +39,8 @@ from aethernet.runtimes.pytorch import PyTorchRuntime
 from aethernet.runtimes.registry import open_model, try_runtimes
 from aethernet.runtimes.trial import Cost
 
-pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
-pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
+pytest.importorskip("onnx", reason="needs pip install onnx onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs pip install onnx onnxruntime")
 
 EVERYTHING = dict.fromkeys(("torch", "onnx", "onnxruntime", "openvino"), "1")
 

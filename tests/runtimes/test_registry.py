@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import ROOT, SAMPLE, lively_network, random_image, run
 
 from aethernet.bench import ceiling

@@ -13,7 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import SAMPLE, check_one_error, lively_network, without_hidden
 from runtime_helpers import PICTURE, node, write_engine, write_model
 
@@ -34,7 +36,7 @@ from aethernet.runtimes.tensorrt.library import Library, Messages, open_library
 from aethernet.runtimes.tensorrt.network import ParsedNetwork
 from aethernet.runtimes.tensorrt.run import TensorRTRuntime
 
-onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[onnx]'")
+onnx = pytest.importorskip("onnx", reason="needs pip install onnx onnxruntime")
 
 needs_builder = pytest.mark.skipif(
     not importlib.util.find_spec("tensorrt_rtx"),

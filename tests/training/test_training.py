@@ -207,7 +207,7 @@ class TestMixedPrecision:
 class TestExport:
     def test_training_form_goes_through_the_older_exporter(self, tmp_path):
         # traiNNer-redux's and neosr's converters take it, in training form too.
-        pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
+        pytest.importorskip("onnx", reason="needs pip install onnx onnxruntime")
         network = lively_network()
         image = random_image(1, 3, 8, 7)
         path = tmp_path / "training_form.onnx"
