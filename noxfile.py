@@ -1,7 +1,7 @@
 """The checks by name: `nox` runs all, `nox -s lint` one. `.ci/run` runs the same.
 
 They run in the environment that nox is installed in (the extra `dev` brings it): a new
-environment for each session would install PyTorch four times.
+environment for each session would install PyTorch four times. Only `light` makes one.
 """
 
 import sys
@@ -41,3 +41,10 @@ def docs(session: nox.Session) -> None:
 def test(session: nox.Session) -> None:
     """The tests, or those named after `--`."""
     run(session, "pytest", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def light(session: nox.Session) -> None:
+    """The tests that need no PyTorch, in an environment without it."""
+    session.install("-e", ".[ncnn,test,ui,video]")
+    session.run("python", "-m", "pytest", *session.posargs)
