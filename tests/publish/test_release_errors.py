@@ -1,7 +1,14 @@
 """`aethernet release` with bad input: one error, and nothing is written."""
 
 import pytest
-from helpers import SUFFIX, check_one_error, lively_arrays, lively_file, photo, without_hidden
+from helpers import (
+    SUFFIX,
+    check_one_error,
+    lively_arrays,
+    lively_file,
+    photo,
+    without_hidden,
+)
 from PIL import Image
 
 from aethernet.checkpoints.checkpoint import write_checkpoint
