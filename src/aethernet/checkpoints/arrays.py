@@ -1,4 +1,4 @@
-"""`.safetensors` files read into NumPy arrays and written from them, without PyTorch."""
+"""`.safetensors` files as NumPy arrays, read and written without PyTorch."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

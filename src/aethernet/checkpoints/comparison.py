@@ -114,14 +114,16 @@ def verification_images(
     """
     full = verify == "full"
     ordinary, others = _FULL_FRAMES if full else _QUICK_FRAMES
-    batch, *size = fixed or (1, *ordinary)
-    frames = verification_frames(*size, channels)
-    if not fixed:
-        frames = {**verification_frames(*others, channels)}
-        frames["natural image"] = natural_image(*ordinary, channels)
-        frames["noise"] = noise_image(*ordinary, channels)
+    if fixed:
+        batch, height, width = fixed
+        ordinary = others = height, width
+    else:
+        batch = 1
+    frames = verification_frames(*others, channels)
+    frames["natural image"] = natural_image(*ordinary, channels)
+    frames["noise"] = noise_image(*ordinary, channels)
     for name, frame in frames.items():
-        yield name, np.broadcast_to(frame, (batch, *frame.shape[1:]))
+        yield name, np.repeat(frame, batch, 0)
     sizes = _FULL_SIZES if full else _QUICK_SIZES
     for count, rows, columns in () if fixed else sizes:
         images = [natural_image, noise_image]

@@ -106,9 +106,7 @@ def fused_state_dict(
     return fused
 
 
-def _check_branches(
-    source: Mapping[str, Array], fused: Mapping[str, Array]
-) -> None:
+def _check_branches(source: Mapping[str, Array], fused: Mapping[str, Array]) -> None:
     """Compare each fused kernel with both branches, which are computed one by one.
 
     Raises:

@@ -64,7 +64,7 @@ def run_network(network: nn.Module, image: Array, device: str = "cpu") -> Array:
         image: that, in float32.
         device: of PyTorch.
     """
-    network = network.to(device, memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=torch.channels_last)
     with torch.inference_mode(), exact_float32():
         return network(torch.tensor(image).to(device)).cpu().numpy()
 

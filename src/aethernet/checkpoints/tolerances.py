@@ -9,9 +9,10 @@ import numpy.typing as npt
 from aethernet.checkpoints.verification import compare
 from aethernet.errors import AetherError
 
-# Limits for files against the network in float32. A float32 file differs by rounding: 2e-6 on
-# the shipped model, more on deeper ones; 1e-4 is 1/40 of an 8-bit step. The other types
-# round as part of the format, to 11, 8 and 8 bits, and have to reach a PSNR in dB.
+# Limits for files against the network in float32. A float32 file differs by rounding:
+# 2e-6 on the shipped model, more on deeper ones; 1e-4 is 1/40 of an 8-bit step. The
+# other types round as part of the format, to 11, 8 and 8 bits, and have to reach a PSNR
+# in dB.
 FLOAT32_ATOL, FLOAT32_RTOL = 1e-4, 1e-4
 MIN_PSNR = {"float16": 50.0, "bfloat16": 40.0, "int8": 40.0}
 

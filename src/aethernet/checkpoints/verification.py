@@ -58,10 +58,12 @@ def natural_image(height: int, width: int, channels: int = 3) -> Image:
     """
     _, size, _, pixels = _NATURAL_IMAGE.read_bytes().split(b"\n", 3)
     columns, rows = map(int, size.split())
-    image = np.frombuffer(pixels, np.uint8).reshape(rows, columns, 3)
-    image = image.transpose(2, 0, 1) / np.float32(255)
+    interleaved = np.frombuffer(pixels, np.uint8).reshape(rows, columns, 3)
+    image: Image = np.moveaxis(interleaved, -1, 0).astype(np.float32)
+    image /= 255
     if channels == 1:
-        image = np.tensordot(np.float32(_LUMA), image, 1)[None]
+        weights = np.array(_LUMA, np.float32)[:, None, None]
+        image = (image * weights).sum(0, keepdims=True)
     else:
         image = image[np.arange(channels) % 3]
     image = image[:, _mirrored(height, rows)][:, :, _mirrored(width, columns)]

@@ -61,8 +61,8 @@ def define(parser: argparse.ArgumentParser) -> None:
         choices=(*PRECISIONS, "int8"),
         default="float32",
         help="of weights and activations; LayerNorm is always in float32. float16 also "
-        "has float16 input and output, see --io; int8 needs --calibrate; ncnn has float32 and "
-        "float16 weights; default: float32",
+        "has float16 input and output, see --io; int8 needs --calibrate; ncnn has "
+        "float32 and float16 weights; default: float32",
     )
     parser.add_argument(
         "--calibrate",

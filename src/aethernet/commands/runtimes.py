@@ -150,7 +150,9 @@ def _try(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(_verdict_as_json(path, verdict), indent=1))
         return
-    table: list[tuple[str, ...]] = [("candidate", "ms", "CPU ms", "of the time", "of the CPU time")]
+    table: list[tuple[str, ...]] = [
+        ("candidate", "ms", "CPU ms", "of the time", "of the CPU time")
+    ]
     for row in verdict.rows:
         figures = (1000 * row.cost.wall, 1000 * row.cost.cpu)
         ratios = (row.ratio.wall, row.ratio.cpu)

@@ -52,6 +52,8 @@ class NativeRuntime:
         self.channels: int = network.channels
         self.input_sizes = InputSizes()
         self.why = ""
+        self.bytes_per_pixel = network.bytes_per_pixel
+        """As `tiling.Tiled` reads it."""
 
     @classmethod
     def load(
