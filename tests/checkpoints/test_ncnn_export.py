@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +77,48 @@ def test_with_ncnn_it_is_run_on_frames_and_sizes(source, tmp_path, precision):
     names = ("checkerboard", "1 x 1x1", "checkerboard (NumPy)", "1 x 1x1 (NumPy)")
     assert {*names} <= set(done.differences)
     assert len(done.differences) == 7 + 7
+
+
+@pytest.mark.skipif(not HAS_NCNN, reason="needs pip install -e '.[ncnn]'")
+def test_full_runs_more_sizes_in_ncnn(source, tmp_path):
+    options = NcnnOptions(verify="full")
+    done = export_ncnn(load_checkpoint(source), tmp_path / "m.param", options)
+    assert len(done.differences) == 10 + 7
+    assert "3 x 31x33" in done.differences
+
+
+@pytest.mark.skipif(not HAS_NCNN, reason="needs pip install -e '.[ncnn]'")
+@pytest.mark.parametrize("folder", ["usual", "програма"])
+def test_ncnn_gets_names_in_ascii(tmp_path, monkeypatch, folder):
+    """On Windows ncnn opens no others; here the pretended ncnn does not."""
+    import ncnn
+
+    place = tmp_path / "ascii"
+    place.mkdir()
+    target = tmp_path / folder / "größer.param"
+    target.parent.mkdir()
+    save_checkpoint(lively_network(depths=(1,)), tmp_path / "m.safetensors")
+    if folder != "usual":  # nor has the usual place for temporary files such a name
+        monkeypatch.setattr(tempfile, "gettempdir", lambda: str(target.parent))
+        monkeypatch.setenv("PROGRAMDATA", str(place))
+    opened = []
+
+    class Net(ncnn.Net):
+        def load_param(self, path):
+            opened.append(path)
+            return super().load_param(path) if path.isascii() else -1
+
+        def load_model(self, path):
+            opened.append(path)
+            return super().load_model(path) if path.isascii() else -1
+
+    monkeypatch.setattr(ncnn, "Net", Net)
+    done = export_ncnn(load_checkpoint(tmp_path / "m.safetensors"), target)
+    assert done.library is not None
+    assert len(opened) == 2
+    assert (tmp_path / "ascii" in Path(opened[0]).parents) == (folder != "usual")
+    assert without_hidden(target.parent) == ["größer.bin", "größer.param"]
+    assert not any(place.iterdir())
 
 
 def test_files_that_differ_are_not_kept(source, tmp_path, monkeypatch):
@@ -165,6 +209,7 @@ class TestCommand:
             (["--opset", "17"], "--opset does not apply to ncnn"),
             (["--static", "8x8"], "--static does not apply to ncnn"),
             (["--license", "MIT"], "--license does not apply to ncnn"),
+            (["--io", "float32"], "--io does not apply to ncnn"),
             (["--precision", "bfloat16"], "float32 and float16 weights, no bfloat16"),
             (["--format", "onnx"], "the suffix is not .onnx"),
         ],

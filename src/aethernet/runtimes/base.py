@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
+from aethernet.checkpoints import layout
 from aethernet.errors import AetherError, OutOfMemoryError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
 
-PRECISIONS = ("float32", "float16", "bfloat16")
-"""What a model can be computed in; as `checkpoints.layout.PRECISIONS`."""
+PRECISIONS = layout.PRECISIONS
+"""What a model can be computed in."""
 
 ONNX_RUNTIME_DISTRIBUTIONS = (
     "onnxruntime",
