@@ -33,8 +33,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Links, line lengths and figures of the documents."""
+    """Links, line lengths and figures of the documents, and their site."""
     run(session, "pytest", "-n", "0", "tests/test_repository.py")
+    session.run(sys.executable, "tools/build_site.py")
 
 
 @nox.session

@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import check_one_error, lively_network, random_image, without_hidden
 
 from aethernet.bench import ceiling, rounds
@@ -26,7 +28,8 @@ from aethernet.bench.contenders import (
     contenders,
 )
 from aethernet.bench.memory import peak_memory
-from aethernet.bench.peers import PEERS, build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peer_networks import build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peers import PEERS
 from aethernet.bench.plot import draw
 from aethernet.bench.report import as_table, figures, write_json
 from aethernet.bench.rounds import BenchReport, Entry, Ratio

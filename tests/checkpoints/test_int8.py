@@ -16,7 +16,7 @@ from aethernet.commands.main import main
 from aethernet.errors import VerificationError
 from aethernet.pictures.calibration import calibration_pictures
 
-REASON = "needs onnx and onnxruntime: pip install -e '.[onnx]'"
+REASON = "needs pip install onnx onnxruntime"
 onnx = pytest.importorskip("onnx", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 

@@ -33,7 +33,7 @@ from aethernet.checkpoints.verification import (
 from aethernet.commands.main import main
 from aethernet.errors import AetherError, VerificationError
 
-REASON = "needs onnx and onnxruntime: pip install -e '.[onnx]'"
+REASON = "needs pip install onnx onnxruntime"
 onnx = pytest.importorskip("onnx", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 

@@ -19,7 +19,7 @@ from aethernet.checkpoints.onnx_graph import (
 from aethernet.checkpoints.reference import evaluate
 from aethernet.errors import AetherError
 
-REASON = "needs onnx and onnxruntime: pip install -e '.[onnx]'"
+REASON = "needs pip install onnx onnxruntime"
 onnx = pytest.importorskip("onnx", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 

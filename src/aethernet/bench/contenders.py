@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from aethernet.aether_core import VARIANTS, AetherNet
-from aethernet.bench.peers import PEERS, build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peer_networks import build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peers import PEERS
 from aethernet.bench.torch_exporter import plain_onnx
 from aethernet.checkpoints.checkpoint import (
     Checkpoint,

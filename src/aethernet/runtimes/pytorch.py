@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.folded import Folded
 from aethernet.checkpoints.rewrites import exact_float32, rewritten
 from aethernet.devices import (
@@ -15,7 +14,12 @@ from aethernet.devices import (
     has_bfloat16_units,
     pytorch_devices,
 )
-from aethernet.runtimes.base import Description, InputSizes, library_failures
+from aethernet.runtimes.base import (
+    Description,
+    InputSizes,
+    ModelFile,
+    library_failures,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,10 +58,14 @@ class PyTorchRuntime:
 
     @classmethod
     def load(
-        cls, path: Path, device: str, precision: str, compiled: bool = False
+        cls,
+        file: Path | ModelFile,
+        device: str,
+        precision: str,
+        compiled: bool = False,
     ) -> Self:
         where = choose_device(device)
-        folded = load_checkpoint(path).folded
+        folded = ModelFile.of(file).checkpoint.folded
         precision = "float32" if precision == "auto" else precision
         return cls(folded, where, precision, compiled)
 
