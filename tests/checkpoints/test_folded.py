@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import ROOT, SHIPPED_MODEL, lively_network, random_image
 from safetensors.numpy import load_file
 from safetensors.torch import save_file

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import (
     ONNX_SCRIPT,
     SHIPPED_MODEL,

@@ -14,7 +14,8 @@ from helpers import (
     ONNX_SCRIPT,
     ROOT,
     block_imports,
-    lively_network,
+    lively_arrays,
+    lively_file,
     photo,
     run,
     without_hidden,
@@ -22,7 +23,7 @@ from helpers import (
 )
 
 from aethernet import checkpoints
-from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint, write_checkpoint
 from aethernet.checkpoints.reference import evaluate
 from aethernet.checkpoints.verification import compare, natural_image
 
@@ -31,8 +32,7 @@ AETHERNET = ("-m", "aethernet")
 
 @pytest.fixture
 def source(tmp_path):
-    save_checkpoint(lively_network(depths=(1,)), tmp_path / "m.safetensors")
-    return tmp_path / "m.safetensors"
+    return lively_file(tmp_path / "m.safetensors", depths=(1,))
 
 
 def run_without_torch(folder, *words):
@@ -96,9 +96,9 @@ def test_export_to_ncnn(source, tmp_path, precision):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_fuse(source, tmp_path, dtype):
-    network = lively_network(depths=(1,), in_chans=1)
-    network.conv_last.weight.data *= 0.05  # into the range of pictures
-    save_checkpoint(network, source)
+    weights, arguments = lively_arrays(depths=(1,), in_chans=1)
+    weights["conv_last.weight"] *= np.float32(0.05)  # into the range of pictures
+    write_checkpoint(weights, arguments, source)
     words = ["fuse", source.name, "-o", "f.safetensors", "--dtype", dtype]
     done = run_without_torch(tmp_path, *AETHERNET, *words)
     assert done.returncode == 0, done.stderr
