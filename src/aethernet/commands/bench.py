@@ -45,6 +45,7 @@ def bench(arguments: argparse.Namespace) -> None:
         seconds=arguments.seconds,
         device=device,
         memory=arguments.memory,
+        cpu_time=arguments.cpu_time,
     )
     report = run_benchmark(plan)
     print(as_table(report))
@@ -124,6 +125,11 @@ def define(parser: argparse.ArgumentParser) -> None:
         dest="memory",
         action="store_false",
         help="do not measure memory, which takes a process for each contender",
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="also show processor time and its ratios, for machines with other work",
     )
     parser.add_argument(
         "--json",
