@@ -37,6 +37,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AETHERNET_CACHE", str(folder))
+        patch.setenv("AETHERNET_MODELS", str(folder / "models"))
         yield folder
 
 

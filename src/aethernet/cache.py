@@ -1,4 +1,4 @@
-"""The user's cache folder: files that take time to make and can be made again."""
+"""The user's folders: a cache (files that can be made again), downloaded models."""
 
 import hashlib
 import json
@@ -11,7 +11,8 @@ from aethernet.errors import AetherError
 from aethernet.files import replacing, unreadable, unwritable
 from aethernet.version import __version__
 
-_NAME_ANOTHER = "Name another folder in the environment variable AETHERNET_CACHE."
+_CACHE, _MODELS = "AETHERNET_CACHE", "AETHERNET_MODELS"
+_NAME_ANOTHER = "Name another folder in the environment variable {}."
 
 
 def cache_folder() -> Path:
@@ -24,15 +25,33 @@ def cache_folder() -> Path:
     Raises:
         AetherError: when none of these is known.
     """
-    named = os.environ.get("AETHERNET_CACHE")
+    return _users_folder(_CACHE, "XDG_CACHE_HOME", ".cache", "aethernet")
+
+
+def data_folder() -> Path:
+    """The folder for downloaded models; it need not exist yet.
+
+    The environment variable `AETHERNET_MODELS` names it. Otherwise it is the folder
+    `aethernet/models` in the first that is set of `XDG_DATA_HOME`, `LOCALAPPDATA`
+    (Windows) and `~/.local/share`.
+
+    Raises:
+        AetherError: when none of these is known.
+    """
+    return _users_folder(_MODELS, "XDG_DATA_HOME", ".local/share", "aethernet/models")
+
+
+def _users_folder(variable: str, xdg: str, default: str, name: str) -> Path:
+    named = os.environ.get(variable)
     if named:
         return Path(named)
-    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    home = os.environ.get(xdg) or os.environ.get("LOCALAPPDATA")
     try:
-        return Path(home or Path.home() / ".cache") / "aethernet"
+        return Path(home or Path.home() / default) / name
     except RuntimeError as error:  # a user without a home folder, as in containers
+        hint = _NAME_ANOTHER.format(variable)
         raise AetherError(
-            "There is no home folder to keep a cache in.", hint=_NAME_ANOTHER
+            "There is no home folder to keep files in.", hint=hint
         ) from error
 
 
@@ -60,7 +79,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = unwritable(error, path).reason
-        raise AetherError(reason, path, _NAME_ANOTHER) from error
+        raise AetherError(reason, path, _NAME_ANOTHER.format(_CACHE)) from error
 
 
 def code_version(code: Iterable[Path]) -> str:

@@ -29,7 +29,7 @@ from aethernet.errors import AetherError, CheckpointError
 from aethernet.publish import openmodeldb
 
 MODELS = ROOT / "models"
-ENTRIES = sorted(MODELS.glob("*.json"))
+ENTRIES = sorted(MODELS.glob("[0-9]*.json"))  # not index.json
 RUNNING = ("--runtime", "pytorch", "--device", "cpu", "--precision", "float32")
 
 entries = pytest.mark.parametrize("entry", ENTRIES, ids=lambda path: path.stem)
@@ -202,7 +202,17 @@ class TestListing:
         first = re.split(r"  +", rows[0])
         assert first[:5] == ["2x-small", "aether_small", "2x", "fused", "float32"]
         assert first[-2:] == ["MIT", str(shipped_model())]
-        assert len(rows) == len(shipped_models())
+        names = [re.split(r"  +", row)[0] for row in rows[: rows.index("")]]
+        assert names == [model.name for model in shipped_models()]
+
+    def test_it_tells_what_a_model_is_for_and_not_for(self, capsys):
+        assert main(["models"]) == 0
+        text = capsys.readouterr().out
+        for entry in ENTRIES:
+            stated = json.loads(entry.read_text("utf-8"))["description"]
+            assert f": {stated}\n" in text
+            assert "For " in stated
+            assert "Not for " in stated
 
     def test_needs_neither_torch_nor_pyvips(self):
         code = (

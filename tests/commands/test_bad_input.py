@@ -21,7 +21,6 @@ from helpers import (
 )
 
 from aethernet.checkpoints.checkpoint import save_checkpoint
-from aethernet.commands.main import main
 
 COMMAND = ROOT / "src/aethernet/__main__.py"
 # Command or script -> arguments with which it reads {source} and writes {target}.
@@ -213,11 +212,3 @@ def test_a_process_of_its_own_prints_the_same(name, tmp_path):
     path = tmp_path / "absent.pth"
     assert done.stderr == f"error: {path}: There is no such file.\n"
     assert done.stdout == ""
-
-
-def test_wrong_arguments_exit_with_2_and_show_the_usage(capsys):
-    for arguments in ([], ["fuse"], ["fuse", "a.pth", "-o", "b.pth", "--scale", "5"]):
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        assert stop.value.code == 2
-        assert "usage:" in capsys.readouterr().err

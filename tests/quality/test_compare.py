@@ -282,7 +282,9 @@ class TestBadInput:
         with pytest.raises(SystemExit) as stop:
             main(["compare", "a.png", "-o", "r.html", f"--crop={text}"])
         assert stop.value.code == 2
-        assert "usage:" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert error.startswith("error: argument --crop")
+        assert error.endswith("See aethernet compare --help.\n")
 
 
 class TestBrowser:

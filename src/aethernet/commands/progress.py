@@ -97,6 +97,22 @@ def frames_progress(
 
 
 @contextmanager
+def bytes_progress(name: str, size: int) -> Iterator[Callable[[int], None]]:
+    """Show how far a download is, if stderr is a terminal.
+
+    Yields a function to call with the number of bytes that are here, of `size`.
+    """
+    console = _console()
+    if console is None:
+        yield lambda done: None
+        return
+    bar = _bar(console)
+    task = bar.add_task(printable(name), total=size / 1e6, rate="MB")
+    with _shown(bar):
+        yield lambda done: bar.update(task, completed=done / 1e6)
+
+
+@contextmanager
 def steps_progress(total: int) -> Iterator[Callable[[str], None]]:
     """Show which of `total` steps is running, if stderr is a terminal.
 
@@ -209,7 +225,8 @@ class _Bar(_Lines):
         # Pixels done and in total of running jobs: one is read, another written.
         self.under_way: dict[Job, tuple[int, int]] = {}
         self.newest: Job | None = None
-        self.since = time.monotonic()
+        self.since: float | None = None
+        """When the first picture was begun: opening the model does not count."""
         self.shown = ExitStack()
 
     def __enter__(self) -> Self:
@@ -227,11 +244,11 @@ class _Bar(_Lines):
 
     def total(self, pictures: int, skipped: int) -> None:
         super().total(pictures, skipped)
-        self.since = time.monotonic()
         self.bar.update(self.task, total=pictures)
 
     def started(self, job: "Job") -> None:
         self.newest = job
+        self.since = self.since or time.monotonic()
         self.bar.update(self.task, description=printable(job.source.name))
 
     def advanced(self, pixels_done: int, pixels_total: int) -> None:
@@ -250,7 +267,7 @@ class _Bar(_Lines):
 
     def _update(self) -> None:
         under_way = [*self.under_way.values()]
-        seconds = time.monotonic() - self.since
+        seconds = time.monotonic() - (self.since or time.monotonic())
         pixels = self.pixels + sum(done for done, _ in under_way)
         pictures = self.done + len(self.failed)
         self.bar.update(

@@ -151,7 +151,9 @@ def request_from(arguments: argparse.Namespace) -> UpscaleRequest:
 def _model_from(arguments: argparse.Namespace) -> ModelRequest:
     context = arguments.context
     return ModelRequest(
-        path=find_model(arguments.model) if arguments.model else shipped_model(),
+        path=find_model(arguments.model)
+        if arguments.model
+        else shipped_model(arguments.scale),
         runtime=arguments.runtime,
         device=arguments.device,
         precision=arguments.precision,

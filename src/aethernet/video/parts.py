@@ -10,6 +10,7 @@ import glob
 import itertools
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -280,11 +281,14 @@ class Parts:
 
     def _unlock(self) -> None:
         path = Path(self._lock.lock_file)
-        with contextlib.suppress(OSError):  # Windows removes no file that is open
-            path.unlink()
+        # Once the lock is released, the file may be another process's. Windows keeps a
+        # file that a process has open, and so cannot remove it before that.
+        if os.name != "nt":
+            path.unlink(missing_ok=True)
         self._lock.release()
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if os.name == "nt":
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _first_frames(first: Frame, frames: Iterator[Frame]) -> Iterator[Frame]:
