@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import check_one_error, lively_network, random_image, without_hidden
 
 from aethernet.bench import ceiling, rounds
@@ -26,7 +28,8 @@ from aethernet.bench.contenders import (
     contenders,
 )
 from aethernet.bench.memory import peak_memory
-from aethernet.bench.peers import PEERS, build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peer_networks import build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peers import PEERS
 from aethernet.bench.plot import draw
 from aethernet.bench.report import as_table, figures, write_json
 from aethernet.bench.rounds import BenchReport, Entry, Ratio
@@ -391,12 +394,12 @@ class TestMemory:
     def test_a_process_that_takes_too_long_is_ended(self, model):
         who = Contender("tiny", "model", FUSED, "pytorch", "float32", 2)
         with pytest.raises(AetherError, match="more than 0 seconds"):
-            peak_memory(who, model, "cpu", natural_image(8, 8).numpy(), timeout=0.01)
+            peak_memory(who, model, "cpu", natural_image(8, 8), timeout=0.01)
 
     def test_holds_at_least_what_it_makes(self, model):
         who = Contender("tiny", "model", FUSED, "pytorch", "float32", 2)
         size = 256
-        image = natural_image(size, size).numpy()
+        image = natural_image(size, size)
         peak = peak_memory(who, model, "cpu", image)
         if peak is None:
             pytest.skip("this system does not report a process's memory")
@@ -406,7 +409,7 @@ class TestMemory:
 
     def test_passes_on_the_error(self, tmp_path):
         who = Contender("gone", "model", REWRITTEN, "pytorch", "float32", 2)
-        image = natural_image(8, 8).numpy()
+        image = natural_image(8, 8)
         with pytest.raises(AetherError, match="There is no such file") as caught:
             peak_memory(who, tmp_path / "gone.pth", "cpu", image)
         assert caught.value.path == tmp_path / "gone.pth"
@@ -446,7 +449,7 @@ class TestPeers:
         if form == "fused":
             network.fuse()
         counted = count_multiply_adds(network, 16, 24)
-        assert counted == multiply_adds_per_pixel(network)
+        assert counted == multiply_adds_per_pixel(network.hyperparameters)
 
     def test_folded_span_is_the_same_function(self):
         from spandrel.architectures.SPAN import SPAN

@@ -74,7 +74,7 @@ def test_onnx_file_of_ours(tmp_path, capsys):
 
 
 def test_foreign_and_damaged_onnx(tmp_path):
-    onnx = pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
+    onnx = pytest.importorskip("onnx", reason="needs pip install onnx onnxruntime")
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, "n"])
     result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, "n"])
     node = onnx.helper.make_node("Relu", ["x"], ["y"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers import SHIPPED_MODEL, lively_network, random_image, without_hidden
 
-from aethernet.checkpoints.folded import fold, load_folded
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.folded import fold
 from aethernet.checkpoints.ncnn import to_ncnn, write_ncnn
 from aethernet.checkpoints.reference import evaluate
 from aethernet.errors import AetherError
@@ -67,7 +68,7 @@ class TestFunction:
         ("precision", "limit"), [("float32", 2e-6), ("float16", 1e-3)]
     )
     def test_the_shipped_model(self, tmp_path, precision, limit):
-        folded = load_folded(SHIPPED_MODEL)
+        folded = load_checkpoint(SHIPPED_MODEL).folded
         write_ncnn(folded, tmp_path / "model.param", precision)
         run = loaded(tmp_path / "model.param")
         for size in ((1, 1), (7, 5), (13, 17), (9, 31), (24, 32)):

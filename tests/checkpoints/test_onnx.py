@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from helpers import (
 import aethernet
 from aethernet.checkpoints import onnx as onnx_export
 from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.comparison import VERIFICATIONS
+from aethernet.checkpoints.folded import Convolution
 from aethernet.checkpoints.onnx import ExportOptions, ShapeRange, export_onnx
-from aethernet.checkpoints.rewrites import rewritten
+from aethernet.checkpoints.rewrites import fold_network, rewritten, run_network
 from aethernet.checkpoints.verification import (
     compare,
     natural_image,
@@ -30,7 +33,7 @@ from aethernet.checkpoints.verification import (
 from aethernet.commands.main import main
 from aethernet.errors import AetherError, VerificationError
 
-REASON = "needs onnx and onnxruntime: pip install -e '.[onnx]'"
+REASON = "needs pip install onnx onnxruntime"
 onnx = pytest.importorskip("onnx", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 
@@ -61,7 +64,7 @@ def largest_input(network, name):
     hook = module.register_forward_pre_hook(lambda _, x: seen.append(x[0].abs().max()))
     with torch.inference_mode():
         for image in verification_frames(*SMALL.typical[1:]).values():
-            network(image)
+            network(torch.from_numpy(image))
     hook.remove()
     return max(seen).item()
 
@@ -130,10 +133,13 @@ class TestFreeSizes:
         assert b".py" not in content
         assert b"stack_trace" not in content
 
-    def test_reports_five_frames_and_five_sizes(self, free):
-        differences = free[2].differences
+    @pytest.mark.parametrize("verify", VERIFICATIONS)
+    def test_reports_five_frames_and_sizes(self, free, tmp_path, verify):
+        source = free[0].with_name("model.safetensors")
+        target = tmp_path / "model.onnx"
+        differences = write(source, target, dynamic=True, verify=verify).differences
         assert set(verification_frames(2, 2)) <= set(differences)
-        assert len(differences) == 10
+        assert len(differences) == {"quick": 7, "full": 10}[verify]
         assert any("1x1" in name for name in differences)
         assert all(0 <= d.max_abs_error < 1e-4 for d in differences.values())
 
@@ -208,7 +214,10 @@ class TestFixedSize:
             expected = network(image).numpy()
         np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
         assert "Shapes" not in result.trtexec
-        assert len(result.differences) == 5
+        assert len(result.differences) == 7  # of the same graph with free sizes
+        full = write(source, target, shapes=shapes, verify="full")
+        assert len(full.differences) == 5
+        assert "natural image" in full.differences
 
 
 class TestFloat16:
@@ -259,9 +268,8 @@ class TestBfloat16:
         assert all(40 <= d.psnr < 80 for d in differences.values())
         # PyTorch in bfloat16 has a similar error; it sums in another order.
         image = natural_image(32, 48)
-        with torch.inference_mode():
-            half = rewritten(network, "bfloat16")(image)
-            psnr = compare(half, network(image)).psnr
+        half = run_network(rewritten(fold_network(network), "bfloat16"), image)
+        psnr = compare(half, run_network(network, image)).psnr
         assert abs(psnr - differences["natural image"].psnr) < 4
 
     def test_an_opset_without_bfloat16_convolutions_is_refused(self, tmp_path):
@@ -278,12 +286,9 @@ class TestRefusals:
         target.write_bytes(b"an older file")
         to_onnx = onnx_export.to_onnx
 
-        def wrong(found, *rest):
-            found.state_dict["conv_last.bias"].add_(0.05)
-            try:
-                return to_onnx(found, *rest)
-            finally:
-                found.state_dict["conv_last.bias"].sub_(0.05)
+        def wrong(folded, *rest):
+            first = Convolution(folded.first.weight, folded.first.bias + 0.05)
+            return to_onnx(replace(folded, first=first), *rest)
 
         monkeypatch.setattr(onnx_export, "to_onnx", wrong)
         with pytest.raises(VerificationError, match="Nothing was written"):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import SHIPPED_MODEL, lively_network, random_image
 
-from aethernet.checkpoints.arrays import load_arrays
-from aethernet.checkpoints.folded import fold, load_folded
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.folded import fold
 from aethernet.checkpoints.onnx_graph import (
     BFLOAT16_OPSET,
     Writing,
@@ -19,7 +19,7 @@ from aethernet.checkpoints.onnx_graph import (
 from aethernet.checkpoints.reference import evaluate
 from aethernet.errors import AetherError
 
-REASON = "needs onnx and onnxruntime: pip install -e '.[onnx]'"
+REASON = "needs pip install onnx onnxruntime"
 onnx = pytest.importorskip("onnx", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 
@@ -46,7 +46,7 @@ def psnr(output, expected):
 @pytest.fixture(scope="module")
 def shipped():
     """The shipped model, a picture, and what it makes of it."""
-    folded = load_folded(SHIPPED_MODEL)
+    folded = load_checkpoint(SHIPPED_MODEL).folded
     image = random_image(1, 3, 24, 32).numpy()
     return folded, image, evaluate(folded, image)
 
@@ -229,7 +229,7 @@ class TestFile:
             assert model.ir_version == version
 
     def test_properties_tell_what_it_is(self, tmp_path):
-        checkpoint = load_arrays(SHIPPED_MODEL)
+        checkpoint = load_checkpoint(SHIPPED_MODEL)
         properties = onnx_properties(checkpoint.hyperparameters, "float32", 17, "MIT")
         arguments = json.loads(properties["hyperparameters"])
         assert arguments["depths"] == [4, 4, 4, 4]

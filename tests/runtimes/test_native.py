@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import SHIPPED_MODEL, lively_network, random_image
 from runtime_helpers import NEEDS_KERNELS
 

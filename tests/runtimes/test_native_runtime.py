@@ -4,12 +4,20 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from helpers import SHIPPED_MODEL, check_one_error, photo, random_image, run, write
-from runtime_helpers import NEEDS_KERNELS, SMALLEST, picture_network
+from helpers import (
+    PLAIN,
+    SHIPPED_MODEL,
+    check_one_error,
+    photo,
+    random_array,
+    run,
+    write,
+)
+from runtime_helpers import NEEDS_KERNELS, SMALLEST, picture_file
 
 from aethernet.cache import cache_folder
-from aethernet.checkpoints.checkpoint import save_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.reference import evaluate
 from aethernet.commands.main import main
 from aethernet.errors import AetherError, CheckpointError, VerificationError
 from aethernet.pictures.files import read_picture
@@ -22,8 +30,7 @@ from aethernet.runtimes.registry import open_model
 def model(tmp_path, monkeypatch):
     """A small checkpoint, and a cache of its own."""
     monkeypatch.setenv("AETHERNET_CACHE", str(tmp_path / "cache"))
-    save_checkpoint(picture_network(**SMALLEST), tmp_path / "model.safetensors")
-    return tmp_path / "model.safetensors"
+    return picture_file(tmp_path / "model.safetensors", **SMALLEST)
 
 
 class TestWithoutKernels:
@@ -57,21 +64,21 @@ class TestWithoutKernels:
 class TestModel:
     @pytest.mark.parametrize("name", ["rgb", "gray"])
     def test_computes_what_the_network_computes(self, networks, name):
-        path, network = networks[name]
+        path, _ = networks[name]
+        folded = load_checkpoint(path).folded
         found = open_model(path, "native", "cpu", "float32")
-        assert found.scale == network.hyperparameters["scale"]
-        assert found.channels == network.in_chans
+        assert found.scale == folded.scale
+        assert found.channels == folded.in_chans
         for size in ((1, 1, 1), (1, 7, 5), (3, 13, 18), (1, 40, 33)):
-            image = random_image(size[0], found.channels, *size[1:])
-            with torch.inference_mode():
-                expected = network(image).numpy()
-            output = found.run(image.numpy())
+            image = random_array(size[0], found.channels, *size[1:])
+            expected = evaluate(folded, image)
+            output = found.run(image)
             assert output.dtype == np.float32
             np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
 
     def test_describes_itself(self, model):
         found = open_model(model, "native").describe()
-        assert str(found) == "native kernels float32 on cpu"
+        assert str(found) == "native kernels float32 on cpu: as asked"
 
     def test_needs_no_pytorch(self):
         code = (
@@ -83,10 +90,10 @@ class TestModel:
         done = run("-c", code)
         assert done.stdout == "set()\n", done.stderr
 
-    def test_a_picture_is_that_of_pytorch(self, model, tmp_path, capsys):
+    def test_a_picture_is_that_of_another_runtime(self, model, tmp_path, capsys):
         source = write(photo(), tmp_path / "a.png")
         pictures = []
-        for name in ("native", "pytorch"):
+        for name in ("native", PLAIN):
             target = tmp_path / f"{name}.png"
             words = ["upscale", str(source), "-o", str(target), "--model", str(model)]
             assert main([*words, "--runtime", name, "--device", "cpu"]) == 0
@@ -130,7 +137,7 @@ class TestProof:
         }
         kept.write_text("{}")  # damaged
         open_model(model, "native")
-        save_checkpoint(picture_network(seed=1, **SMALLEST), model)
+        picture_file(model, seed=1, **SMALLEST)
         open_model(model, "native")
         assert len(made) == 3
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,8 @@ from aethernet.checkpoints.folded import fold
 from aethernet.runtimes.native import build, library
 
 sys.path.insert(0, str(ROOT / "tools"))
-import build_wheels  # noqa: E402
-from object_files import read_library  # noqa: E402
+import build_wheels
+from object_files import read_library
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("ziglang"), reason="needs ziglang"

@@ -126,7 +126,7 @@ def run_benchmark(plan: BenchPlan) -> BenchReport:
     machine = describe_machine(device, runtime_distributions())
     entries = [Entry(contender) for contender in contenders(plan)]
     try:
-        image = natural_image(plan.height, plan.width).numpy()
+        image = natural_image(plan.height, plan.width)
     except RuntimeError as error:
         raise AetherError(
             f"There is no memory for an input of {plan.width}x{plan.height}.",

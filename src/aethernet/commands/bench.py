@@ -4,11 +4,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from aethernet.aether_core import VARIANTS
+from aethernet.checkpoints.layout import VARIANTS
 from aethernet.checkpoints.shipped import find_model
 from aethernet.commands.conversion import SCALES
 from aethernet.commands.values import size
 from aethernet.devices import choose_device, device_kind, has_bfloat16_units
+from aethernet.errors import import_optional
 from aethernet.files import check_target
 from aethernet.runtimes.base import PRECISIONS
 from aethernet.runtimes.registry import RUNTIMES, runtimes_for
@@ -16,6 +17,7 @@ from aethernet.runtimes.registry import RUNTIMES, runtimes_for
 
 def bench(arguments: argparse.Namespace) -> None:
     """Run a benchmark, print its table, and write --json and --plot."""
+    import_optional("torch", "bench")
     from aethernet.bench.contenders import BenchPlan
     from aethernet.bench.plot import check_plot, draw
     from aethernet.bench.report import as_table, write_json

@@ -18,6 +18,7 @@ COMMANDS = {
     "fuse": "fuse a trained checkpoint",
     "export": "export a checkpoint to ONNX",
     "engine": "build a TensorRT engine from an ONNX file",
+    "runtimes": "list what runs models on this computer, and what would",
     "bench": "compare the speed of networks",
     "compare": "write a page that shows models side by side",
     "release": "make a folder to publish a model",
