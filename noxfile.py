@@ -59,7 +59,8 @@ def sanitize(session: nox.Session) -> None:
             library = f"{folder}/kernels{lanes}.so"
             build = ["--compiler", "clang", "--output", library, "--"]
             build += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-            build += ["-shared-libasan", "-O1", *([f"-DLANES={lanes}"] if lanes else [])]
+            build += ["-shared-libasan", "-O1"]
+            build += [f"-DLANES={lanes}"] if lanes else []
             session.run(sys.executable, "tools/build_native.py", *build)
             # The interpreter is not compiled so: its libraries come first, and what it
             # never frees is not counted.

@@ -7,8 +7,14 @@ from pathlib import Path
 from aethernet.checkpoints.layout import VARIANTS
 from aethernet.checkpoints.shipped import find_model
 from aethernet.commands.conversion import SCALES
+from aethernet.commands.model_flags import add_threads
 from aethernet.commands.values import size
-from aethernet.devices import choose_device, device_kind, has_bfloat16_units
+from aethernet.devices import (
+    choose_device,
+    device_kind,
+    has_bfloat16_units,
+    limit_threads,
+)
 from aethernet.errors import import_optional
 from aethernet.files import check_target
 from aethernet.runtimes.base import PRECISIONS
@@ -24,6 +30,8 @@ def bench(arguments: argparse.Namespace) -> None:
     from aethernet.bench.rounds import run_benchmark
     from aethernet.checkpoints.checkpoint import CheckpointOptions, load_checkpoint
 
+    if arguments.threads:
+        limit_threads(arguments.threads)
     if arguments.json:
         check_target(arguments.json)
     if arguments.plot:
@@ -122,6 +130,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="default: a GPU if there is one"
     )
+    add_threads(parser)
     parser.add_argument(
         "--no-memory",
         dest="memory",
