@@ -209,7 +209,7 @@ def spandrel(clone: Clone, url: str) -> list[str]:
     clone.insert("README.md", "\n#### Face Restoration\n", row)
     clone.write("tests/test_AetherNet.py", SPANDREL_TEST.substitute(url=url))
     clone.write("tests/__snapshots__/test_AetherNet.ambr", SPANDREL_SNAPSHOT)
-    model = aethernet.load(MODEL, device="cpu", precision="float32")
+    model = aethernet.load(MODEL, runtime="pytorch", device="cpu", precision="float32")
     for size in ("16x16", "32x32", "64x64"):
         picture = clone.path(f"tests/images/inputs/{size}.png")
         output = f"tests/images/outputs/{size}/{MODEL.stem}.png"
