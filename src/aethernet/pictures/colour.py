@@ -222,7 +222,7 @@ def _profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
             body += value + bytes(-len(value) % 4)
         table += struct.pack(">4sII", name, places[value], len(value))
     head = struct.pack(
-        ">I4sI4s4s4s12s4s4sIIIII12s4s",
+        ">I4sI4s4s4s12s4s4s6I12s4s",
         start + len(body),
         b"",
         0x04300000,
@@ -231,7 +231,7 @@ def _profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
         b"XYZ ",
         bytes(12),
         b"acsp",
-        *(b"", 0, 0, 0, 0, 0),
+        *(b"", 0, 0, 0, 0, 0, 0),
         _fixed(*_D50.tolist()),
         b"",
     )

@@ -12,6 +12,9 @@ from aethernet.pictures import ifd
 PREFIX = b"Exif\0\0"
 """What goes before a block in JPEG, and before it in `exif-data` of libvips."""
 
+_SIDES = (40962, 40963)
+_THUMBNAIL = (513, 514)
+
 
 def block_of(data: bytes) -> bytes | None:
     """The block without a prefix; None unless it is a TIFF structure."""
@@ -23,11 +26,18 @@ def block_of(data: bytes) -> bytes | None:
     return data
 
 
-def upright(block: bytes, size: tuple[int, int]) -> bytes:
+def upright(
+    block: bytes, size: tuple[int, int], thumbnail: bytes | None = None
+) -> bytes:
     """The block for a picture that is upright and has this width and height.
 
-    The orientation becomes 1, the sides are set, and the thumbnail, which shows the
-    picture as it was, is cut off. Nothing is moved.
+    The orientation becomes 1, and the sides are set. Nothing is moved.
+
+    Args:
+        block: of the source.
+        size: width and height of the result.
+        thumbnail: of the result, a JPEG file. It takes the place of the old one, if
+            there is one. None: the old one is cut off, since it shows the source.
     """
     found = ifd.Structure(io.BytesIO(block))
     changed = bytearray(block)
@@ -37,12 +47,21 @@ def upright(block: bytes, size: tuple[int, int]) -> bytes:
         return block
     _set(changed, found.order, first.tags.get(ifd.ORIENTATION), 1)
     inner = found.inside(first.tags, ifd.EXIF_DIRECTORY)
-    for tag, side in zip((40962, 40963), size, strict=True):
+    for tag, side in zip(_SIDES, size, strict=True):
         _set(changed, found.order, inner.tags.get(tag) if inner else None, side)
     if first.next:
-        changed[first.next_field : first.next_field + 4] = bytes(4)
-        _wipe_thumbnail(changed, found, first.next)
+        _exchange_thumbnail(changed, found, first, thumbnail)
     return bytes(changed)
+
+
+def has_thumbnail(block: bytes) -> bool:
+    """Whether there is a thumbnail, a JPEG file, in the block."""
+    found = ifd.Structure(io.BytesIO(block))
+    try:
+        place = found.directory(found.first).next
+        return bool(place) and _THUMBNAIL[0] in found.directory(place).tags
+    except ValueError:
+        return False
 
 
 def _set(block: bytearray, order: str, value: ifd.Value | None, number: int) -> None:
@@ -53,17 +72,28 @@ def _set(block: bytearray, order: str, value: ifd.Value | None, number: int) -> 
     struct.pack_into(order + letter, block, value.place, number)
 
 
-def _wipe_thumbnail(block: bytearray, found: ifd.Structure, place: int) -> None:
-    """Drop the bytes of the thumbnail if they end the block, else make them zero."""
+def _exchange_thumbnail(
+    block: bytearray, found: ifd.Structure, first: ifd.Directory, new: bytes | None
+) -> None:
+    """Put the new thumbnail at the end; make the bytes of the old one zero."""
     try:
-        tags = found.directory(place).tags
-        start, size = (tags[tag].numbers(found.order)[0] for tag in (513, 514))
+        tags = found.directory(first.next).tags
+        start, size = (tags[tag].numbers(found.order)[0] for tag in _THUMBNAIL)
     except (ValueError, KeyError, struct.error):
+        new = None
+    else:
+        if start + size == len(block):
+            del block[start:]
+        elif start + size < len(block):
+            block[start : start + size] = bytes(size)
+    if new is None:
+        block[first.next_field : first.next_field + 4] = bytes(4)
         return
-    if start + size == len(block):
-        del block[start:]
-    elif start + size < len(block):
-        block[start : start + size] = bytes(size)
+    _set(block, found.order, tags.get(ifd.ORIENTATION), 1)
+    block += bytes(len(block) % 2)
+    for tag, number in zip(_THUMBNAIL, (len(block), len(new)), strict=True):
+        _set(block, found.order, tags[tag], number)
+    block += new
 
 
 def with_resolution(block: bytes | None, resolution: tuple[float, float]) -> bytes:

@@ -139,7 +139,9 @@ class Picture:
     def header(self) -> Header:
         height, width, bands = self.pixels.shape
         depth = 8 * self.pixels.dtype.itemsize
-        return Header(width, height, bands, depth, self.metadata, self.resolution)
+        return Header(
+            *(width, height, bands, depth, self.metadata, self.resolution), bits=depth
+        )
 
 
 @dataclass(frozen=True)

@@ -269,23 +269,26 @@ def _more_references(iref: bytes | None, numbers: list[int], primary: int) -> by
 def _more_properties(
     meta: bytes, top: dict[bytes, _Box], primary: int, added: list[bytes]
 ) -> bytes:
-    """The box of properties; new ones of colour take the place of old ones."""
+    """The box of properties; new code points take the place of old ones."""
     inside = top[b"iprp"]
-    old = _properties(meta, top)
-    colours = [n for n, (kind, _) in old.items() if kind == b"colr"] if added else []
-    container = b"".join(_box(*old[number]) for number in old) + b"".join(added)
-    new = [len(old) + 1 + i for i in range(len(added))]
+    boxes = {number: _box(*each) for number, each in _properties(meta, top).items()}
+    code_points = [box for box in added if box[8:12] == b"nclx"]
+    for number, box in boxes.items():
+        if box[4:12] == b"colrnclx" and code_points:
+            boxes[number] = code_points[0]  # where it is, and used, already
+            added = [each for each in added if each is not code_points[0]]
+    container = b"".join(boxes.values()) + b"".join(added)
+    new = [len(boxes) + 1 + i for i in range(len(added))]
     rest = b""
     for box in _boxes(meta, inside.start, inside.end):
         if box.kind != b"ipma":
             continue
         version, wide = meta[box.start], meta[box.start + 3] & 1
-        letter, top_bit = ("H", 0x8000) if wide else ("B", 0x80)
+        letter = "H" if wide else "B"
         rows, table = 0, b""
         for item, place, count in _ipma_rows(meta, box):
             numbers = list(struct.unpack_from(f">{count}{letter}", meta, place))
             if item == primary:
-                numbers = [n for n in numbers if n & (top_bit - 1) not in colours]
                 numbers += new
             table += struct.pack(">I" if version else ">H", item)
             table += struct.pack(f">B{len(numbers)}{letter}", len(numbers), *numbers)

@@ -15,7 +15,7 @@ import pyvips
 from aethernet.errors import AetherError, ImageError, first_line
 from aethernet.files import check_target, replacing, temporary_path, unwritable
 from aethernet.pictures import isobmff, jpeg, png, tiff, webp
-from aethernet.pictures.exif import upright
+from aethernet.pictures.exif import has_thumbnail, upright
 from aethernet.pictures.files import (
     FORMATS,
     Format,
@@ -189,6 +189,10 @@ class PictureWriter:
             pixels = PIL.Image.fromarray(image.numpy())
             pixels.save(temporary, "BMP", dpi=(25.4 * xres, 25.4 * yres))
             return
+        if self._metadata.exif and has_thumbnail(self._metadata.exif):
+            block = self._metadata.exif
+            made = upright(block, self.final_size, _thumbnail(self._image(), header))
+            self._metadata = replace(self._metadata, exif=made)
         if self.path.suffix.lower() == ".jxl":
             lossless = self.encoding.lossless
             quality = None if lossless else self._quality
@@ -265,6 +269,16 @@ class PictureWriter:
         temporary.write_bytes(isobmff.with_metadata(encoded, self._metadata))
 
 
+def _thumbnail(image: pyvips.Image, header: Header) -> bytes:
+    """A JPEG file of 160x160 pixels at most."""
+    kinds = ("grey16", "rgb16") if header.depth > 8 else ("b-w", "srgb")
+    image = image.copy(interpretation=kinds[header.bands > 2])
+    small = image.thumbnail_image(160, size="down")
+    if small.hasalpha():
+        small = small.flatten()
+    return small.jpegsave_buffer(Q=80, keep=_KEEP_NOTHING)
+
+
 def _fitted(
     kind: Format, header: Header, size: tuple[int, int]
 ) -> tuple[Metadata, tuple[str, ...]]:
@@ -274,7 +288,7 @@ def _fitted(
         resolution = None  # written where none is known, as below
     gray = header.bands < 3
     metadata, lost = fitted(header.metadata, kind.room, gray, resolution)
-    if metadata.exif:
+    if metadata.exif and not has_thumbnail(metadata.exif):
         metadata = replace(metadata, exif=upright(metadata.exif, size))
     if kind.name == "JPEG":
         lost += jpeg.segments_for(metadata, resolution)[1]

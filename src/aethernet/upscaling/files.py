@@ -303,7 +303,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _note_runs(job: Job, size: tuple[int, int], model: Tiled, passes: int) -> None:
-    """Say so if the user's tiles are so small that the model runs thousands of times."""
+    """Say so if the tiles the user asked for need very many runs of the model."""
     if not model.asked_tile or model.tile is None:
         return
     runs = 0
