@@ -44,7 +44,7 @@ def needs_jxl():
 
 
 def upscaled(source, target, *flags):
-    """Run `aethernet upscale` with a model that doubles each pixel; returns the code."""
+    """Run `aethernet upscale` with a model that doubles pixels; returns the code."""
     model = Path(target).parent / ".double.onnx"
     if not model.exists():
         repeating_onnx(model, 2)
@@ -150,8 +150,9 @@ def shown(image):
     return np.asarray(made, float)
 
 
-def centres(pixels, count=len(COLOURS)):
+def centres(pixels):
     """The mean colour in the middle of each of the patches in a row."""
+    count = len(COLOURS)
     height, width = pixels.shape[:2]
     side = width // count
     middle = slice(height // 4, 3 * height // 4)

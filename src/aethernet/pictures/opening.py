@@ -189,8 +189,7 @@ def _metadata(path: Path, kind: str, image: pyvips.Image, turn: int) -> Metadata
     if kind == "webp":
         return webp.read(path, known)
     if kind == "gif":
-        names = [n for n in image.get_fields() if n.startswith("gif-comment")]
-        return others.read_gif(path, [_text(image, name) for name in names])
+        return others.read_gif(path)
     return known
 
 

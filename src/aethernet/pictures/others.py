@@ -6,6 +6,8 @@ Sources: the headers of Windows' BMP, version 4 and 5; GIF89a.
 import struct
 from pathlib import Path
 
+import PIL.Image
+
 from aethernet.pictures.colour import Colour
 from aethernet.pictures.metadata import Metadata, Text
 
@@ -54,10 +56,12 @@ def _calibrated(head: bytes) -> Colour:
     return Colour(gamma=gamma, chromaticities=numbers)
 
 
-def read_gif(path: Path, comments: list[str]) -> Metadata:
-    """Comments and XMP of a GIF file."""
+def read_gif(path: Path) -> Metadata:
+    """Comments and XMP of a GIF file of one frame."""
+    with PIL.Image.open(path, formats=["GIF"]) as image:
+        comment = image.info.get("comment")
+    texts = (Text(b"COM", comment),) if comment else ()
     content = path.read_bytes()
-    texts = tuple(Text(b"COM", comment.encode()) for comment in comments)
     start = content.find(_XMP_OF_GIF)
     end = content.find(_TRAILER, start)
     if start < 0 or end < 0:
