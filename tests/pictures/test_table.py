@@ -134,7 +134,7 @@ SOURCES = {
     "gamma and primaries": lambda f: png(f / "in.png", *gamma_chunks()),
     "EXIF": with_exif,
     "MakerNote": lambda f: with_exif(f, maker_note=True),
-    "orientation": lambda f: with_exif(f, orientation=6),
+    "orientation": lambda f: saved(f / "in.tif", tiffinfo={274: 6}),
     "thumbnail in EXIF": lambda f: with_exif(
         f, thumbnail=pyvips.Image.black(16, 12).jpegsave_buffer()
     ),
@@ -160,7 +160,7 @@ NAMED = {
     "gamma and primaries": "the colour space (gamma",
     "EXIF": "EXIF",
     "MakerNote": "MakerNote",
-    "thumbnail in EXIF": "EXIF",
+    "thumbnail in EXIF": ("the thumbnail", "EXIF"),
     "XMP": "XMP",
     "IPTC": "IPTC",
     "texts of PNG": "the text prompt",
@@ -288,7 +288,9 @@ def test_each_cell_is_true(tmp_path, row, kind, cell, caplog, capsys):
     if kind == "JPEG XL":
         import pillow_jxl  # noqa: F401  # teaches Pillow to read it
     if cell == "warned":
-        assert of(NAMED, row) in caplog.text
+        names = of(NAMED, row)
+        names = (names,) if isinstance(names, str) else names
+        assert any(name in caplog.text for name in names)
         assert caplog.text.count("left out") == 1
         return
     assert cell in ("carried", "converted")

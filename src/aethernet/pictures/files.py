@@ -56,7 +56,7 @@ _JPEG = Format(
     quality=95,
     room=Room(photoshop=True, comments=True, gain_map=True),
 )
-_TIFF = Format("TIFF", (8, 16), room=Room(photoshop=True))
+_TIFF = Format("TIFF", (8, 16), room=Room(photoshop=True, thumbnail=False))
 _IN_CHUNKS = Room(code_points=True, gamma=True, photoshop=True, texts=True)
 _IN_BOXES = Room(code_points=True, gray_profile=False, resolution=False)
 _IN_RIFF = Room(gray_profile=False, resolution=False)

@@ -179,10 +179,15 @@ def value_of(number: int | tuple[int, int], order: str, kind: int = _LONG) -> Va
 
 def resolution_tags(resolution: tuple[float, float], order: str) -> dict[int, Value]:
     """Tags for pixels per millimetre, as pixels per inch."""
-    across, down = (
-        value_of((min(round(side * 25.4 * 1000), 2**32 - 1), 1000), order)
-        for side in resolution
-    )
+
+    def per_inch(side: float) -> Value:
+        thousandths = min(round(side * 25_400), 2**32 - 1)
+        # PNG counts by the metre: 300 per inch come back as 299.9994.
+        whole = round(thousandths / 1000)
+        near = abs(thousandths - 1000 * whole) <= 10
+        return value_of((whole, 1) if near else (thousandths, 1000), order)
+
+    across, down = map(per_inch, resolution)
     unit = value_of(2, order, _SHORT)
     return {X_RESOLUTION: across, Y_RESOLUTION: down, RESOLUTION_UNIT: unit}
 

@@ -79,6 +79,8 @@ class Room:
     profile: bool = True
     gray_profile: bool = True
     exif: bool = True
+    thumbnail: bool = True
+    """A thumbnail in EXIF."""
     xmp: bool = True
     photoshop: bool = False
     texts: bool = False
@@ -115,6 +117,8 @@ def fitted(
         maker = " with its MakerNote" if exif.has_maker_note(kept.exif) else ""
         lost.append(f"EXIF{maker}")
         kept = replace(kept, exif=None)
+    if kept.exif and not room.thumbnail and exif.has_thumbnail(kept.exif):
+        lost.append("the thumbnail")
     if kept.gain_map and not room.gain_map:
         lost.append("the gain map (HDR)")
         kept = replace(kept, gain_map=None)

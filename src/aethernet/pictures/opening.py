@@ -18,13 +18,14 @@ NOT_A_PICTURE = (
     "or JPEG XL)."
 )
 
-_STARTS = {
+STARTS = {
     png.SIGNATURE: "png",
     b"\xff\xd8\xff": "jpeg",
     b"GIF8": "gif",
     b"BM": "bmp",
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "tiff"),
 }
+"""libvips' names of the formats we know, by the first bytes of a file."""
 _HEIF_BRANDS = (
     *(b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"),
     *(b"mif2", b"msf1", b"miaf"),
@@ -145,7 +146,7 @@ def _kind_of(path: Path) -> str:
         return "webp"
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
         return "heif"
-    return next((kind for start, kind in _STARTS.items() if head.startswith(start)), "")
+    return next((kind for start, kind in STARTS.items() if head.startswith(start)), "")
 
 
 def _name_of(path: Path) -> str | None:
