@@ -33,7 +33,7 @@ def main() -> None:
         "plain": plain_onnx(checkpoint.build().fuse(), size),
         "rewritten": to_onnx(checkpoint.folded, Writing(size=size)).SerializeToString(),
     }
-    ort = import_optional("onnxruntime", "onnx")
+    ort = import_optional("onnxruntime")
     image = np.random.default_rng(0).random((1, 3, *size[1:]), np.float32)
     with tempfile.TemporaryDirectory() as folder:
         sessions: dict[str, Any] = {}

@@ -61,7 +61,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def onnxruntime_run(content: bytes, threads: int) -> Run:
-    onnxruntime = import_optional("onnxruntime", "onnx")
+    onnxruntime = import_optional("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(

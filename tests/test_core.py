@@ -5,7 +5,9 @@ import re
 import sys
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import ROOT, TINY, lively_network, random_image
 from torch.utils.flop_counter import FlopCounterMode
 

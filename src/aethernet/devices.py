@@ -1,6 +1,6 @@
 """This machine: its devices, processor, free memory and installed libraries.
 
-PyTorch is imported only by the functions that ask it.
+Only the functions about PyTorch's devices need PyTorch.
 """
 
 import os
@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aethernet.errors import AetherError, import_optional
+from aethernet.errors import AetherError, MissingExtraError, import_optional
 from aethernet.version import __version__
 
 if TYPE_CHECKING:
@@ -47,9 +47,12 @@ def device_kind(device: str) -> str:
 
 
 def pytorch_devices() -> tuple[str, ...]:
-    """Kinds of device that PyTorch has here, best first; the last is always "cpu"."""
-    import torch
+    """Kinds of device that PyTorch has here, best first; the last is always "cpu".
 
+    Raises:
+        MissingExtraError: when PyTorch is not installed.
+    """
+    torch: Any = import_optional("torch", "torch")
     gpus = (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps))
     return (*(name for name, gpu in gpus if gpu.is_available()), "cpu")
 
@@ -61,9 +64,7 @@ def choose_device(name: str) -> "torch.device":
         MissingExtraError: when PyTorch is not installed.
         AetherError: when PyTorch does not know this device or cannot use it here.
     """
-    import_optional("torch", "torch")
-    import torch
-
+    torch: Any = import_optional("torch", "torch")
     if name == "auto":
         return torch.device(pytorch_devices()[0])
     try:
@@ -84,10 +85,10 @@ def free_memory(device: str) -> int:
     if it proves too much, the tile is halved.
     """
     if device_kind(device) == "cuda":
-        import torch
-
-        if torch.cuda.is_available():
-            return torch.cuda.mem_get_info(device)[0]
+        with suppress(MissingExtraError):
+            torch: Any = import_optional("torch", "torch")
+            if torch.cuda.is_available():
+                return torch.cuda.mem_get_info(device)[0]
     import psutil  # here: the fuse script runs where only torch is installed
 
     # A container may have less than the machine.
@@ -172,6 +173,25 @@ def _processor_flags() -> set[str]:
     return {*(facts.get("flags") or facts.get("Features") or "").split()}
 
 
+def told_threads() -> int | None:
+    """Threads that PyTorch uses, if it is loaded, or that OMP_NUM_THREADS allows.
+
+    All runtimes keep to it: so a program sets one number for all. None: no limit.
+    """
+    torch = sys.modules.get("torch")  # not imported for this
+    if torch:
+        return torch.get_num_threads()
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(told) if told.isdecimal() and int(told) else None
+
+
+def limit_threads(threads: int) -> None:
+    """Let the runtimes of this process use so many threads from now on."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)
+
+
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
     """The versions of those of these distributions that are installed."""
     found = {}
@@ -187,16 +207,15 @@ def describe_machine(
     """What one has to know of this machine to read figures measured on it.
 
     Args:
-        device: a device of PyTorch.
+        device: where the figures are measured.
         distributions: whose versions to list beside those of the common libraries.
 
     Returns:
         Values for JSON: `system`, `cpu`, `cores` (that this process may use),
-        `threads` (PyTorch's), `instructions`, `pytorch_capability`, `device`,
-        `versions`, and where they are known `load_before` and `gpu`.
+        `threads` (that runtimes may use), `instructions`, `device`, `versions`, and
+        where they are known `load_before`, `pytorch_capability` and `gpu`. The last
+        two are PyTorch's, if it is loaded.
     """
-    import torch
-
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -204,9 +223,8 @@ def describe_machine(
         "system": platform.platform(),
         "cpu": processor_name(),
         "cores": cores,
-        "threads": torch.get_num_threads(),
+        "threads": told_threads() or cores,
         "instructions": [*instructions()],
-        "pytorch_capability": torch.backends.cpu.get_cpu_capability(),
         "device": str(device),
         "versions": {
             "aethernet": __version__,
@@ -216,8 +234,10 @@ def describe_machine(
     }
     if hasattr(os, "getloadavg"):
         machine["load_before"] = round(os.getloadavg()[0], 2)
-    if torch.device(device).type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
+    if torch := sys.modules.get("torch"):  # not imported for this
+        machine["pytorch_capability"] = torch.backends.cpu.get_cpu_capability()
+        if device_kind(str(device)) == "cuda" and torch.cuda.is_available():
+            machine["gpu"] = torch.cuda.get_device_name(device)
     return machine
 
 

@@ -76,6 +76,14 @@ class MissingExtraError(AetherError):
     """An optional library is needed and absent."""
 
 
+def install_line(extra: str) -> str:
+    """The command that installs an extra of ours.
+
+    Where AetherNet is installed already, also from a clone, pip adds what is missing.
+    """
+    return f'python -m pip install "aethernet-sr[{extra}]"'  # as every shell takes it
+
+
 @contextlib.contextmanager
 def _telemetry_off(package: str) -> Iterator[None]:
     """Keep a library from sending messages about its use while it is imported."""
@@ -120,8 +128,7 @@ def import_optional(module: str, extra: str | None = None) -> ModuleType:
         ) from error
     if found is None or found.__file__ is None:
         hint = f"Install it: python -m pip install {package}"
-        if extra:  # double quotes, which every shell takes
-            hint += ", or in AetherNet's folder: "
-            hint += f'python -m pip install -e ".[{extra}]"'
+        if extra:
+            hint += f", or AetherNet's extra: {install_line(extra)}"
         raise MissingExtraError(f"The package {package} is missing.", hint=f"{hint}.")
     return found

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import SHIPPED_MODEL, lively_network
 from runtime_helpers import picture_network
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import SAMPLE, check_one_error, lively_network, without_hidden
 from runtime_helpers import PICTURE, node, write_engine, write_model
 
@@ -34,7 +36,7 @@ from aethernet.runtimes.tensorrt.library import Library, Messages, open_library
 from aethernet.runtimes.tensorrt.network import ParsedNetwork
 from aethernet.runtimes.tensorrt.run import TensorRTRuntime
 
-onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[onnx]'")
+onnx = pytest.importorskip("onnx", reason="needs pip install onnx onnxruntime")
 
 needs_builder = pytest.mark.skipif(
     not importlib.util.find_spec("tensorrt_rtx"),
@@ -345,7 +347,7 @@ class TestRefusedFlags:
         source = write_model(
             tmp_path / "m.onnx", [node("Relu", "x", "y")], {"x": PICTURE, "y": PICTURE}
         )
-        assert "pip install tensorrt-rtx-cu13" in failure(capsys, "engine", source)
+        assert '"aethernet-sr[tensorrt]"' in failure(capsys, "engine", source)
 
     @needs_no_gpu
     def test_tensorrt_alone_builds_nothing_without_a_gpu(

@@ -7,7 +7,9 @@ import copy
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from frameworks import clone_of, load_trainner
 from helpers import FUSE_SCRIPT, ONNX_SCRIPT, SAMPLE, call_script, random_image
 from neosr_real import of_clone, of_package_index
@@ -25,7 +27,7 @@ from aethernet.runtimes.registry import open_model
 spandrel = pytest.importorskip(
     "spandrel", reason="needs spandrel: pip install -e '.[spandrel]'"
 )
-import spandrel_aethernet  # noqa: E402
+import spandrel_aethernet
 
 # float32 sums in another order: a few rounding errors of values around 1.
 CLOSE = {"rtol": 0, "atol": 1e-5}

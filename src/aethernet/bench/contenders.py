@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from aethernet.aether_core import VARIANTS, AetherNet
-from aethernet.bench.peers import PEERS, build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peer_networks import build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peers import PEERS
 from aethernet.bench.torch_exporter import plain_onnx
 from aethernet.checkpoints.checkpoint import (
     Checkpoint,
@@ -60,6 +61,8 @@ class BenchPlan:
     device: str = "cpu"
     memory: bool = True
     """Measure peak memory too, in one process for each contender (some seconds)."""
+    cpu_time: bool = False
+    """Show processor time too, and ratios of it."""
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.height, self.runs)

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
-from aethernet.errors import AetherError, OutOfMemoryError, first_line
+from aethernet.checkpoints import layout
+from aethernet.errors import (
+    AetherError,
+    OutOfMemoryError,
+    first_line,
+    import_optional,
+)
 from aethernet.files import sha256_of
 
 if TYPE_CHECKING:
@@ -21,8 +27,8 @@ if TYPE_CHECKING:
 
     from aethernet.checkpoints.checkpoint import Checkpoint
 
-PRECISIONS = ("float32", "float16", "bfloat16")
-"""What a model can be computed in; as `checkpoints.layout.PRECISIONS`."""
+PRECISIONS = layout.PRECISIONS
+"""What a model can be computed in."""
 
 ONNX_RUNTIME_DISTRIBUTIONS = (
     "onnxruntime",
@@ -194,9 +200,18 @@ class RuntimeSpec:
     """Whether "auto" may take it. False: it has to be named."""
 
     def import_class(self) -> type[Runtime]:
-        """The runtime's class; the library that it uses may still be missing."""
+        """The runtime's class; the library that it uses may still be missing.
+
+        Raises:
+            MissingExtraError: when its module needs PyTorch, and that is not installed.
+        """
         module, _, name = self.load.partition(":")
-        return getattr(importlib.import_module(module), name)
+        try:
+            return getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            if error.name == "torch":
+                import_optional("torch", self.extra)  # says how to install it
+            raise
 
 
 @contextlib.contextmanager

@@ -6,8 +6,6 @@ An export is made the first time a checkpoint is loaded, and kept in the user's 
 import abc
 import contextlib
 import logging
-import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ import psutil
 from aethernet.cache import cache_folder, code_version, make_folder
 from aethernet.checkpoints.onnx import ExportOptions, export_onnx
 from aethernet.checkpoints.onnx_graph import Norm
+from aethernet.devices import told_threads
 from aethernet.errors import AetherError
 from aethernet.files import check_target
 from aethernet.runtimes.base import (
@@ -28,6 +27,7 @@ from aethernet.runtimes.base import (
     library_failures,
     no_picture_model,
 )
+from aethernet.runtimes.cores import usable_cores
 from aethernet.runtimes.probing import found_sizes
 from aethernet.version import PACKAGE
 
@@ -141,17 +141,14 @@ class OnnxModel(abc.ABC):
 
 
 def allowed_threads() -> int:
-    """Threads that PyTorch was told to use, by us or OMP_NUM_THREADS; 0 for no limit.
+    """Threads that this process was told to use, or its cores; 0: all of the machine's.
 
-    ONNX Runtime and OpenVINO look at neither: each of several workers on one machine
-    would use all of its cores.
+    ONNX Runtime and OpenVINO do not look themselves: each of several workers on one
+    machine, and a container with a part of it, would use all of its cores.
     """
-    torch = sys.modules.get("torch")  # not imported for this
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(told) if told.isdecimal() else 0
-    if torch:
-        threads = torch.get_num_threads()
-    return threads if threads < (psutil.cpu_count(logical=False) or 1) else 0
+    everything = psutil.cpu_count(logical=False) or 1
+    threads = min(usable_cores(), told_threads() or everything)
+    return threads if threads < everything else 0
 
 
 def load_exported(

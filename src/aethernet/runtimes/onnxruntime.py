@@ -133,7 +133,7 @@ class OnnxRuntime(OnnxModel):
 
 
 def _library() -> Any:
-    return import_optional("onnxruntime", "onnx")
+    return import_optional("onnxruntime")
 
 
 def _provider(device: str) -> str:
@@ -153,7 +153,7 @@ def _provider(device: str) -> str:
 
 def _is_bfloat16(path: Path) -> bool:
     """Whether the file is an export of ours in bfloat16."""
-    onnx = import_optional("onnx", "onnx")
+    onnx = import_optional("onnx")
     try:
         entries = onnx.load_from_string(path.read_bytes()).metadata_props
     except Exception:  # protobuf's, for a file that is not ONNX; loading reports it

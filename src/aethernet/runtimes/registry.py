@@ -45,7 +45,7 @@ register(
         suffixes=CHECKPOINT_SUFFIXES,
         devices=PYTORCH_KINDS,
         distributions=("torch",),
-        extra=None,
+        extra="torch",
     )
 )
 register(
@@ -55,7 +55,7 @@ register(
         suffixes=(".onnx", *CHECKPOINT_SUFFIXES),
         devices=("cpu", "cuda", "tensorrt", "dml", "coreml"),
         distributions=ONNX_RUNTIME_DISTRIBUTIONS,
-        extra="onnx",
+        extra=None,
         checkpoint_needs=_EXPORTER,
     )
 )
