@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from aethernet.files import replacing, unreadable, unwritable
 from aethernet.version import __version__
 
 _CACHE, _MODELS = "AETHERNET_CACHE", "AETHERNET_MODELS"
+_CHECKSUM = "checksum"  # in a JSON file, of the rest of its content
 _NAME_ANOTHER = "Name another folder in the environment variable {}."
 
 
@@ -121,12 +123,15 @@ def _files_of(part: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; empty when absent, damaged or not an object."""
+    """What `write_json` wrote; empty when absent or changed since."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    checksum = content.pop(_CHECKSUM, None)
+    return content if checksum == _checksum_of(content) else {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -136,5 +141,45 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         AetherError: when the folder or the file cannot be written.
     """
     make_folder(path.parent)
+    kept = {**content, _CHECKSUM: _checksum_of(content)}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1), "utf-8")
+        temporary.write_text(json.dumps(kept, indent=1), "utf-8")
+
+
+def _checksum_of(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def seal(path: Path) -> None:
+    """Note the size and the checksum of a file in the cache, beside it.
+
+    Raises:
+        AetherError: when the note cannot be written.
+    """
+    write_json(_seal_of(path), _facts_of(path))
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file in the cache is there and is what `seal` has noted."""
+    try:
+        return path.is_file() and read_json(_seal_of(path)) == _facts_of(path)
+    except AetherError:
+        return False
+
+
+def remove_sealed(path: Path) -> None:
+    """Remove a file from the cache, with its note, if it is there."""
+    for one in (path, _seal_of(path)):
+        one.unlink(missing_ok=True)
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _facts_of(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(error, path) from error
+    return {"size": len(content), "crc32": zlib.crc32(content)}

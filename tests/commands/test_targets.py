@@ -104,11 +104,8 @@ class TestFiles:
         ("command", "target", "reason"),
         [
             ("fuse", "out.onnx", "neither .safetensors nor .pth"),
-            ("fuse", "missing/out.pth", "does not exist"),
             ("fuse", "in/m.safetensors", "replace its own input"),
             ("export", "out.xyz", "the suffix is not .onnx"),
-            ("export", "missing/out.onnx", "does not exist"),
-            ("export", "missing/out.param", "does not exist"),
             ("release", "missing/release", "does not exist"),
             ("release", "in", "not empty"),
             ("release", "in/m.safetensors", "This is a file"),

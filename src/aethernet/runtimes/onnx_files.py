@@ -14,7 +14,14 @@ from typing import ClassVar, Self, TypeVar
 import numpy as np
 import psutil
 
-from aethernet.cache import cache_folder, code_version, make_folder
+from aethernet.cache import (
+    cache_folder,
+    code_version,
+    is_intact,
+    make_folder,
+    remove_sealed,
+    seal,
+)
 from aethernet.checkpoints.onnx import ExportOptions, export_onnx
 from aethernet.checkpoints.onnx_graph import Norm
 from aethernet.devices import told_threads
@@ -175,11 +182,9 @@ def load_exported(
         make_folder(folder)
         check_target(folder / name)
     except AetherError as error:
-        _log.info("the export is not kept: %s", error)
-        with tempfile.TemporaryDirectory(prefix="aethernet_") as temporary:
-            return load(_export(file, Path(temporary, name), precision, norm))
+        return _load_unkept(file, name, precision, norm, load, error)
     target = folder / name
-    if target.is_file():
+    if is_intact(target):
         try:
             loaded = load(target)
         except AetherError as error:
@@ -188,9 +193,31 @@ def load_exported(
             with contextlib.suppress(OSError):  # the file may belong to another user
                 target.touch()  # marks it as the last used
             return loaded
-    _export(file, target, precision, norm)
+    try:
+        _export(file, target, precision, norm)
+        seal(target)
+    except AetherError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        with contextlib.suppress(OSError):
+            remove_sealed(target)  # makes room for the next
+        return _load_unkept(file, name, precision, norm, load, error)
     _drop_oldest(folder)
     return load(target)
+
+
+def _load_unkept(
+    file: ModelFile,
+    name: str,
+    precision: str,
+    norm: Norm,
+    load: Callable[[Path], T],
+    reason: AetherError,
+) -> T:
+    """Load an export from a temporary folder, where the cache cannot be written."""
+    _log.info("the export is not kept: %s", reason)
+    with tempfile.TemporaryDirectory(prefix="aethernet_") as temporary:
+        return load(_export(file, Path(temporary, name), precision, norm))
 
 
 def _export(file: ModelFile, target: Path, precision: str, norm: Norm) -> Path:
@@ -206,4 +233,4 @@ def _drop_oldest(folder: Path) -> None:
     with contextlib.suppress(OSError):  # another process moved or removed one meanwhile
         files.sort(key=lambda file: file.stat().st_mtime)
         for old in files[:-KEPT_EXPORTS]:
-            old.unlink(missing_ok=True)
+            remove_sealed(old)
