@@ -4,11 +4,13 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shlex
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -51,6 +53,18 @@ def unreadable(error: OSError, path: Path) -> AetherError:
 def unwritable(error: OSError, path: Path) -> AetherError:
     """The error to raise for a file that the system does not let us write."""
     return AetherError(f"Cannot be written: {_system_reason(error)}.", path)
+
+
+def one_phrase(text: str) -> str:
+    """The reason in what a library says about a file that it could not write.
+
+    Libraries repeat what the system said, line by line with the name of the file.
+    """
+    for number in WRITE_ERRORS:
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    lines = (line.strip() for line in text.splitlines())
+    return next(filter(None, lines), "unknown reason").rstrip(".")
 
 
 def _system_reason(error: OSError) -> str:
@@ -145,16 +159,18 @@ def replacing(path: Path) -> Iterator[Path]:
     place = Path(os.path.realpath(path)) if path.is_symlink() else path
     if place != path:
         check_target(place)
+    _remove_left_over(place)
     temporary = temporary_path(place)
     with _errors_about(path, temporary):
         mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else None
         temporary.touch(mode=0o600 if mode is not None else 0o666, exist_ok=False)
         try:
-            yield temporary
-            _flush_to_disk(temporary)
-            if mode is not None:
-                temporary.chmod(mode)
-            os.replace(temporary, place)
+            with _held(temporary):
+                yield temporary
+                _flush_to_disk(temporary)
+                if mode is not None:
+                    temporary.chmod(mode)
+                os.replace(temporary, place)
         finally:
             temporary.unlink(missing_ok=True)
         if os.name == "posix":  # elsewhere a folder cannot be opened to be flushed
@@ -174,15 +190,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     check_target_folder(path)
+    _remove_left_over(path)
     temporary = temporary_path(path)
     with _errors_about(path, temporary):
         temporary.mkdir()
         try:
-            yield temporary
-            if os.name == "posix":
-                for folder, *_ in os.walk(temporary):
-                    _flush_to_disk(Path(folder))
-            _exchange(temporary, path)
+            with _held(temporary):
+                yield temporary
+                if os.name == "posix":
+                    for folder, *_ in os.walk(temporary):
+                        _flush_to_disk(Path(folder))
+                _exchange(temporary, path)
             if os.name == "posix":
                 _flush_to_disk(path.parent)
         finally:
@@ -223,6 +241,69 @@ def temporary_path(path: Path) -> Path:
     while stem and len(os.fsencode(f".{stem}{ending}")) > LONGEST_NAME:
         stem = stem[:-1]
     return path.with_name(f".{stem}{ending}")
+
+
+# Names of `temporary_path`.
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.part(\.\w+)?", re.DOTALL)
+
+# Seconds since the last change from which a temporary file that nobody holds counts as
+# left over: of the same target, and of others, which some programs write unheld.
+_STALE_SECONDS, _STALE_SECONDS_OF_OTHERS = 2, 600
+
+_cleaned: set[Path] = set()
+"""Folders from which this process has removed what was left over."""
+
+
+@contextlib.contextmanager
+def _held(temporary: Path) -> Iterator[None]:
+    """Show other processes in this block that a temporary file or folder is in use."""
+    if os.name != "posix":  # elsewhere what is open cannot be removed or renamed
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_left_over(target: Path) -> None:
+    """Remove temporary files that killed processes have left in a target's folder."""
+    if target.parent in _cleaned or os.name != "posix":
+        return
+    _cleaned.add(target.parent)
+    with contextlib.suppress(OSError):  # the folder may be writable and not readable
+        for name in filter(_TEMPORARY.fullmatch, os.listdir(target.parent)):
+            path = target.parent / name
+            same = name.startswith(f".{target.stem}.") and path.suffix in (
+                *(target.suffix, ".part"),
+            )
+            least = _STALE_SECONDS if same else _STALE_SECONDS_OF_OTHERS
+            if time.time() - path.lstat().st_mtime > least and not _is_held(path):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _is_held(temporary: Path) -> bool:
+    import fcntl
+
+    try:
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def command_line(words: Sequence[object]) -> str:

@@ -17,7 +17,8 @@ pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
 
 
 @pytest.fixture
-def words(tmp_path):
+def words(tmp_path, monkeypatch):
+    monkeypatch.setenv("AETHERNET_CACHE", str(tmp_path / "kept"))
     save_checkpoint(lively_network(depths=(1,)), tmp_path / "m.safetensors")
     write(photo(), tmp_path / "in.png")
     names = (tmp_path / "in.png", "-o", tmp_path / "out.png")

@@ -13,7 +13,13 @@ import PIL.Image
 import pyvips
 
 from aethernet.errors import AetherError, ImageError, first_line
-from aethernet.files import check_target, replacing, temporary_path, unwritable
+from aethernet.files import (
+    check_target,
+    one_phrase,
+    replacing,
+    temporary_path,
+    unwritable,
+)
 from aethernet.pictures import isobmff, jpeg, png, tiff, webp
 from aethernet.pictures.exif import has_thumbnail, upright
 from aethernet.pictures.files import (
@@ -152,7 +158,7 @@ class PictureWriter:
         try:
             yield
         except pyvips.Error as error:
-            detail = " ".join(str(error.detail).split()).rstrip(".")
+            detail = one_phrase(str(error.detail))
             raise ImageError(f"Cannot be written: {detail}.", self.path) from error
         except OSError as error:
             raise unwritable(error, self.path) from error

@@ -197,7 +197,11 @@ class Parts:
             AetherError: when a segment cannot be encoded or written.
         """
         while (first := next(frames, None)) is not None:
-            self._write_segment(_first_frames(first, frames))
+            try:
+                self._write_segment(_first_frames(first, frames))
+            except AetherError as error:
+                inside = error.path and error.path.is_relative_to(self._folder)
+                raise (error.about(self._target) if inside else error) from error
 
     def remove(self) -> None:
         """Remove all segments, when they have been joined."""

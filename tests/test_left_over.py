@@ -1,0 +1,150 @@
+"""Temporary files that killed commands have left, and messages of a full disk."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT, lively_network, photo, write
+
+from aethernet.checkpoints.checkpoint import save_checkpoint
+from aethernet.commands.main import main
+from aethernet.files import replacing, temporary_path
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="locks and name spaces of Linux"
+)
+
+# Command -> its output.
+WRITERS = {
+    "fuse": "m.safetensors",
+    "export": "m.onnx",
+    "release": "published",
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "my.pth"
+    save_checkpoint(lively_network(depths=(1,)), path)
+    return path
+
+
+def aged(path, seconds):
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_what_a_kill_leaves_goes_with_the_next_run(command, model, tmp_path):
+    words = [command, str(model), "-o", str(tmp_path / WRITERS[command])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aethernet", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    while process.poll() is None and not os.listdir(tmp_path):
+        time.sleep(0.005)  # until the temporary file is there
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = [tmp_path / name for name in os.listdir(tmp_path)]
+    assert [path for path in left if ".part" in path.name]
+    for path in left:
+        aged(path, 5)
+    assert main(words) == 0
+    assert os.listdir(tmp_path) == [WRITERS[command]]
+
+
+def test_what_is_in_use_stays(tmp_path):
+    target = tmp_path / "m.onnx"
+    mine = temporary_path(tmp_path / "other.onnx")
+    mine.touch()
+    aged(mine, 60)  # young, and of another target
+    old = temporary_path(tmp_path / "other.onnx")
+    old.touch()
+    aged(old, 1000)
+    code = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from aethernet.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as temporary:\n"
+        "    os.utime(temporary, (1, 1))\n"
+        "    print(temporary, flush=True)\n"
+        "    sys.stdin.read()\n"
+        "    temporary.write_text('theirs')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, target],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        theirs = process.stdout.readline().strip()
+        with replacing(target) as temporary:
+            temporary.write_text("ours")
+        assert os.path.exists(theirs)
+        process.communicate("")
+    assert target.read_text() == "theirs"
+    assert sorted(os.listdir(tmp_path)) == sorted([mine.name, "m.onnx"])
+
+
+FULL = {
+    **{
+        f"fuse to {suffix}": ("fuse", f"m{suffix}")
+        for suffix in (".safetensors", ".pth")
+    },
+    "export to ONNX": ("export", "m.onnx"),
+    "export to ncnn": ("export", "m.param"),
+    **{
+        f"upscale to {suffix}": ("upscale", f"out{suffix}")
+        for suffix in (".png", ".jpg", ".webp", ".tif", ".avif", ".bmp", ".y4m")
+    },
+    "upscale a video": ("upscale", "out.mkv"),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_disk_is_one_phrase_about_the_target(name, model, tmp_path):
+    command, target = FULL[name]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = f'mount -t tmpfs -o size=8k none "{disk}" && exec "$@"'
+    inside = ["unshare", "-rm", "sh", "-c", script, "sh"]
+    if subprocess.run([*inside, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs unshare and mount")
+    words = [command, model]
+    if command == "upscale":
+        source = write(photo(90, 120), tmp_path / "in.png")
+        if target.endswith((".mkv", ".y4m")):
+            source = video(tmp_path, source)
+        words = [command, source, "--model", model, "--runtime", "pytorch"]
+        words += ["--device", "cpu"]
+    done = subprocess.run(
+        [*inside, sys.executable, "-m", "aethernet", *words, "-o", disk / target],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1
+    wanted = f"error: {disk / target}: Cannot be written: No space left on device.\n"
+    assert done.stderr == wanted
+
+
+def video(folder, picture):
+    av = pytest.importorskip("av", reason="needs pip install -e '.[video]'")
+    from aethernet.pictures.files import read_picture
+
+    pixels = read_picture(picture).pixels
+    path = folder / "in.mkv"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 120, 90, "yuv420p"
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return path
