@@ -92,15 +92,13 @@ def test_what_is_in_use_stays(tmp_path):
 
 
 FULL = {
-    **{
-        f"fuse to {suffix}": ("fuse", f"m{suffix}")
-        for suffix in (".safetensors", ".pth")
-    },
+    "fuse to .safetensors": ("fuse", "m.safetensors"),
+    "fuse to .pth": ("fuse", "m.pth"),
     "export to ONNX": ("export", "m.onnx"),
     "export to ncnn": ("export", "m.param"),
     **{
         f"upscale to {suffix}": ("upscale", f"out{suffix}")
-        for suffix in (".png", ".jpg", ".webp", ".tif", ".avif", ".bmp", ".y4m")
+        for suffix in (".png", ".jpg", ".webp", ".tif", ".avif", ".bmp")
     },
     "upscale a video": ("upscale", "out.mkv"),
 }
@@ -118,7 +116,7 @@ def test_a_full_disk_is_one_phrase_about_the_target(name, model, tmp_path):
     words = [command, model]
     if command == "upscale":
         source = write(photo(90, 120), tmp_path / "in.png")
-        if target.endswith((".mkv", ".y4m")):
+        if target.endswith(".mkv"):
             source = video(tmp_path, source)
         words = [command, source, "--model", model, "--runtime", "pytorch"]
         words += ["--device", "cpu"]
@@ -130,7 +128,8 @@ def test_a_full_disk_is_one_phrase_about_the_target(name, model, tmp_path):
         cwd=ROOT,
     )
     assert done.returncode == 1
-    wanted = f"error: {disk / target}: Cannot be written: No space left on device.\n"
+    shown = disk / target.replace(".param", ".bin")  # the larger of both files
+    wanted = f"error: {shown}: Cannot be written: No space left on device.\n"
     assert done.stderr == wanted
 
 
