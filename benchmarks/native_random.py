@@ -110,6 +110,9 @@ def main() -> None:
             if not found[0] <= LIMIT:
                 raise SystemExit(f"error {found[0]:.1e}, {found[1]}")
             worst = max(worst, found)
+            done = seed - given.first + 1
+            if done % 1000 == 0:
+                print(f"{variant}: {done} configurations are right", flush=True)
         seconds = time.process_time() - start
         print(f"{variant}: {given.count} configurations in {seconds:.0f} CPU seconds")
         print(f"largest error {worst[0]:.1e}, {worst[1]}")
