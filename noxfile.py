@@ -1,7 +1,8 @@
 """The checks by name: `nox` runs all, `nox -s lint` one. `.ci/run` runs the same.
 
 They run in the environment that nox is installed in (the extra `dev` brings it): a new
-environment for each session would install PyTorch four times.
+environment for each session would install PyTorch four times. Only `light` makes one.
+`sanitize` needs clang, and runs on request.
 """
 
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "docs", "test"]
+nox.options.sessions = ["lint", "types", "docs", "test", "light"]
 
 
 def run(session: nox.Session, module: str, *arguments: str) -> None:
@@ -36,14 +37,22 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Links, line lengths and figures of the documents."""
+    """Links, line lengths and figures of the documents, and their site."""
     run(session, "pytest", "-n", "0", "tests/test_repository.py")
+    session.run(sys.executable, "tools/build_site.py")
 
 
 @nox.session
 def test(session: nox.Session) -> None:
     """The tests, or those named after `--`."""
     run(session, "pytest", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def light(session: nox.Session) -> None:
+    """The tests that need no PyTorch, in an environment without it."""
+    session.install("-e", ".[ncnn,test,ui,video]")
+    session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session

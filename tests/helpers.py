@@ -6,6 +6,8 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,9 @@ import numpy as np
 import pytest
 
 from aethernet.checkpoints.checkpoint import write_checkpoint
+from aethernet.checkpoints.folded import Folded, fold
 from aethernet.checkpoints.layout import expected_shapes
+from aethernet.checkpoints.reference import evaluate
 from aethernet.checkpoints.verification import natural_image
 from aethernet.errors import OutOfMemoryError
 from aethernet.pictures.files import Picture, read_picture
@@ -89,6 +93,24 @@ def lively_network(seed: int = 0, **arguments: Any) -> "AetherNet":
 
     weights, hyperparameters = lively_arrays(seed, **arguments)
     return build_network(hyperparameters, weights)
+
+
+def lively_folded(
+    seed: int = 0, **arguments: Any
+) -> tuple[Callable[[np.ndarray], np.ndarray], Folded]:
+    """What computes `(B, C, H, W)` as the network of `lively_arrays`, and it folded.
+
+    It is computed in PyTorch where that is installed, else in NumPy in float64.
+    """
+    weights, hyperparameters = lively_arrays(seed, **arguments)
+    img_range = hyperparameters["img_range"]
+    if HAS_TORCH:
+        from aethernet.checkpoints.rewrites import build_network, run_network
+
+        run = partial(run_network, build_network(hyperparameters, weights))
+    else:
+        run = partial(evaluate, fold(weights, img_range, np.float64))
+    return run, fold(weights, img_range)
 
 
 def random_array(*shape: int, seed: int = 0) -> np.ndarray:

@@ -5,7 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import lively_network, random_image, run, without_hidden
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

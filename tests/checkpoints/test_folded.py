@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import ROOT, SHIPPED_MODEL, lively_network, random_image
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
@@ -154,6 +156,38 @@ class TestLayout:
     def test_tables_are_those_of_the_network(self):
         assert layout.VARIANTS == VARIANTS
         assert layout.UPSAMPLE_FACTORS == UPSAMPLE_FACTORS
+
+    @pytest.mark.parametrize("scale", UPSAMPLE_FACTORS)
+    def test_the_receptive_radius_is_that_of_the_network(self, scale):
+        for arguments in ({"depths": (3, 1)}, {"lk_kernel": 13, "depths": (2,)}):
+            network = lively_network(scale=scale, **arguments)
+            expected = network.receptive_radius
+            assert layout.receptive_radius(network.hyperparameters) == expected
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"in_chans": 0},
+            {"embed_dim": -1},
+            {"mlp_ratio": 0.01},
+            {"mlp_ratio": math.inf},
+            {"depths": ()},
+            {"depths": (2, 0)},
+            {"lk_kernel": 6},
+            {"sk_kernel": 2},
+            {"sk_kernel": 9},
+            {"scale": 5},
+            {"img_range": 0.0},
+            {"img_range": math.inf},
+        ],
+    )
+    def test_impossible_arguments_are_those_of_the_network(self, wrong):
+        right = lively_network().hyperparameters
+        layout.check_arguments(right)
+        with pytest.raises(ValueError, match="AetherNet"):
+            AetherNet(**{**right, **wrong})
+        with pytest.raises((ValueError, OverflowError)):
+            layout.check_arguments({**right, **wrong})
 
     @pytest.mark.parametrize("fused", [False, True])
     @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import (
     FUSE_SCRIPT,
     SHIPPED_MODEL,

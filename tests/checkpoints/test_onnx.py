@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import (
     ONNX_SCRIPT,
     SHIPPED_MODEL,
@@ -244,6 +246,26 @@ class TestFloat16:
         assert {weights[n.input[1]] for n in convs} == {half}
         assert "--stronglyTyped" in result.trtexec
 
+    def test_input_and_output_are_float32_on_request(self, tmp_path):
+        source, network = checkpoint(tmp_path)
+        target = tmp_path / "model.onnx"
+        result = write(
+            source, target, dynamic=True, precision="float16", float32_io=True, atol=0.1
+        )
+        graph = onnx.load(target).graph
+        for value in (*graph.input, *graph.output):
+            assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        weights = {i.name: i.data_type for i in graph.initializer}
+        convs = [n for n in graph.node if n.op_type == "Conv"]
+        assert {weights[n.input[1]] for n in convs} == {onnx.TensorProto.FLOAT16}
+        assert all(d.max_abs_error > 1e-6 for d in result.differences.values())
+        metadata = {e.key: e.value for e in onnx.load(target).metadata_props}
+        assert metadata["precision"] == "float16"
+        image = natural_image(9, 7)
+        output = session(target).run(None, {"input": image})[0]
+        assert output.dtype == np.float32
+        assert compare(output, run_network(network, image)).psnr > 40
+
 
 class TestBfloat16:
     def test_computes_shipped_bfloat16_between_float32_input_and_output(
@@ -366,6 +388,29 @@ class TestRefusals:
             write(tmp_path / "model.safetensors", tmp_path / "m.onnx", shapes=SMALL)
         assert without_hidden(tmp_path) == ["model.safetensors"]
 
+    def test_a_fixed_size_that_differs_from_free_sizes_is_refused(
+        self, tmp_path, monkeypatch
+    ):
+        source, _ = checkpoint(tmp_path)
+        to_onnx = onnx_export.to_onnx
+
+        def wrong(folded, writing):
+            model = to_onnx(folded, writing)
+            if writing.size:
+                model.graph.initializer[1].raw_data = bytes(
+                    len(model.graph.initializer[1].raw_data)
+                )
+            return model
+
+        monkeypatch.setattr(onnx_export, "to_onnx", wrong)
+        with pytest.raises(VerificationError, match="fixed size differs"):
+            write(source, tmp_path / "m.onnx", shapes=SMALL)
+        assert without_hidden(tmp_path) == ["model.safetensors"]
+
+    def test_an_unknown_verification_is_refused(self):
+        with pytest.raises(AetherError, match="no verification 'slow'"):
+            ExportOptions(verify="slow")
+
     @pytest.mark.parametrize("limit", [-1, float("nan")])
     def test_negative_limits_and_nan_are_refused(self, tmp_path, limit):
         source, _ = checkpoint(tmp_path)
@@ -404,6 +449,7 @@ class TestCommandAndScript:
         words += ["--model_type", "aether", "--scale", 1, "--input_channels", 3]
         words += ["--dynamic_shapes", "--opset_version", 17, "--fp_mode", "fp32"]
         words += ["--verify_onnx", "--atol", 1e-3, "--rtol", 1e-3, "--device", "cpu"]
+        words += ["--verify", "full", "--io", "float32"]
         for bound, size in (("min", 16), ("opt", 48), ("max", 96)):
             words += [f"--{bound}_height", size, f"--{bound}_width", 2 * size]
             words += [f"--{bound}_batch_size", 1]
@@ -411,6 +457,7 @@ class TestCommandAndScript:
         printed = capsys.readouterr().out
         assert "training form" in printed
         assert "checkerboard" in printed
+        assert "3 x 31x33" in printed  # a size of the full verification
         line = printed.splitlines()[-1]
         assert line.startswith("trtexec ")
         assert f"'--onnx={target}'" in line

@@ -4,7 +4,9 @@ import copy
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import SAMPLE, SHIPPED_MODEL, lively_network, random_image
 from torch.utils.flop_counter import FlopCounterMode
 

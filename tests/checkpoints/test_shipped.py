@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import ROOT, SAMPLE, SHIPPED_MODEL, run, without_hidden
+from helpers import PLAIN, ROOT, SAMPLE, SHIPPED_MODEL, run, without_hidden
 from PIL import Image
 
 from aethernet.checkpoints import shipped
@@ -20,7 +20,6 @@ from aethernet.checkpoints.onnx_check import (
     rounding_session,
     verify,
 )
-from aethernet.checkpoints.rewrites import run_network
 from aethernet.checkpoints.shipped import find_model, shipped_model, shipped_models
 from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import (
@@ -34,7 +33,7 @@ from aethernet.publish import openmodeldb
 
 MODELS = ROOT / "models"
 ENTRIES = sorted(MODELS.glob("[0-9]*.json"))  # not index.json
-RUNNING = ("--runtime", "pytorch", "--device", "cpu", "--precision", "float32")
+RUNNING = ("--runtime", PLAIN, "--device", "cpu", "--precision", "float32")
 
 entries = pytest.mark.parametrize("entry", ENTRIES, ids=lambda path: path.stem)
 
@@ -94,7 +93,7 @@ class TestModelsFolder:
         fused = load_checkpoint(files[".safetensors"])
         assert fused.form == "fused"
         image = natural_image(48, 56, training.hyperparameters["in_chans"])
-        outputs = (run_network(form.build(), image) for form in (fused, training))
+        outputs = (network_of(form).run(image) for form in (fused, training))
         difference = compare(*outputs)
         assert difference.max_abs_error <= 1e-5
 
@@ -137,7 +136,7 @@ class TestModelsFolder:
         from aethernet.quality.measure import measure_models, open_any
 
         path = entry.with_suffix(".safetensors")
-        model = open_any(path, "pytorch", "cpu", "float32")
+        model = open_any(path, PLAIN, "cpu", "float32")
         data = shared / "data/bench/Set5"
         rows = measure_models({"it": model}, data, model.scale).rows
         mean = next(row.mean for row in rows if row.method == "it")

@@ -14,14 +14,12 @@ from helpers import ROOT, SAMPLE, lively_network, random_image, run
 
 from aethernet.bench import ceiling
 from aethernet.cache import cache_folder
-from aethernet.checkpoints import layout
 from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import command_parser, main
 from aethernet.devices import installed_versions
 from aethernet.errors import AetherError, MissingExtraError, OutOfMemoryError
 from aethernet.runtimes import choice, trial
 from aethernet.runtimes.base import (
-    PRECISIONS,
     Description,
     RuntimeSpec,
     check_upscales,
@@ -179,9 +177,6 @@ class TestEntries:
             (row,) = [line for line in text.splitlines() if line.startswith(start)]
             assert all(f"`{device}" in row for device in spec.devices), row
             assert spec.extra is None or f"`{spec.extra}`" in row
-
-    def test_precisions_are_those_of_a_network(self):
-        assert layout.PRECISIONS == PRECISIONS
 
     def test_importing_it_imports_no_large_library(self):
         code = (

@@ -29,7 +29,7 @@ from aethernet.checkpoints.folded import (
 )
 from aethernet.checkpoints.onnx_graph import edge_mask
 from aethernet.errors import AetherError
-from aethernet.files import replacing
+from aethernet.files import check_target, replacing
 
 PRECISIONS = ("float32", "float16")
 
@@ -74,14 +74,8 @@ class _Files:
         return name
 
     def convolution(
-        self,
-        name: str,
-        x: str,
-        convolution: Convolution,
-        groups: int = 1,
-        exact: bool = False,
+        self, name: str, x: str, convolution: Convolution, groups: int = 1
     ) -> str:
-        """Add a convolution; `exact` weights are float32 in a float16 file, too."""
         weight, bias = convolution.weight, convolution.bias
         rows, columns = weight.shape[2:]
         values = {
@@ -97,8 +91,7 @@ class _Files:
         if groups > 1:
             kind, values["_7"] = "ConvolutionDepthWise", str(groups)
         self.layer(kind, name, [x], [name], **values)
-        half = self.half and not exact
-        self.weights += [_tagged(name, weight, half), _plain(bias)]
+        self.weights += [_tagged(name, weight, self.half), _plain(bias)]
         return name
 
 
@@ -110,6 +103,8 @@ def check_ncnn_target(target: Path) -> None:
     """
     if target.suffix.lower() != ".param":
         raise AetherError("Cannot be written: the suffix is not .param.", target)
+    for file in (target, target.with_suffix(".bin")):
+        check_target(file)
 
 
 def write_ncnn(
@@ -123,8 +118,7 @@ def write_ncnn(
     Args:
         folded: in float32.
         target: ends in `.param`; the other file has the same name with `.bin`.
-        precision: of the weights, "float32" or "float16". Biases and the weights that
-            LayerNorm takes means with are float32 always.
+        precision: of the weights, "float32" or "float16"; biases are float32 always.
         check: called with the paths of both files before they are moved to their
             places. An error that it raises is passed on, and no file is kept.
 
@@ -208,14 +202,12 @@ def _normalised(files: _Files, name: str, x: str, channels: int, eps: float) -> 
     """LayerNorm over channels without scale and shift; means are 1x1 convolutions."""
     weights = np.full((1, channels, 1, 1), 1 / channels)
     x, copy = files.split(x)
-    # 1 / channels is not exact in float16, and every feature would lose by it.
-    even = Convolution(weights, np.zeros(1))
-    mean = files.convolution(f"{name}_mean", copy, even, exact=True)
+    mean = files.convolution(f"{name}_mean", copy, Convolution(weights, np.zeros(1)))
     x = files.binary(f"{name}_centred", x, mean, _SUBTRACT)
     x, copy, other = files.split(x, 3)
     square = files.binary(f"{name}_square", copy, other, _MULTIPLY)
     raised = Convolution(weights, np.array([eps]))
-    variance = files.convolution(f"{name}_variance", square, raised, exact=True)
+    variance = files.convolution(f"{name}_variance", square, raised)
     deviation = files.binary(f"{name}_deviation", variance, 0.5, _POWER)
     return files.binary(name, x, deviation, _DIVIDE)
 

@@ -22,8 +22,8 @@ def add_runtime(
         "--runtime",
         choices=("auto", *RUNTIMES),
         default="auto",
-        help="library that executes the model; default: the fastest installed one, "
-        "found by a short trial whose result is kept",
+        help="library that executes the model; default: the fastest installed one "
+        "(docs/runtimes.md)",
     )
     parser.add_argument(
         "--device",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
+from aethernet.checkpoints import layout
 from aethernet.errors import (
     AetherError,
     OutOfMemoryError,
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
     from aethernet.checkpoints.checkpoint import Checkpoint
 
-PRECISIONS = ("float32", "float16", "bfloat16")
-"""What a model can be computed in; as `checkpoints.layout.PRECISIONS`."""
+PRECISIONS = layout.PRECISIONS
+"""What a model can be computed in."""
 
 ONNX_RUNTIME_DISTRIBUTIONS = (
     "onnxruntime",
