@@ -108,7 +108,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The temporary file lies in the same folder and has the same suffix (libraries choose
     the format by it). It is flushed to the disk before it takes the place of `path`,
-    and removed when the block raises.
+    and removed when the block raises. Of a symbolic link, the file it leads to is
+    replaced. A file that is replaced keeps its permissions.
 
     Raises:
         AetherError: as `check_target`, before the block is entered; when writing
@@ -118,17 +119,23 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     check_target(path)
-    temporary = temporary_path(path)
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if place != path:
+        check_target(place)
+    temporary = temporary_path(place)
     with _errors_about(path, temporary):
-        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else None
+        temporary.touch(mode=0o600 if mode is not None else 0o666, exist_ok=False)
         try:
             yield temporary
             _flush_to_disk(temporary)
-            os.replace(temporary, path)
+            if mode is not None:
+                temporary.chmod(mode)
+            os.replace(temporary, place)
         finally:
             temporary.unlink(missing_ok=True)
         if os.name == "posix":  # elsewhere a folder cannot be opened to be flushed
-            _flush_to_disk(path.parent)
+            _flush_to_disk(place.parent)
 
 
 @contextlib.contextmanager
