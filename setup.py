@@ -5,7 +5,7 @@ or beside its sources for an editable installation. Where it cannot be built, th
 installation succeeds without it: a line in the log says why, and other runtimes are
 used.
 
-`--plat-name TAG` of bdist_wheel builds for another machine, see `tools/build_wheels.py`.
+`--plat-name TAG` of bdist_wheel builds for another machine: `tools/build_wheels.py`.
 """
 
 import runpy

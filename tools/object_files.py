@@ -54,7 +54,8 @@ def _read_elf(content: bytes) -> Library:
     size, count = _unpack("HH", content, 58)
     # Each: name, type, flags, address, offset, size, link, info, alignment, entry size.
     sections = [_unpack("IIQQQQIIQQ", content, start + size * i) for i in range(count)]
-    exports, needs = set(), set()
+    exports: set[str] = set()
+    needs: set[str] = set()
     for section in sections:
         if section[1] == 11:  # SHT_DYNSYM
             names = sections[section[6]][4]

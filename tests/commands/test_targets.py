@@ -6,7 +6,8 @@ import sys
 import pytest
 from helpers import check_one_error, photo, write
 
-from aethernet.commands import model_flags, upscale_request
+from aethernet.checkpoints import checkpoint
+from aethernet.commands import export, fuse, model_flags, upscale_request
 from aethernet.commands.main import main
 
 
@@ -17,6 +18,8 @@ def no_model_is_opened(monkeypatch):
 
     monkeypatch.setattr(upscale_request, "open_model", opened)
     monkeypatch.setattr(model_flags, "open_model", opened)
+    for module in (checkpoint, export, fuse):
+        monkeypatch.setattr(module, "load_checkpoint", opened)
 
 
 @pytest.fixture
@@ -94,3 +97,27 @@ class TestCompare:
     def test_a_page(self, tmp_path, source, capsys, target, reason):
         words = ("compare", source, "-o", tmp_path / target)
         assert reason in refused(capsys, *words)
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("command", "target", "reason"),
+        [
+            ("fuse", "out.onnx", "neither .safetensors nor .pth"),
+            ("fuse", "missing/out.pth", "does not exist"),
+            ("fuse", "in/m.safetensors", "replace its own input"),
+            ("export", "out.xyz", "the suffix is not .onnx"),
+            ("export", "missing/out.onnx", "does not exist"),
+            ("export", "missing/out.param", "does not exist"),
+            ("release", "missing/release", "does not exist"),
+            ("release", "in", "not empty"),
+            ("release", "in/m.safetensors", "This is a file"),
+        ],
+    )
+    def test_what_is_made_of_a_checkpoint(
+        self, tmp_path, capsys, command, target, reason
+    ):
+        (tmp_path / "in").mkdir()
+        model = tmp_path / "in/m.safetensors"
+        model.write_bytes(b"nobody reads this")
+        assert reason in refused(capsys, command, model, "-o", tmp_path / target)

@@ -1,7 +1,14 @@
 """`aethernet release` with bad input: one error, and nothing is written."""
 
 import pytest
-from helpers import check_one_error, lively_arrays, lively_file, photo, without_hidden
+from helpers import (
+    SUFFIX,
+    check_one_error,
+    lively_arrays,
+    lively_file,
+    photo,
+    without_hidden,
+)
 from PIL import Image
 
 from aethernet.checkpoints.checkpoint import write_checkpoint
@@ -14,7 +21,7 @@ EXPORTS = ("--without", "fp32", "fp16")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("trained") / "net_g_1234.pth"
+    path = tmp_path_factory.mktemp("trained") / f"net_g_1234{SUFFIX}"
     lively_file(path, **TINY)
     return path
 

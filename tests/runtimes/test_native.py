@@ -22,8 +22,9 @@ from aethernet.aether_core import AetherNet
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.folded import Folded, fold
 from aethernet.errors import AetherError, OutOfMemoryError
+from aethernet.runtimes import cores
 from aethernet.runtimes.native import build as builder
-from aethernet.runtimes.native import cores, library, run, threads
+from aethernet.runtimes.native import library, run, threads
 from aethernet.runtimes.native.library import Kernels, load_kernels
 from aethernet.runtimes.native.pack import (
     Ending,
@@ -149,6 +150,11 @@ class TestVariants:
     def test_a_variant_that_the_processor_lacks_is_refused(self):
         with pytest.raises(AetherError, match="no sse"):
             load_kernels(library.LIBRARY, "sse")
+
+    def test_an_older_processor_is_told_what_is_missing(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(library, "variants", lambda _: ())
+        with pytest.raises(AetherError, match="needs a processor with AVX2"):
+            load_kernels(tmp_path / "kernels.so")
 
     def test_a_library_of_other_sources_is_refused(self, monkeypatch):
         monkeypatch.setattr(library, "sources", lambda: 0)

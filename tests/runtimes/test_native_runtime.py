@@ -21,6 +21,8 @@ from aethernet.checkpoints.reference import evaluate
 from aethernet.commands.main import main
 from aethernet.errors import AetherError, CheckpointError, VerificationError
 from aethernet.pictures.files import read_picture
+from aethernet.runtimes import cores
+from aethernet.runtimes.native import run as native_run
 from aethernet.runtimes.native import runtime
 from aethernet.runtimes.native.library import load_kernels
 from aethernet.runtimes.registry import open_model
@@ -100,6 +102,31 @@ class TestModel:
             pictures.append(read_picture(target).pixels.astype(int))
         assert "native kernels float32 on cpu" in capsys.readouterr().out
         assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_the_command_limits_its_threads(
+        self, model, tmp_path, monkeypatch, threads
+    ):
+        torch = pytest.importorskip("torch")
+        used = []
+
+        def counted(steps, count):
+            used.append(count)
+            return run_steps(steps, count)
+
+        run_steps = native_run.run_steps
+        monkeypatch.setattr(native_run, "run_steps", counted)
+        monkeypatch.setattr(cores, "usable_cores", lambda: 4)
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")
+        before = torch.get_num_threads()
+        source = write(photo(), tmp_path / "a.png")
+        words = ["upscale", str(source), "--model", str(model), "--runtime", "native"]
+        try:
+            assert main([*words, "--threads", str(threads)]) == 0
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        assert {*used} == {threads}
 
     def test_other_devices_precisions_and_files_are_refused(self, model, tmp_path):
         with pytest.raises(AetherError, match="'cuda' is none of cpu"):

@@ -27,7 +27,7 @@ TAGS = [*build.TARGETS]
 # Where Debian's package has it, which is not on the path.
 WINE = shutil.which("wine64") or shutil.which("/usr/lib/wine/wine64")
 IN_WHEEL = {
-    *("__init__.py", "build.py", "cores.py", "kernels.c", "level.c", "library.py"),
+    *("__init__.py", "build.py", "kernels.c", "level.c", "library.py"),
     *("pack.py", "run.py", "runtime.py", "threads.py"),
 }
 

@@ -61,6 +61,8 @@ class BenchPlan:
     device: str = "cpu"
     memory: bool = True
     """Measure peak memory too, in one process for each contender (some seconds)."""
+    cpu_time: bool = False
+    """Show processor time too, and ratios of it."""
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.height, self.runs)

@@ -36,7 +36,7 @@ from aethernet.errors import (
     VerificationError,
     import_optional,
 )
-from aethernet.files import check_source, replacing
+from aethernet.files import check_source, check_target, replacing
 from aethernet.version import __version__
 
 if TYPE_CHECKING:
@@ -241,6 +241,24 @@ def _read(path: Path, param_key: str | None) -> Weights:
     return Weights(path, state_dict, wrapper, others, metadata, steps)
 
 
+def check_checkpoint_target(path: Path, source: Path | None = None) -> None:
+    """Check that a checkpoint can be written, before any work is done for it.
+
+    Args:
+        path: of the file to write.
+        source: the file it is made from, which it must not replace.
+
+    Raises:
+        CheckpointError: when the suffix is not one that is written.
+        AetherError: as `check_target`.
+    """
+    if path.suffix.lower() not in (".safetensors", ".pth"):
+        raise CheckpointError(
+            "Cannot be written: the suffix is neither .safetensors nor .pth.", path
+        )
+    check_target(path, source)
+
+
 def save_checkpoint(
     network: "AetherNet",
     path: str | Path,
@@ -288,10 +306,7 @@ def write_checkpoint(
     path = Path(path)
     if dtype not in DTYPES:
         raise CheckpointError(f"Checkpoints are {' or '.join(DTYPES)}, not {dtype}.")
-    if path.suffix.lower() not in (".safetensors", ".pth"):
-        raise CheckpointError(
-            "Cannot be written: the suffix is neither .safetensors nor .pth.", path
-        )
+    check_checkpoint_target(path)
     stored = _rounded(state_dict, path, dtype)
     metadata = {
         "architecture": "AetherNet",

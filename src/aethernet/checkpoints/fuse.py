@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 
 from aethernet.checkpoints.arrays import Array
-from aethernet.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from aethernet.checkpoints.checkpoint import (
+    Checkpoint,
+    check_checkpoint_target,
+    write_checkpoint,
+)
 from aethernet.checkpoints.comparison import (
     network_of,
     verification_images,
@@ -20,7 +24,6 @@ from aethernet.checkpoints.reference import convolve_depthwise
 from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import Difference
 from aethernet.errors import VerificationError
-from aethernet.files import check_target
 
 # Largest error of a written file against its source, by dtype. Adding the kernels costs
 # about 1e-6 in float32. Rounding the weights to float16 changes the output of trained
@@ -62,7 +65,8 @@ def fuse_checkpoint(
         AetherError: when the target cannot be written, or is the source.
     """
     target = Path(target)
-    check_target(target, source.path)  # training cannot go on from a fused file
+    # Training cannot go on from a fused file.
+    check_checkpoint_target(target, source.path)
     arguments = {**source.hyperparameters, "fused_init": True}
     state_dict = fused_state_dict(source.state_dict, arguments)
     _check_branches(source.state_dict, state_dict)

@@ -20,7 +20,7 @@ from aethernet.checkpoints.onnx_graph import Norm, Writing, onnx_properties, to_
 from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import Difference
 from aethernet.errors import AetherError, VerificationError, import_optional
-from aethernet.files import command_line, replacing
+from aethernet.files import check_target, command_line, replacing
 
 _log = logging.getLogger(__name__)
 
@@ -175,10 +175,12 @@ def check_export(target: Path) -> None:
 
     Raises:
         MissingExtraError: when a library for ONNX is not installed.
-        AetherError: when `target` has another suffix than `.onnx`.
+        AetherError: when `target` has another suffix than `.onnx`, or cannot be
+            written.
     """
     if target.suffix.lower() != ".onnx":
         raise AetherError("Cannot be written: the suffix is not .onnx.", target)
+    check_target(target)
     check_libraries()
 
 

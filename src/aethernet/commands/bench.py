@@ -7,8 +7,14 @@ from pathlib import Path
 from aethernet.checkpoints.layout import VARIANTS
 from aethernet.checkpoints.shipped import find_model
 from aethernet.commands.conversion import SCALES
+from aethernet.commands.model_flags import add_threads
 from aethernet.commands.values import size
-from aethernet.devices import choose_device, device_kind, has_bfloat16_units
+from aethernet.devices import (
+    choose_device,
+    device_kind,
+    has_bfloat16_units,
+    limit_threads,
+)
 from aethernet.errors import import_optional
 from aethernet.files import check_target
 from aethernet.runtimes.base import PRECISIONS
@@ -24,6 +30,8 @@ def bench(arguments: argparse.Namespace) -> None:
     from aethernet.bench.rounds import run_benchmark
     from aethernet.checkpoints.checkpoint import CheckpointOptions, load_checkpoint
 
+    if arguments.threads:
+        limit_threads(arguments.threads)
     if arguments.json:
         check_target(arguments.json)
     if arguments.plot:
@@ -47,6 +55,7 @@ def bench(arguments: argparse.Namespace) -> None:
         seconds=arguments.seconds,
         device=device,
         memory=arguments.memory,
+        cpu_time=arguments.cpu_time,
     )
     report = run_benchmark(plan)
     print(as_table(report))
@@ -121,11 +130,17 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="default: a GPU if there is one"
     )
+    add_threads(parser)
     parser.add_argument(
         "--no-memory",
         dest="memory",
         action="store_false",
         help="do not measure memory, which takes a process for each contender",
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="also show processor time and its ratios, for machines with other work",
     )
     parser.add_argument(
         "--json",

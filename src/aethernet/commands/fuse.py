@@ -3,7 +3,12 @@
 import argparse
 from pathlib import Path
 
-from aethernet.checkpoints.checkpoint import DTYPES, CheckpointOptions, load_checkpoint
+from aethernet.checkpoints.checkpoint import (
+    DTYPES,
+    CheckpointOptions,
+    check_checkpoint_target,
+    load_checkpoint,
+)
 from aethernet.checkpoints.fuse import fuse_checkpoint
 from aethernet.checkpoints.shipped import find_model
 from aethernet.commands.conversion import (
@@ -61,7 +66,9 @@ def fuse(
         dtype: a member of `DTYPES`.
         verify: a member of `comparison.VERIFICATIONS`.
     """
-    checkpoint = load_checkpoint(find_model(source), options)
+    path = find_model(source)
+    check_checkpoint_target(target, path)
+    checkpoint = load_checkpoint(path, options)
     done = fuse_checkpoint(checkpoint, target, dtype, verify)
     print_source(checkpoint)
     if checkpoint.form == "fused":

@@ -177,7 +177,9 @@ def release(arguments: argparse.Namespace) -> None:
     )
     device = arguments.device and str(choose_device(arguments.device))
     reading = CheckpointOptions(param_key=arguments.param_key, device=device)
-    source = load_checkpoint(find_model(arguments.checkpoint), reading)
+    path = find_model(arguments.checkpoint)
+    publisher.check_place(arguments.output, path, arguments.overwrite)
+    source = load_checkpoint(path, reading)
     done = publisher.release(source, arguments.output, about, options)
     _print_release(source, done)
     if arguments.author == (ANONYMOUS,):

@@ -18,7 +18,12 @@ from aethernet.checkpoints.onnx import ExportOptions, check_libraries, export_on
 from aethernet.checkpoints.shipped import ENDINGS, FUSED
 from aethernet.checkpoints.verification import Difference
 from aethernet.errors import AetherError, MissingExtraError, import_optional
-from aethernet.files import command_line, replacing, replacing_folder
+from aethernet.files import (
+    check_target_folder,
+    command_line,
+    replacing,
+    replacing_folder,
+)
 from aethernet.metrics import PROTOCOL, Figures
 from aethernet.publish import openmodeldb
 from aethernet.publish.about import About
@@ -99,7 +104,7 @@ def release(
     """
     target, options = Path(target), options or ReleaseOptions()
     name = _name(about.name, source)
-    _check_place(target, source.path, options.overwrite)
+    check_place(target, source.path, options.overwrite)
     _check_channels(source, options)
     if {"fp32", "fp16"} - {*options.without}:
         check_libraries()
@@ -166,11 +171,14 @@ def _name(given: str | None, checkpoint: Checkpoint) -> str:
     return name
 
 
-def _check_place(target: Path, source: Path, overwrite: bool) -> None:
+def check_place(target: Path, source: Path, overwrite: bool) -> None:
     """Check that a release can take the place of what is there.
 
-    `replacing_folder` checks everything but the content of an existing folder.
+    Raises:
+        AetherError: when it is a file or a folder with other files in it, or its own
+            folder is missing or not writable.
     """
+    check_target_folder(target)
     if not target.is_dir():
         return
     inside = sorted(path.name for path in target.iterdir())

@@ -28,6 +28,7 @@ from aethernet.runtimes.base import (
     library_failures,
     no_picture_model,
 )
+from aethernet.runtimes.cores import usable_cores
 from aethernet.version import PACKAGE
 
 _log = logging.getLogger(__name__)
@@ -128,13 +129,14 @@ class OnnxModel(abc.ABC):
 
 
 def allowed_threads() -> int:
-    """Threads that this process was told to use (`told_threads`); 0 for no limit.
+    """Threads that this process was told to use, or its cores; 0: all of the machine's.
 
     ONNX Runtime and OpenVINO do not look themselves: each of several workers on one
-    machine would use all of its cores.
+    machine, and a container with a part of it, would use all of its cores.
     """
-    threads = told_threads() or 0
-    return threads if threads < (psutil.cpu_count(logical=False) or 1) else 0
+    everything = psutil.cpu_count(logical=False) or 1
+    threads = min(usable_cores(), told_threads() or everything)
+    return threads if threads < everything else 0
 
 
 def load_exported(

@@ -47,6 +47,9 @@ _NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 _MARK = re.compile(r"-(?:[0-9a-f]{8})+$")
 _DEFAULT_SUFFIX = r"_(?:\d+(?:\.\d+)?x|upscaled)"
 
+# Suffixes that a note names; the rest are counted together.
+_SHOWN_SUFFIXES = 8
+
 # Names of `files.temporary_path`, and the age at which such a file counts as left over.
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.part(\.\w+)", re.DOTALL)
 _STALE_SECONDS = 24 * 60 * 60
@@ -269,13 +272,12 @@ def _expand(inputs: Sequence[str | Path]) -> list[Path]:
                 check_source(path, "a picture")  # raises with the reason
             paths.append(Path(each))
             continue
-        matches = [
-            Path(match)
-            for match in sorted(glob.glob(name, recursive=True))
-            if os.path.isdir(match) or _is_picture(Path(match))
-        ]
+        matched = [Path(m) for m in sorted(glob.glob(name, recursive=True))]
+        matches = [path for path in matched if path.is_dir() or _is_picture(path)]
+        passed = Counter(p.suffix.lower() for p in matched if p not in matches)
         if not matches:
             raise AetherError("There is no such file, and no picture matches it.", name)
+        _note_passed(name, passed)
         paths += matches
     return paths
 
@@ -320,16 +322,38 @@ def _sources(
             if not inside.parts:
                 hint = "Name another output folder, or a suffix (--suffix)."
             raise AetherError("This is the folder of the pictures.", output, hint)
-        found = _search(path, output)
+        found, passed = _search(path, output)
+        _note_passed(path, passed)
         if not found:
             _log.warning("there is no picture in %s", path)
         for picture in found:
             yield Source(picture, inside / picture.relative_to(path))
 
 
-def _search(root: Path, output: Path | None) -> list[Path]:
-    """Pictures in a folder and its subfolders but the output folder, in any order."""
+def _note_passed(where: str | Path, passed: Counter[str]) -> None:
+    """Say how many files were not looked at, by suffix."""
+    if not passed:
+        return
+    counts = [
+        f"{count} {suffix or 'without a suffix'}"
+        for suffix, count in passed.most_common(_SHOWN_SUFFIXES)
+    ]
+    more = passed.total() - sum(n for _, n in passed.most_common(_SHOWN_SUFFIXES))
+    _log.warning(
+        "%s: %d %s not looked at, by the suffix: %s%s",
+        *(where, passed.total(), "file" if passed.total() == 1 else "files"),
+        *(", ".join(counts), f", {more} others" if more else ""),
+    )
+
+
+def _search(root: Path, output: Path | None) -> tuple[list[Path], Counter[str]]:
+    """Search a folder and its subfolders but the output folder.
+
+    Returns:
+        The pictures, in any order, and how many other files there are, by suffix.
+    """
     found = []
+    passed = Counter[str]()
     searched = set()
     pending = deque([root])
     while pending:
@@ -350,11 +374,13 @@ def _search(root: Path, output: Path | None) -> list[Path]:
             if not os.path.isdir(_reachable(path)):
                 if _is_picture(path):
                     found.append(path)
+                else:
+                    passed[path.suffix.lower()] += 1
             elif os.path.islink(_reachable(path)):
                 pending.append(path)  # last, so that folders keep their own names
             else:
                 pending.appendleft(path)
-    return found
+    return found, passed
 
 
 def _is_picture(path: Path) -> bool:

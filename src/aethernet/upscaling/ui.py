@@ -39,7 +39,7 @@ _AS_SOURCE = ""
 _FORMATS = {_AS_SOURCE: "as the picture"} | {
     suffix: kind.name
     for suffix, kind in FORMATS.items()
-    if suffix not in (".jpeg", ".tiff")
+    if suffix not in (".jpeg", ".jpe", ".jfif", ".tiff")
 }
 
 _STYLE = """

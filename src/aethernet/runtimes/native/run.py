@@ -8,7 +8,7 @@ import numpy as np
 from aethernet.checkpoints.folded import BLOCK_EPS, LEAKY_SLOPE, NORM_EPS, Folded
 from aethernet.devices import free_memory
 from aethernet.errors import AetherError, OutOfMemoryError
-from aethernet.runtimes.native.cores import usable_cores
+from aethernet.runtimes.cores import usable_cores
 from aethernet.runtimes.native.library import (
     ADD,
     LEAKY,

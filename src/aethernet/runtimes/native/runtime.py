@@ -17,7 +17,7 @@ from aethernet.runtimes.base import (
     ModelFile,
     library_failures,
 )
-from aethernet.runtimes.native.cores import threads_to_use
+from aethernet.runtimes.cores import threads_to_use
 from aethernet.runtimes.native.library import load_kernels
 from aethernet.runtimes.native.run import NativeNetwork
 from aethernet.version import PACKAGE

@@ -85,7 +85,7 @@ def open_library(name: str) -> Library:
 
 
 @dataclass(frozen=True)
-class Gpu:
+class CudaGpu:
     """An NVIDIA GPU."""
 
     name: str
@@ -93,7 +93,7 @@ class Gpu:
     """Its compute capability."""
 
 
-def current_gpu() -> Gpu | None:
+def current_gpu() -> CudaGpu | None:
     """The NVIDIA GPU that PyTorch uses here; None without PyTorch or such a GPU."""
     try:
         torch: Any = import_optional("torch")
@@ -101,4 +101,4 @@ def current_gpu() -> Gpu | None:
         return None
     if not torch.cuda.is_available():
         return None
-    return Gpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+    return CudaGpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
