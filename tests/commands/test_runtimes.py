@@ -10,12 +10,12 @@ from aethernet.commands import runtimes
 from aethernet.commands.main import main
 from aethernet.errors import AetherError
 from aethernet.runtimes import support, trial
-from aethernet.runtimes.hardware import NVIDIA, Gpu
+from aethernet.runtimes.hardware import NVIDIA, FoundGpu
 from aethernet.runtimes.native import library
 from aethernet.runtimes.registry import RUNTIMES, open_model
 from aethernet.runtimes.trial import Cost
 
-CARD = Gpu(NVIDIA, "NVIDIA GeForce RTX 3060", "nvcuda.dll")
+CARD = FoundGpu(NVIDIA, "NVIDIA GeForce RTX 3060", "nvcuda.dll")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from aethernet.runtimes.hardware import (
     APPLE,
     INTEL,
     NVIDIA,
-    Gpu,
+    FoundGpu,
     find_gpus,
     nvidia_cards,
 )
@@ -56,7 +56,7 @@ class Support:
     """Whether nobody has it without wanting it: then a GPU is looked for with it, even
     where none was found."""
 
-    def suits(self, gpu: Gpu) -> bool:
+    def suits(self, gpu: FoundGpu) -> bool:
         return gpu.maker in self.makers and sys.platform in self.systems
 
 
@@ -140,12 +140,12 @@ SUPPORT = (
 """In the order in which they are recommended."""
 
 
-def supports_of(gpu: Gpu) -> list[Support]:
+def supports_of(gpu: FoundGpu) -> list[Support]:
     """What exists for a GPU on this system, installed or not."""
     return [support for support in SUPPORT if support.suits(gpu)]
 
 
-def idle_gpus(gpus: Iterable[Gpu]) -> list[Gpu]:
+def idle_gpus(gpus: Iterable[FoundGpu]) -> list[FoundGpu]:
     """Those of these GPUs that no installed library uses, although one exists."""
     found = []
     for gpu in gpus:
