@@ -140,7 +140,7 @@ NEED_PYTORCH = (
     "test_spandrel.py",
     *(f"checkpoints/test_{name}.py" for name in ("checkpoint", "comparison")),
     *(f"checkpoints/test_{name}.py" for name in ("folded", "fuse", "onnx", "rewrites")),
-    *(f"runtimes/test_{name}.py" for name in ("choice", "native", "pytorch")),
+    *(f"runtimes/test_{name}.py" for name in ("choice", "native", "pytorch", "trial")),
     *("runtimes/test_registry.py", "runtimes/test_tensorrt_build.py"),
     "runtimes/test_tensorrt_run.py",
     *(f"training/test_{name}.py" for name in ("neosr", "route", "train_tool")),
