@@ -271,14 +271,14 @@ def _more_properties(
 ) -> bytes:
     """The box of properties; new code points take the place of old ones."""
     inside = top[b"iprp"]
-    boxes = {number: _box(*each) for number, each in _properties(meta, top).items()}
-    code_points = [box for box in added if box[8:12] == b"nclx"]
-    for number, box in boxes.items():
-        if box[4:12] == b"colrnclx" and code_points:
-            boxes[number] = code_points[0]  # where it is, and used, already
+    known = {number: _box(*each) for number, each in _properties(meta, top).items()}
+    code_points = [new for new in added if new[8:12] == b"nclx"]
+    for number, old in known.items():
+        if old[4:12] == b"colrnclx" and code_points:
+            known[number] = code_points[0]  # where it is, and used, already
             added = [each for each in added if each is not code_points[0]]
-    container = b"".join(boxes.values()) + b"".join(added)
-    new = [len(boxes) + 1 + i for i in range(len(added))]
+    container = b"".join(known.values()) + b"".join(added)
+    numbers_of_new = [len(known) + 1 + i for i in range(len(added))]
     rest = b""
     for box in _boxes(meta, inside.start, inside.end):
         if box.kind != b"ipma":
@@ -289,7 +289,7 @@ def _more_properties(
         for item, place, count in _ipma_rows(meta, box):
             numbers = list(struct.unpack_from(f">{count}{letter}", meta, place))
             if item == primary:
-                numbers += new
+                numbers += numbers_of_new
             table += struct.pack(">I" if version else ">H", item)
             table += struct.pack(f">B{len(numbers)}{letter}", len(numbers), *numbers)
             rows += 1
