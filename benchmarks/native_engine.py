@@ -5,14 +5,17 @@
 
 In a round each runs once, in turn, and ratios are taken round by round: what else the
 machine does then hits both. Wall time and CPU seconds are medians over the rounds.
-The table after that has one thread's CPU time in each kernel, the rate in multiply-adds
-and its share of what the registers alone can do (`peak`).
+Then Ctrl-C is sent during a call. The last table has one thread's CPU time in each
+kernel, the rate in multiply-adds and its share of what the registers alone can do
+(`peak`).
 """
 
 import argparse
 import contextlib
 import functools
+import signal
 import statistics
+import threading
 import time
 import warnings
 from collections import defaultdict
@@ -88,6 +91,27 @@ def compare(runs: dict[str, Callable[[], Any]], rounds: int) -> None:
         ]
         wall, cpu, wall_ratio, cpu_ratio = figures
         print(f"{name:24} {wall:7.0f} {cpu:7.0f} {wall_ratio:11.2f} {cpu_ratio:10.2f}")
+
+
+def interrupted_after(network: NativeNetwork, size: int, tries: int) -> list[float]:
+    """Seconds from Ctrl-C during a call to its end, in order."""
+    image = np.zeros((1, network.channels, size, size), np.float32)
+    found = []
+    for _ in range(tries):
+        sent: list[float] = []
+
+        def interrupt(sent: list[float] = sent) -> None:
+            sent.append(time.perf_counter())
+            signal.raise_signal(signal.SIGINT)
+
+        timer = threading.Timer(0.3, interrupt)
+        timer.start()
+        try:
+            network(image)
+        except KeyboardInterrupt:
+            found.append(time.perf_counter() - sent[0])
+        timer.join()
+    return sorted(found)
 
 
 def peak_rate(kernels: Kernels) -> float:
@@ -180,6 +204,8 @@ def main() -> None:
         for run in runs.values():
             run()
         compare(runs, given.rounds)
+        waits = interrupted_after(ours, 1024, 5)
+        print(f"Ctrl-C ends a call after {waits[len(waits) // 2]:.3f} s (median of 5)")
     profile(native(network, 1), image, max(given.rounds // 2, 3))
 
 

@@ -1,30 +1,19 @@
 """What the README, the documents, CI and the layout promise."""
 
+import math
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
-import torch
-from helpers import ROOT
+from helpers import DEFAULTS, ROOT, tracked_files
 
 import aethernet
-from aethernet.aether_core import VARIANTS
 from aethernet.checkpoints.info import multiply_adds_per_pixel
+from aethernet.checkpoints.layout import VARIANTS, expected_shapes
 
 FRAMEWORK_FOLDERS = ("onnx", "spandrel", "neosr", "traiNNer-redux", "fuse_script")
 LONGEST_LINE = 120
-
-
-def tracked_files() -> list[Path]:
-    done = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("needs a git checkout")
-    files = [ROOT / name for name in done.stdout.split("\0") if name]
-    return [path for path in files if path.exists()]
 
 
 def documents() -> list[Path]:
@@ -111,14 +100,16 @@ def test_weights_lie_in_models_and_have_cards():
 
 def test_readme_states_the_sizes_of_the_variants():
     readme = (ROOT / "README.md").read_text("utf-8")
-    for name in VARIANTS:
-        with torch.device("meta"):
-            network = getattr(aethernet, name)(scale=2)
-        training = sum(p.numel() for p in network.parameters())
-        fused = sum(p.numel() for p in network.fuse().parameters())
+    for name, variant in VARIANTS.items():
+        arguments = {**DEFAULTS, **variant, "scale": 2}
+        training, fused = (
+            expected_shapes({**arguments, "fused_init": form}).values()
+            for form in (False, True)
+        )
+        training, fused = (sum(map(math.prod, shapes)) for shapes in (training, fused))
         line = next(row for row in readme.splitlines() if row.startswith(f"| `{name}`"))
         assert f"{training:,} / {fused:,}" in line
-        assert f"| {multiply_adds_per_pixel(network):,} |" in line
+        assert f"| {multiply_adds_per_pixel(arguments):,} |" in line
 
 
 def test_every_package_is_installed():

@@ -13,7 +13,10 @@ from helpers import ROOT
 SOURCES = sorted((ROOT / "src/aethernet").rglob("*.py"))
 OURS = [
     path
-    for folder in ("src", "tests", "tools", "training", "benchmarks", "fuse_script")
+    for folder in (
+        *("src", "tests", "tools", "training", "benchmarks", "fuse_script"),
+        "integrations",
+    )
     for path in sorted((ROOT / folder).rglob("*.py"))
 ] + sorted((ROOT / "onnx").glob("*.py"))
 LONGEST_FILE = 600

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
         aether_small,
         hyperparameters_from_state_dict,
     )
+    from aethernet.api import (
+        Upscaler,
+        export,
+        fuse,
+        load,
+        load_network,
+        upscale_file,
+    )
     from aethernet.checkpoints.checkpoint import (
         Checkpoint,
         load_checkpoint,
@@ -28,18 +36,27 @@ __all__ = [
     "AetherError",
     "AetherNet",
     "Checkpoint",
+    "Upscaler",
     "__version__",
     "aether_large",
     "aether_medium",
     "aether_small",
+    "export",
+    "fuse",
     "hyperparameters_from_state_dict",
+    "load",
     "load_checkpoint",
+    "load_network",
     "save_checkpoint",
+    "upscale_file",
 ]
 
 # Modules of the names that are not in `aether_core`.
 _MODULES = {
     "AetherError": "errors",
+    **dict.fromkeys(
+        ("Upscaler", "export", "fuse", "load", "load_network", "upscale_file"), "api"
+    ),
     "Checkpoint": "checkpoints.checkpoint",
     "load_checkpoint": "checkpoints.checkpoint",
     "save_checkpoint": "checkpoints.checkpoint",

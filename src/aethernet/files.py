@@ -73,6 +73,18 @@ def check_target(path: Path, source: Path | None = None) -> None:
         )
 
 
+def check_target_folder(path: Path) -> None:
+    """Check that a folder can be made, before any work is done for it.
+
+    Raises:
+        AetherError: when it is a file, or the folder around it is missing or not
+            writable.
+    """
+    if path.exists() and not path.is_dir():
+        raise AetherError("This is a file.", path, "Name a folder.")
+    _check_parent(path)
+
+
 def files_in(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
     """Files of these suffixes in a folder, not below, sorted, without hidden ones.
 
@@ -138,9 +150,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         AetherError: when it cannot be made, or `path` is something else than a folder.
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_dir():
-        raise AetherError("This is a file.", path, "Name a folder.")
-    _check_parent(path)
+    check_target_folder(path)
     temporary = temporary_path(path)
     with _errors_about(path, temporary):
         temporary.mkdir()

@@ -123,8 +123,7 @@ def receiver(section: str, options: dict):
     from neosr.optimizers import adan_sf
 
     if section in ("train.optim_g", "train.optim_d"):
-        assert options["type"] == "adan_sf", "the only optimizer in our files"
-        return adan_sf
+        return {"adan_sf": adan_sf, "adamw": torch.optim.AdamW}[options["type"]]
     registry = RECEIVERS.get(section.partition(".")[0])
     if registry is None or "type" not in options:
         return None

@@ -14,7 +14,9 @@ from typing import Any
 import neosr_real
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import lively_network, random_image
 from neosr_real import FIDELITY, OPTIONS, Neosr, quoted
 from PIL import Image
@@ -71,7 +73,26 @@ class TestOptionFiles:
             for name in VARIANTS
         ]
         small, medium, large = (keys(tomllib.loads(text)) for text in texts)
+        if kind == "fidelity":  # medium's is the published one
+            own = ("train.optim_g.", "val.metrics.")
+            small, medium, large = (
+                {key for key in found if not key.startswith(own)}
+                for found in (small, medium, large)
+            )
         assert small == medium == large
+
+    def test_mediums_file_has_the_published_values(self):
+        text = (OPTIONS / FIDELITY["aether_medium"]).read_text("utf-8")
+        options = tomllib.loads(uncommented(text))
+        optimizer = options["train"]["optim_g"]
+        assert (optimizer["type"], optimizer["lr"]) == ("adamw", 2e-4)
+        assert (optimizer["betas"], optimizer["weight_decay"]) == ([0.9, 0.99], 0)
+        assert options["logger"]["total_iter"] == 1_000_000
+        assert [*options["val"]["metrics"]] == ["psnr", "ssim", "dists", "topiq"]
+        train = options["datasets"]["train"]
+        assert (train["patch_size"], train["batch_size"]) == (64, 8)
+        tested = tomllib.loads((OPTIONS / "test_aether.toml").read_text("utf-8"))
+        assert tested["network_g"] == {"type": "aether_medium", "fused_init": True}
 
     def test_every_file_is_accounted_for(self):
         known = {name for kind in KINDS.values() for name in kind.values()}
@@ -245,10 +266,10 @@ def inference(neosr: Neosr, files: Path) -> dict[str, dict[str, Any]]:
         path = neosr.option_file(
             "test_aether.toml", lines, as_name=f"test_{weights.name}"
         )
-        if weights == fused:
-            text = path.read_text("utf-8")
-            assert "\n#fused_init = true\n" in text
-            path.write_text(text.replace("#fused_init", "fused_init"), "utf-8")
+        edits = {"type": '"aether_small"', "fused_init": f"{weights == fused}".lower()}
+        before, network_g, after = path.read_text("utf-8").partition("[network_g]")
+        after = neosr_real.with_lines(after, edits)
+        path.write_text(f"{before}{network_g}{after}", "utf-8")
         output = files / f"{weights.name}.npy"
         job = {"opt": path, "image": str(files / "image.npy"), "output": str(output)}
         jobs[weights.name] = {"job": "infer", **job}
@@ -299,7 +320,7 @@ def test_optimizer_step(session, name, scale):
     variant = aether_core.variant_name(built)
     assert variant == ("aether_medium" if name == "aether" else name)
     assert done["output"] == [1, 3, 8 * scale, 8 * scale]
-    assert done["optimizer"] == "adan_sf"
+    assert done["optimizer"] == ("AdamW" if variant == "aether_medium" else "adan_sf")
     assert done["finite"]
     assert all(np.isfinite(value) for value in done["losses"].values())
     assert {"l_g_pix", "l_g_total"} == set(done["losses"])

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import SHIPPED_MODEL, Repeat, lively_network, photo, without_hidden
+from helpers import PLAIN, SHIPPED_MODEL, Repeat, lively_file, photo, without_hidden
 from PIL import Image, ImageCms
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.errors import AetherError
 from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
@@ -16,8 +15,8 @@ from aethernet.upscaling.files import Options, upscale_file
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_checkpoint(lively_network(), path)
-    return open_model(path, "pytorch", "cpu")
+    lively_file(path)
+    return open_model(path, PLAIN, "cpu")
 
 
 class TestFiles:
@@ -145,7 +144,7 @@ class TestTransparency:
         disc = (y - 32) ** 2 + (x - 32) ** 2 < 20**2
         pixels[disc] = (180, 120, 60, 255)
         write_picture(Picture(pixels), tmp_path / "in.png")
-        shipped = open_model(SHIPPED_MODEL, "pytorch", "cpu", "float32")
+        shipped = open_model(SHIPPED_MODEL, PLAIN, "cpu", "float32")
         for alpha in ("network", "bicubic"):
             upscale_file(
                 *(tmp_path / "in.png", tmp_path / "out.png", shipped),

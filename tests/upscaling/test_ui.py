@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import chromium, watch
-from helpers import lively_network, photo, without_hidden
+from helpers import PLAIN, lively_file, photo, without_hidden
 from PIL import ImageCms
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
 from aethernet.errors import AetherError
 from aethernet.pictures.files import Picture, read_picture
@@ -27,7 +26,7 @@ from aethernet.upscaling.ui import check_size, find_models, target_name
 
 pytest.importorskip("gradio", reason="needs pip install -e '.[ui]'")
 
-RUNNING = ("--runtime", "pytorch", "--device", "cpu", "--precision", "float32")
+RUNNING = ("--runtime", PLAIN, "--device", "cpu", "--precision", "float32")
 # Notes every host name and address that the server asks for.
 SERVER = """
 import sys
@@ -73,8 +72,8 @@ class Server:
 def models(tmp_path_factory):
     """A folder of two; the names are what the page offers."""
     folder = tmp_path_factory.mktemp("models")
-    save_checkpoint(lively_network(), folder / "a 2x.safetensors")
-    save_checkpoint(lively_network(scale=3), folder / "b <b>3x.pth")
+    lively_file(folder / "a 2x.safetensors")
+    lively_file(folder / "b <b>3x.safetensors", scale=3)
     (folder / "notes.txt").write_text("not a model")
     return folder
 
@@ -155,11 +154,13 @@ def test_another_model_and_format(page, models, tmp_path):
     source = tmp_path / "in.png"
     write_picture(Picture(photo(20, 30)), source)
     drop(page, source)
-    choose(page, "model", "b <b>3x.pth")
+    choose(page, "model", "b <b>3x.safetensors")
     choose(page, "format", "WebP")
     done = download(page, tmp_path)
     assert done.name == "in_3x.webp"
-    expected = upscaled(source, tmp_path / "expected.webp", models / "b <b>3x.pth")
+    expected = upscaled(
+        source, tmp_path / "expected.webp", models / "b <b>3x.safetensors"
+    )
     assert np.array_equal(read_picture(done).pixels, read_picture(expected).pixels)
 
 
@@ -340,7 +341,7 @@ def test_models_of_one_name_are_told_apart(models, tmp_path):
     again.write_bytes(b"")
     found = find_models([models, again])
     assert [*found.values()][-1] == again
-    assert [*found] == [str(models / again.name), "b <b>3x.pth", str(again)]
+    assert [*found] == [str(models / again.name), "b <b>3x.safetensors", str(again)]
 
 
 def test_large_pictures_are_left_to_the_command():

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from aethernet.commands.model_flags import add_runtime
+from aethernet.commands.model_flags import add_runtime, add_threads
 from aethernet.commands.values import (
     finite,
     not_negative,
@@ -13,6 +13,7 @@ from aethernet.commands.values import (
     raw_format,
     seconds,
 )
+from aethernet.devices import limit_threads
 from aethernet.video.encode import CODECS
 
 
@@ -125,6 +126,7 @@ def _define_files(group: "argparse._ArgumentGroup") -> None:
 
 def _define_running(group: "argparse._ArgumentGroup") -> None:
     add_runtime(group)
+    add_threads(group)
     group.add_argument(
         "--tile",
         type=not_negative,
@@ -209,6 +211,8 @@ def upscale(arguments: argparse.Namespace) -> int:
     level = ours.level
     if arguments.quiet:
         ours.setLevel(logging.ERROR)
+    if arguments.threads:
+        limit_threads(arguments.threads)
     try:
         return run_upscale(request_from(arguments))
     finally:

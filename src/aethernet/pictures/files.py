@@ -336,6 +336,20 @@ def stored_depth(path: Path, header: Header) -> int:
     return 16 if deep else 8
 
 
+def check_format(path: Path) -> None:
+    """Check that the name of an output is one that can be written as a picture.
+
+    Raises:
+        ImageError: when its suffix is not in `SUFFIXES`.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ImageError(
+            "Cannot be written: the suffix is not that of a format we write.",
+            path,
+            f"Name it {', '.join(SUFFIXES)}.",
+        )
+
+
 def check_writable_as(path: Path, header: Header) -> None:
     """Check that a format can hold a picture, before any work is done for it.
 
@@ -346,12 +360,7 @@ def check_writable_as(path: Path, header: Header) -> None:
     Raises:
         ImageError: for an unknown suffix, alpha or a size the format does not have.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise ImageError(
-            "Cannot be written: the suffix is not that of a format we write.",
-            path,
-            f"Name it {', '.join(SUFFIXES)}.",
-        )
+    check_format(path)
     kind = FORMATS[path.suffix.lower()]
     try:
         str(path).encode()

@@ -32,7 +32,7 @@ _CUT, _GAP = 256, 8
 
 def default_picture() -> dict[str, Picture]:
     """The photograph that the tools verify models with, by its name."""
-    planes = natural_image(64, 96)[0].permute(1, 2, 0).numpy()  # -> (H, W, C)
+    planes = natural_image(64, 96)[0].transpose(1, 2, 0)  # -> (H, W, C)
     return {_DEFAULT_NAME: Picture((planes * 255).round().astype(np.uint8))}
 
 

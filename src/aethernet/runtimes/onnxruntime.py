@@ -10,7 +10,7 @@ from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.onnx_check import rounding_session
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import unreadable
-from aethernet.runtimes.base import PRECISIONS
+from aethernet.runtimes.base import PRECISIONS, ModelFile
 from aethernet.runtimes.onnx_files import OnnxModel, allowed_threads, load_exported
 
 # Device -> ONNX Runtime's provider, in the order in which "auto" prefers them.
@@ -27,6 +27,10 @@ PROVIDERS = {
 _BY_NAME_ONLY = ("tensorrt", "coreml")
 
 _NUMBERED = ("cuda", "dml", "tensorrt")
+
+# Whether ONNX Runtime's threads wait for their next task in a loop. Without, it takes
+# less CPU time, and on a busy machine less wall time, too (benchmarks/spinning.py).
+SPINNING = False
 
 _DTYPES: dict[str, type[np.floating]] = {
     "tensor(float)": np.float32,
@@ -59,18 +63,19 @@ class OnnxRuntime(OnnxModel):
         super().__init__(path, shapes, dtype, device, precision)
 
     @classmethod
-    def load(cls, path: Path, device: str, precision: str) -> Self:
+    def load(cls, file: Path | ModelFile, device: str, precision: str) -> Self:
+        file = ModelFile.of(file)
         device = cls.devices()[0] if device == "auto" else device
         _provider(device)
-        if is_checkpoint(path):
+        if is_checkpoint(file.path):
             held = "float32" if precision == "auto" else precision
             if (device, held) == ("cpu", "bfloat16"):
                 raise AetherError(
                     "ONNX Runtime has no bfloat16 on the CPU.",
                     hint="Use --runtime pytorch or openvino.",
                 )
-            return load_exported(path, held, lambda f: cls.of_file(f, device, held))
-        return cls.of_file(path, device, precision)
+            return load_exported(file, held, lambda f: cls.of_file(f, device, held))
+        return cls.of_file(file.path, device, precision)
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:
@@ -123,7 +128,7 @@ class OnnxRuntime(OnnxModel):
 
 
 def _library() -> Any:
-    return import_optional("onnxruntime", "onnx")
+    return import_optional("onnxruntime")
 
 
 def _provider(device: str) -> str:
@@ -143,7 +148,7 @@ def _provider(device: str) -> str:
 
 def _is_bfloat16(path: Path) -> bool:
     """Whether the file is an export of ours in bfloat16."""
-    onnx = import_optional("onnx", "onnx")
+    onnx = import_optional("onnx")
     try:
         entries = onnx.load_from_string(path.read_bytes()).metadata_props
     except Exception:  # protobuf's, for a file that is not ONNX; loading reports it
@@ -191,6 +196,8 @@ def _settings(ort: Any, device: str, optimised: bool) -> tuple[Any, list[Any]]:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4  # failures are raised as well
     settings.intra_op_num_threads = allowed_threads()  # 0: its own choice
+    spinning = str(int(SPINNING))
+    settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     if not optimised:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if kind == "cuda":

@@ -43,6 +43,7 @@ MANY_RUNS = 1000
 """From so many runs of the model for a picture on, small tiles are worth a note."""
 
 _PIECES_AHEAD = 4  # read before the model needs them
+_HEADERS_READ = 20  # to estimate the work of a folder
 _WAITING = 2  # pictures that may wait to be encoded, besides the one that is
 
 
@@ -152,6 +153,23 @@ def upscale_files(
             yield Outcome(job, "done", "", *sizes, result.seconds)
         else:
             yield Outcome(job, "failed", str(result.error))
+
+
+def total_pixels(jobs: Sequence[Job], limit_mp: float | None = None) -> float:
+    """About how many pixels the sources have; those that cannot be read count as 0.
+
+    Args:
+        jobs: of which the headers of the first are read; the others are taken to be as
+            large.
+        limit_mp: as in `Options`.
+    """
+    some = jobs[:_HEADERS_READ]
+    found = 0
+    for job in some:
+        with contextlib.suppress(AetherError):  # upscaling it reports the error
+            width, height = PictureReader(job.source, limit_mp).header.size
+            found += width * height
+    return found * len(jobs) / max(len(some), 1)
 
 
 @dataclass

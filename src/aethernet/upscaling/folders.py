@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Literal
 
 from aethernet.errors import AetherError
-from aethernet.files import LONGEST_NAME, check_source
-from aethernet.pictures.files import READABLE, SUFFIXES
+from aethernet.files import LONGEST_NAME, check_source, check_target
+from aethernet.pictures.files import READABLE, SUFFIXES, check_format
 
 _log = logging.getLogger(__name__)
 
@@ -217,6 +217,27 @@ def prepare(plan: Plan) -> None:
             match = _TEMPORARY.fullmatch(name)
             if match and match[1].lower() in SUFFIXES:
                 _remove_if_stale(folder / name)
+
+
+def check_targets(jobs: Iterable[Job]) -> None:
+    """Check that outputs can be written, before a model is opened.
+
+    A run of many pictures goes on after one that fails, so one good target is enough.
+
+    Raises:
+        AetherError: when no target can be written: that of the first.
+    """
+    failures = []
+    for job in jobs:
+        try:
+            check_format(job.target)
+            check_target(job.target, job.source)
+        except AetherError as error:
+            failures.append(error)
+        else:
+            return
+    if failures:
+        raise failures[0]
 
 
 def extended(path: str) -> str:
