@@ -13,7 +13,6 @@ from aethernet.pictures.colour import Colour
 from aethernet.pictures.metadata import Metadata, code_points
 
 _LARGEST_BOX = 2**28
-_ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1")
 _DEPTH = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2")
 # PNG counts chromaticities and luminance in the units of the box; the order differs.
 _GREEN_BLUE_RED = (8, 0, 4)
@@ -64,16 +63,15 @@ def read(path: Path, known: Metadata) -> Metadata:
     Args:
         path: of the file.
         known: profile, EXIF and XMP as libvips read them.
+
+    Raises:
+        struct.error, KeyError, IndexError, StopIteration: when boxes are damaged.
     """
     meta = _meta(path)
-    try:
-        top = {box.kind: box for box in _boxes(meta, 0, len(meta))}
-        primary = _primary(meta, top)
-        properties = _properties(meta, top)
-        mine = [properties[i] for i in _associated(meta, top, primary)]
-        others = _others(meta, top, primary, [p for p, _ in properties.values()])
-    except (struct.error, KeyError, IndexError):
-        return known
+    top = {box.kind: box for box in _boxes(meta, 0, len(meta))}
+    properties = _properties(meta, top)
+    mine = [properties[i] for i in _associated(meta, top, _primary(meta, top))]
+    others = _others(meta, top)
     return replace(known, colour=_colour(mine, known.profile), others=others)
 
 
@@ -140,9 +138,7 @@ def _colour(properties: list[tuple[bytes, bytes]], profile: bytes | None) -> Col
     return colour
 
 
-def _others(
-    meta: bytes, top: dict[bytes, _Box], primary: int, properties: list[bytes]
-) -> tuple[str, ...]:
+def _others(meta: bytes, top: dict[bytes, _Box]) -> tuple[str, ...]:
     """Names of what a file holds beside its main picture, its metadata and alpha."""
     found = []
     inside = top[b"iprp"]

@@ -34,7 +34,7 @@ _NAMES = {
     b"sPLT": "suggested palettes",
     b"caBX": "content credentials (C2PA)",
 }
-_LARGEST_PROFILE = 2**24
+_LARGEST_PROFILE, _MOST_CHUNKS = 2**24, 100_000
 
 
 def read(path: Path, known: Metadata) -> Metadata:
@@ -85,6 +85,8 @@ def _chunks(path: Path) -> list[tuple[bytes, bytes]]:
             data = file.read(size)
             file.seek(4, 1)
             found.append((kind, data))
+            if len(found) > _MOST_CHUNKS:
+                raise ValueError("The file has too many chunks.")
     return found
 
 

@@ -31,6 +31,8 @@ _DESCRIBING = (
     *(269, 270, 271, 272, 285, 305, 306, 315, 316, 33432, 40091, 40092, 40093, 40094),
     *(40095, 18246, 18249, 50341),
 )
+# Tags of EXIF's own directory, which some programs put into the first one.
+_OF_EXIF = (range(33434, 33438), range(36864, 37523), range(40960, 42241))
 _LAYERS = 37724
 _GEO = (33550, 33922, 34264, 34735, 34736, 34737)
 
@@ -50,12 +52,16 @@ def read(path: Path, known: Metadata) -> Metadata:
             return known
         tags, order = first.tags, found.order
         inside = ifd.tree_of(found, tags).inside
-    described = {tag: value for tag, value in tags.items() if tag in _DESCRIBING}
+    described = {
+        tag: value
+        for tag, value in tags.items()
+        if tag in _DESCRIBING or any(tag in some for some in _OF_EXIF)
+    }
     block = None
     if described or inside:
         whole = ifd.Tree(described, inside)
         block = ifd.header(order) + ifd.serialised(whole, order)
-    taken = (*_STRUCTURE, *_RESOLUTION, *_CARRIED, *_DESCRIBING, *inside)
+    taken = (*_STRUCTURE, *_RESOLUTION, *_CARRIED, *described, *inside)
     unknown = sorted(tag for tag in tags if tag not in taken)
     geographic = any(tag in _GEO for tag in unknown)
     others = ["the geographic position (GeoTIFF)"] if geographic else []
