@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aethernet.pictures.colour import Colour
+from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, code_points
 
 _LARGEST_BOX = 2**28
@@ -122,8 +122,10 @@ def _ipma_rows(meta: bytes, box: _Box) -> Iterator[tuple[int, int, int]]:
         place += count * (2 if wide else 1)
 
 
-def _colour(properties: list[tuple[bytes, bytes]], profile: bytes | None) -> Colour:
-    colour = Colour()
+def _colour(
+    properties: list[tuple[bytes, bytes]], profile: bytes | None
+) -> StatedColour:
+    colour = StatedColour()
     for kind, data in properties:
         # A profile outranks code points here, unlike in PNG.
         if kind == b"colr" and data[:4] == b"nclx" and not profile:

@@ -17,7 +17,7 @@ from aethernet.errors import (
     import_optional,
     install_line,
 )
-from aethernet.pictures.colour import Colour, code_points_in
+from aethernet.pictures.colour import StatedColour, code_points_in
 from aethernet.pictures.exif import block_of
 from aethernet.pictures.metadata import Metadata
 
@@ -198,7 +198,7 @@ def decode_jxl(path: Path) -> Decoded:
         16 if mode == "I;16" else 8,
         Metadata(
             profile=bytes(profile) if profile and not cicp else None,
-            colour=Colour(cicp=cicp),
+            colour=StatedColour(cicp=cicp),
             exif=block_of(found.get(b"Exif", b"")[4:]),
             xmp=found.get(b"xml ") or None,
             others=(lost,) if stored > 8 and mode != "I;16" else (),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from aethernet.pictures import ifd
-from aethernet.pictures.colour import Colour
+from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, iim_of, photoshop_of
 
 _XMP, _IIM, _PHOTOSHOP, _PROFILE = 700, 33723, 34377, 34675
@@ -91,7 +91,7 @@ def _iim(value: ifd.Value, order: str) -> bytes:
     return data if data[:1] == b"\x1c" else value.in_order(order, ">")
 
 
-def _colour(tags: ifd.Tags, order: str) -> Colour:
+def _colour(tags: ifd.Tags, order: str) -> StatedColour:
     """White point, primaries, and a transfer function that is a power."""
     numbers = [
         round(numerator / max(denominator, 1) * 100_000)
@@ -102,7 +102,7 @@ def _colour(tags: ifd.Tags, order: str) -> Colour:
     gamma = None
     if _TRANSFER in tags and tags[_TRANSFER].kind == 3:
         gamma = _power(tags[_TRANSFER].numbers(order))
-    return Colour(
+    return StatedColour(
         gamma=gamma, chromaticities=tuple(numbers) if len(numbers) == 8 else None
     )
 
