@@ -68,7 +68,8 @@ class TestList:
         for line in (
             f"python -m pip install --force-reinstall torch --index-url {index}",
             "python -m pip uninstall -y onnxruntime",
-            "python -m pip install onnxruntime-gpu",
+            'python -m pip install "onnxruntime-gpu[cuda,cudnn]"',
+            'python -m pip install "aethernet-sr[tensorrt]"',
             "python -m pip install onnxruntime-directml",
         ):
             assert f"    {line}\n" in printed

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from aethernet.cache import cache_folder, read_json, write_json
 from aethernet.devices import installed_versions
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, install_line
 from aethernet.runtimes.hardware import (
     AMD,
     APPLE,
@@ -97,14 +97,14 @@ SUPPORT = (
         *("onnxruntime", "cuda", "ONNX Runtime for CUDA", (NVIDIA,)),
         systems=("linux", "win32"),
         installed=_has("onnxruntime-gpu"),
-        install=_without_onnxruntime("onnxruntime-gpu"),
-        remark="needs CUDA and cuDNN",
+        install=_without_onnxruntime('"onnxruntime-gpu[cuda,cudnn]"'),
+        remark="with CUDA 13 and cuDNN; the driver has to be new enough for them",
     ),
     Support(
         *("tensorrt", "cuda", "TensorRT for RTX", (NVIDIA,), ("linux", "win32")),
         installed=_has("tensorrt-rtx-cu13", "tensorrt-rtx", "tensorrt"),
-        install=("python -m pip install tensorrt-rtx-cu13",),
-        remark="runs the engines of `aethernet engine`",
+        install=(install_line("tensorrt"),),
+        remark="runs the engines of `aethernet engine`, with PyTorch",
     ),
     Support(
         *("onnxruntime", "dml", "ONNX Runtime for DirectML", (NVIDIA, AMD, INTEL)),
