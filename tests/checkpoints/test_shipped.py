@@ -13,7 +13,7 @@ from helpers import PLAIN, ROOT, SAMPLE, SHIPPED_MODEL, run, without_hidden
 from PIL import Image
 
 from aethernet.checkpoints import shipped
-from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.comparison import network_of
 from aethernet.checkpoints.onnx_check import (
     open_session,
@@ -133,7 +133,8 @@ class TestModelsFolder:
     @entries
     @pytest.mark.slow
     def test_the_card_states_what_the_file_reaches_on_set5(self, entry, shared):
-        from aethernet.quality.measure import measure_models, open_any
+        from aethernet.quality.measure import measure_models
+        from aethernet.runtimes.registry import open_any
 
         path = entry.with_suffix(".safetensors")
         model = open_any(path, PLAIN, "cpu", "float32")
@@ -330,15 +331,13 @@ class TestCommands:
         assert plan.scale == 2
 
     def test_quality(self, picture, monkeypatch, tmp_path):
-        seen = refusing(monkeypatch, "aethernet.quality.measure.open_any")
+        seen = refusing(monkeypatch, "aethernet.runtimes.registry.open_any")
         words = ["quality", "--data", str(tmp_path), *RUNNING]
         assert main([*words, "--model", "2x-small-fp16"]) == 1
         assert seen[0][0] == find_model("2x-small-fp16")
 
 
 def test_names_are_of_aethernet_only(tmp_path, monkeypatch):
-    save_checkpoint(
-        load_checkpoint(SHIPPED_MODEL).build(), tmp_path / "2x_span.safetensors"
-    )
+    shutil.copy(SHIPPED_MODEL, tmp_path / "2x_span.safetensors")
     monkeypatch.setattr(shipped, "models_folder", lambda: tmp_path)
     assert shipped_models() == []

@@ -16,8 +16,8 @@ def no_model_is_opened(monkeypatch):
     def opened(*_):
         raise AssertionError("a model was opened")
 
-    monkeypatch.setattr(upscale_request, "open_model", opened)
-    monkeypatch.setattr(model_flags, "open_model", opened)
+    monkeypatch.setattr(upscale_request, "open_any", opened)
+    monkeypatch.setattr(model_flags, "open_any", opened)
     for module in (checkpoint, export, fuse):
         monkeypatch.setattr(module, "load_checkpoint", opened)
 

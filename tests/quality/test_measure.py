@@ -21,8 +21,8 @@ from aethernet.quality.measure import (
     find_samples,
     measure_models,
     measure_samples,
-    open_any,
 )
+from aethernet.runtimes.registry import open_any
 
 # Figures of bicubic at 2x, in dB and as SSIM: published, and of MATLAB's bicubic on the
 # files in the shared folder.

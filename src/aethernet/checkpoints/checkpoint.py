@@ -240,6 +240,18 @@ def load_weights(path: str | Path, param_key: str | None = None) -> Weights:
     return replace(weights, state_dict=plain)
 
 
+def is_aethernet(weights: Weights) -> bool:
+    """Whether weights are those of an AetherNet, by their keys and shapes."""
+    shapes = {
+        key: getattr(value, "shape", ()) for key, value in weights.state_dict.items()
+    }
+    try:
+        hyperparameters_from_shapes(shapes)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _read(path: Path, param_key: str | None) -> Weights:
     """As `load_weights`, but arrays of a .safetensors file are still `Stored`."""
     check_source(path, "a checkpoint")

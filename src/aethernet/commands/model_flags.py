@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aethernet.checkpoints.shipped import find_model, shipped_model
 from aethernet.commands.values import positive
 from aethernet.runtimes.base import PRECISIONS
-from aethernet.runtimes.registry import RUNTIMES, device_kinds, open_model
+from aethernet.runtimes.registry import RUNTIMES, device_kinds, open_any
 
 if TYPE_CHECKING:
     from aethernet.runtimes.base import Model
@@ -67,4 +67,4 @@ def model_loader(arguments: argparse.Namespace) -> "Callable[[Path], Model]":
     from aethernet.runtimes.tiling import Tiled
 
     how = (arguments.runtime, arguments.device, arguments.precision)
-    return lambda path: Tiled(open_model(path, *how))
+    return lambda path: Tiled(open_any(path, *how))

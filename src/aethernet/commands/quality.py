@@ -145,7 +145,7 @@ def _model_files(arguments: argparse.Namespace) -> dict[str, Path]:
 
 
 def _opened(path: Path, arguments: argparse.Namespace) -> "Model":
-    from aethernet.quality.measure import open_any
+    from aethernet.runtimes.registry import open_any
     from aethernet.runtimes.tiling import Tiled
 
     model = open_any(path, arguments.runtime, arguments.device, arguments.precision)

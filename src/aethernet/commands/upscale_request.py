@@ -5,13 +5,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.checkpoint import (
+    is_aethernet,
+    load_checkpoint,
+    load_weights,
+)
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.shipped import find_model, shipped_model
 from aethernet.commands.values import LOSSLESS
 from aethernet.errors import AetherError
 from aethernet.pictures.files import PictureEncoding
-from aethernet.runtimes.registry import open_model
+from aethernet.runtimes.registry import open_any
 from aethernet.runtimes.tiling import DEFAULT_CONTEXT, Tiled
 from aethernet.upscaling.files import Options, Size
 from aethernet.video.upscale import VIDEO_SUFFIXES, VideoOptions
@@ -47,10 +51,10 @@ class ModelRequest:
             pixels: as for `open_model`.
 
         Raises:
-            AetherError: as `open_model` and `Tiled` do.
+            AetherError: as `open_any` and `Tiled` do.
         """
         how = (self.runtime, self.device, self.precision)
-        return Tiled(open_model(self.path, *how, pixels), self.tile, self.context)
+        return Tiled(open_any(self.path, *how, pixels), self.tile, self.context)
 
     def scale(self) -> int:
         """The model's scale, without a trial of runtimes.
@@ -58,7 +62,7 @@ class ModelRequest:
         Raises:
             AetherError: when the file is not a model.
         """
-        if is_checkpoint(self.path):
+        if is_checkpoint(self.path) and is_aethernet(load_weights(self.path)):
             return load_checkpoint(self.path).scale
         return self.open(lambda: 0).scale
 

@@ -14,19 +14,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aethernet import metrics
-from aethernet.checkpoints.checkpoint import load_weights
-from aethernet.checkpoints.formats import is_checkpoint
-from aethernet.checkpoints.layout import hyperparameters_from_shapes
 from aethernet.errors import (
     AetherError,
-    CheckpointError,
     ImageError,
-    import_optional,
 )
 from aethernet.files import files_in
 from aethernet.metrics import Figures
@@ -34,7 +29,6 @@ from aethernet.pictures.files import READABLE, PictureReader, read_picture, rgb_
 from aethernet.pictures.resampling import lr_pixels, whole_pixels
 from aethernet.quality.baselines import baselines
 from aethernet.runtimes.base import Description, Model
-from aethernet.runtimes.registry import open_model
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.planes import upscale_planes
 
@@ -132,49 +126,6 @@ OnStep = Callable[[str], None]
 
 OnPicture = Callable[[str, np.ndarray, Mapping[str, np.ndarray]], None]
 """Called after each picture with its name, its HR pixels and the output by method."""
-
-
-def open_any(
-    path: str | Path,
-    runtime: str = "auto",
-    device: str = "auto",
-    precision: str = "auto",
-) -> Model:
-    """Open a model like `open_model`, or of any architecture that spandrel knows.
-
-    Raises:
-        MissingExtraError: when the checkpoint is of another architecture, and spandrel
-            is not installed.
-        AetherError: as `open_model` and `SpandrelModel.load`; also when a runtime other
-            than PyTorch is asked for and the checkpoint is not of AetherNet.
-    """
-    path = Path(path)
-    if not is_checkpoint(path):
-        return open_model(path, runtime, device, precision)
-    weights = load_weights(path)
-    if _is_aethernet(weights.state_dict):
-        return open_model(path, runtime, device, precision)
-    if runtime not in ("auto", "pytorch"):
-        raise AetherError(
-            f"This is no AetherNet checkpoint, so {runtime} cannot run it; only "
-            "PyTorch runs it.",
-            path,
-            "Other runtimes need an .onnx file, made by the network's own tools.",
-        )
-    import_optional("spandrel", "spandrel")
-    # Imported here because it imports PyTorch, which spandrel brings.
-    from aethernet.runtimes.spandrel import SpandrelModel
-
-    return SpandrelModel.load(weights, device, precision)
-
-
-def _is_aethernet(state_dict: Mapping[str, Any]) -> bool:
-    shapes = {key: getattr(value, "shape", ()) for key, value in state_dict.items()}
-    try:
-        hyperparameters_from_shapes(shapes)
-    except CheckpointError:
-        return False
-    return True
 
 
 def check_pictures(folder: Path) -> None:

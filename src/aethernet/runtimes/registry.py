@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aethernet.checkpoints.formats import SUFFIXES as CHECKPOINT_SUFFIXES
+from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.devices import PYTORCH_KINDS, device_kind
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, CheckpointError, import_optional
 from aethernet.files import check_source
 from aethernet.runtimes.base import (
     ONNX_RUNTIME_DISTRIBUTIONS,
     PRECISIONS,
+    Model,
     Runtime,
     RuntimeSpec,
 )
@@ -159,6 +161,52 @@ def open_model(
 
     request = Request(path, device, precision, runtime != "auto")
     return choose(replace(request, pixels=pixels) if pixels else request, specs)
+
+
+def open_any(
+    path: str | Path,
+    runtime: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    pixels: Callable[[], float] | None = None,
+) -> Model:
+    """Open a model like `open_model`, or of any architecture that spandrel knows.
+
+    Args:
+        path: as for `open_model`, like the other arguments; or a checkpoint of any
+            network.
+        runtime: as above.
+        device: as above.
+        precision: as above.
+        pixels: as above.
+
+    Raises:
+        MissingExtraError: when the checkpoint is of another architecture, and spandrel
+            is not installed.
+        AetherError: as `open_model` and `SpandrelModel.load`; also when a runtime other
+            than PyTorch is asked for and the checkpoint is not of AetherNet.
+    """
+    path = Path(path)
+    try:
+        return open_model(path, runtime, device, precision, pixels)
+    except CheckpointError:
+        # Imported here because it imports NumPy, and for most files is not needed.
+        from aethernet.checkpoints.checkpoint import is_aethernet, load_weights
+
+        if not is_checkpoint(path) or is_aethernet(weights := load_weights(path)):
+            raise
+    if runtime not in ("auto", "pytorch"):
+        raise AetherError(
+            f"This is no AetherNet checkpoint, so {runtime} cannot run it; only "
+            "PyTorch runs it.",
+            path,
+            "Other runtimes need an .onnx file, made by the network's own tools.",
+        )
+    import_optional("spandrel", "spandrel")
+    # Imported here because it imports PyTorch, which spandrel brings.
+    from aethernet.runtimes.spandrel import SpandrelModel
+
+    return SpandrelModel.load(weights, device, precision)
 
 
 def try_runtimes(
