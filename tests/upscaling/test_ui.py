@@ -22,6 +22,7 @@ from aethernet.errors import AetherError
 from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.metadata import Metadata
 from aethernet.pictures.write import write_picture
+from aethernet.upscaling import ui_guard
 from aethernet.upscaling.ui import check_size, find_models, target_name
 
 pytest.importorskip("gradio", reason="needs pip install -e '.[ui]'")
@@ -275,7 +276,55 @@ def test_errors_name_the_picture_and_not_the_folder(server, tmp_path):
     assert "aethernet-ui-" not in answer
 
 
-def uploaded(url, path):
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:1"]
+)
+def test_another_page_stores_nothing(server, tmp_path, origin):
+    write_picture(Picture(photo(20, 30)), tmp_path / "in.png")
+    before = sorted(server.temporary.rglob("*"))
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        uploaded(server.url, tmp_path / "in.png", origin)
+    assert sorted(server.temporary.rglob("*")) == before
+    own = server.url.rstrip("/")
+    assert os.path.exists(uploaded(server.url, tmp_path / "in.png", own))
+
+
+@pytest.mark.parametrize("values", [[["a"], {}], [{"a": 1}, None], [1.5, ["x"]]])
+def test_words_of_another_type_are_an_error(server, tmp_path, values, capfd):
+    write_picture(Picture(photo(20, 30)), tmp_path / "in.png")
+    path = uploaded(server.url, tmp_path / "in.png")
+    answer = asked(server.url, path, values=values)
+    assert "of those on the page" in answer
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_files_of_earlier_jobs_go(server, tmp_path):
+    def names():
+        return [path for path in server.temporary.rglob("*") if path.is_file()]
+
+    counts = []
+    for number in range(8):
+        write_picture(Picture(photo(20, 30 + number)), tmp_path / f"{number}.png")
+        path = uploaded(server.url, tmp_path / f"{number}.png")
+        assert f"{number}_2x" in asked(server.url, path)
+        assert os.path.exists(path)
+        counts.append(len([name for name in names() if name.parent.name[:3] == "tmp"]))
+    assert counts[-1] == counts[-2] == counts[-3]
+    assert not [path for path in names() if path.name == "0.png"]
+
+
+def test_the_oldest_files_make_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(ui_guard, "MOST_KEPT_BYTES", 1000)
+    for number in range(4):
+        (tmp_path / f"{number}").write_bytes(bytes(300))
+        os.utime(tmp_path / f"{number}", (number, number))
+    ui_guard.make_room(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["1", "2", "3"]
+    ui_guard.make_room(tmp_path, 500)
+    assert sorted(os.listdir(tmp_path)) == ["3"]
+
+
+def uploaded(url, path, origin=""):
     """Upload a file as the page does; returns where the server keeps it."""
     content = path.read_bytes()
     body = (
@@ -288,15 +337,18 @@ def uploaded(url, path):
     request = urllib.request.Request(
         f"{url.rstrip('/')}/gradio_api/upload",
         body,
-        {"Content-Type": "multipart/form-data; boundary=edge"},
+        {
+            "Content-Type": "multipart/form-data; boundary=edge",
+            **({"Origin": origin} if origin else {}),
+        },
     )
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.load(answer)[0]
 
 
-def asked(url, path, host=""):
+def asked(url, path, host="", values=None):
     """Press the button for a file of the server; returns all events of the answer."""
-    body = {"data": [{"path": path}, *page_values(url)], "fn_index": 0}
+    body = {"data": [{"path": path}, *(values or page_values(url))], "fn_index": 0}
     body["session_hash"] = "b1"
     request = urllib.request.Request(
         f"{url.rstrip('/')}/gradio_api/queue/join",

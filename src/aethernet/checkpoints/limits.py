@@ -233,7 +233,7 @@ def _check_old_format(file: BinaryIO, size: int) -> None:
     if tarfile.is_tarfile(file):  # which PyTorch would unpack
         raise ValueError("an archive of before version 0.4")
     file.seek(0)
-    programs = []
+    programs: list[_Program] = []
     for _ in ("magic", "protocol", "system", "content", "keys of the storages"):
         done = sum(program.instructions for program in programs)
         program = _Program(file, MOST_INSTRUCTIONS - done)

@@ -23,6 +23,7 @@ from aethernet.pictures.write import for_browsers
 from aethernet.runtimes.base import Model
 from aethernet.runtimes.registry import model_suffixes
 from aethernet.upscaling.files import upscale_file
+from aethernet.upscaling.ui_guard import KeptJobs, SameOrigin
 
 ADDRESS = "127.0.0.1"
 
@@ -99,7 +100,7 @@ def serve(
         gradio = import_optional("gradio", "ui")
         upscaler = _Upscaler(gradio, models, load, folder)
         page = _page(gradio, [*models], upscaler.upscale)
-        url = _launch(gradio, page, port)
+        url = _launch(gradio, page, port, folder)
         try:
             print(f"The page is at {url} on this computer; Ctrl+C ends it.", flush=True)
             if open_browser:
@@ -122,7 +123,7 @@ def _keep_gradio_local(folder: Path) -> None:
     os.environ["no_proxy"] = f"{around},{ADDRESS}".lstrip(",")
 
 
-def _launch(gradio: Any, page: Any, port: int | None) -> str:
+def _launch(gradio: Any, page: Any, port: int | None, folder: Path) -> str:
     """Start the server; return the address of the page."""
     try:
         _, url, _ = page.launch(
@@ -131,7 +132,7 @@ def _launch(gradio: Any, page: Any, port: int | None) -> str:
             inbrowser=False,
             share=False,
             # Refuse pages elsewhere whose host name was made to resolve to 127.0.0.1.
-            app_kwargs={"middleware": [_only_this_computer()]},
+            app_kwargs={"middleware": _middleware(folder)},
             quiet=True,
             prevent_thread_lock=True,
             max_file_size=_LARGEST_UPLOAD,
@@ -155,12 +156,14 @@ def _launch(gradio: Any, page: Any, port: int | None) -> str:
     return str(url)
 
 
-def _only_this_computer() -> Any:
-    middleware = import_optional("starlette.middleware", "ui")
+def _middleware(folder: Path) -> list[Any]:
+    middleware = import_optional("starlette.middleware", "ui").Middleware
     hosts = import_optional("starlette.middleware.trustedhost", "ui")
-    return middleware.Middleware(
-        hosts.TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]
-    )
+    names = ["127.0.0.1", "localhost"]
+    return [
+        middleware(hosts.TrustedHostMiddleware, allowed_hosts=names),
+        middleware(SameOrigin, folder=folder),
+    ]
 
 
 class _Upscaler:
@@ -174,7 +177,7 @@ class _Upscaler:
         folder: Path,
     ) -> None:
         self._gradio, self._models, self._load = gradio, models, load
-        self._folder = folder
+        self._folder, self._jobs = folder, KeptJobs(folder)
         self._loaded: dict[str, Model] = {}
 
     def upscale(self, upload: Any, name: Any, suffix: Any) -> tuple[Any, Any, str]:
@@ -193,6 +196,7 @@ class _Upscaler:
             model = self._model(name)
             check_size(source, size, model.scale)
             work = Path(tempfile.mkdtemp(dir=self._folder))
+            self._jobs.add(source, work)
             target = work / target_name(source, model.scale, suffix)
             start = time.perf_counter()
             done = upscale_file(source, target, model)
