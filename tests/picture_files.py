@@ -3,6 +3,7 @@
 The readers here are others than ours: Pillow, or a few lines that look at the bytes.
 """
 
+import functools
 import io
 import struct
 import zlib
@@ -132,6 +133,7 @@ def exif_block(orientation=1, maker_note=False, thumbnail=b""):
     return bytes(block) + thumbnail
 
 
+@functools.cache
 def srgb_profile():
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -54,7 +54,7 @@ class TestCommand:
         def fail(*args, **options):
             raise pyvips.Error("unable to write", "no space left on device")
 
-        monkeypatch.setattr(pyvips.Image, "write_to_file", fail)
+        monkeypatch.setattr(pyvips.Image, "pngsave_target", fail, raising=False)
         arguments = ["upscale", str(tmp_path / "in.png"), "-o", str(target)]
         arguments += ["--runtime", PLAIN]
         assert main([*arguments, "--model", str(tmp_path / "m.safetensors")]) == 1

@@ -27,7 +27,7 @@ from picture_files import (
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from aethernet.pictures.colour import Colour, profile_of
+from aethernet.pictures.colour import StatedColour, profile_of
 from aethernet.pictures.files import read_picture
 
 STORED = np.array(COLOURS) / 255
@@ -134,7 +134,7 @@ def test_gray_keeps_its_curve(tmp_path, suffix, caplog):
 def test_a_profile_outranks_gamma_and_is_outranked_by_code_points(tmp_path):
     from zlib import compress
 
-    profile = profile_of(Colour(gamma=100_000), gray=False)
+    profile = profile_of(StatedColour(gamma=100_000), gray=False)
     stated = (b"iCCP", b"x\0\0" + compress(profile))
     for chunks, wanted in (
         ((stated, *gamma_chunks(45455)), srgb_encoded(STORED)),

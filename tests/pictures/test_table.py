@@ -26,7 +26,7 @@ from picture_files import (
 )
 from PIL import Image, IptcImagePlugin
 
-from aethernet.pictures.colour import Colour, profile_of
+from aethernet.pictures.colour import StatedColour, profile_of
 from aethernet.pictures.files import FORMATS, READABLE, read_picture
 
 SUFFIXES = {
@@ -79,7 +79,7 @@ def saved(path, **options):
 
 
 def gray_with_profile(folder):
-    profile = profile_of(Colour(gamma=55556), gray=True)
+    profile = profile_of(StatedColour(gamma=55556), gray=True)
     Image.fromarray(patches()[..., 0]).save(folder / "in.tif", icc_profile=profile)
     return folder / "in.tif"
 
@@ -240,7 +240,7 @@ FOUND = {
     "ICC profile for gray": lambda p: profile_in(p) is not None,
     "code points (cICP, nclx) of SDR": lambda p: (
         stated_code_points(p, DISPLAY_P3)
-        or profile_in(p) == profile_of(Colour(cicp=DISPLAY_P3), gray=False)
+        or profile_in(p) == profile_of(StatedColour(cicp=DISPLAY_P3), gray=False)
     ),
     "code points of HDR": lambda p: stated_code_points(p, PQ),
     "light levels": levels_in,

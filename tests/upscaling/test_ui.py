@@ -20,6 +20,7 @@ from PIL import ImageCms
 from aethernet.commands.main import main
 from aethernet.errors import AetherError
 from aethernet.pictures.files import Picture, read_picture
+from aethernet.pictures.metadata import Metadata
 from aethernet.pictures.write import write_picture
 from aethernet.upscaling.ui import check_size, find_models, target_name
 
@@ -134,7 +135,7 @@ def test_the_download_is_what_the_command_makes(page, models, tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     source = tmp_path / "my photo é.png"
     pixels = photo(40, 60, 4, np.uint16)
-    write_picture(Picture(pixels, {"icc-profile-data": profile}), source)
+    write_picture(Picture(pixels, Metadata(profile=profile)), source)
     drop(page, source)
     result = read_picture(download(page, tmp_path))
     assert without_hidden(tmp_path) == ["my photo é.png", "my photo é_2x.png"]
@@ -143,7 +144,7 @@ def test_the_download_is_what_the_command_makes(page, models, tmp_path):
     assert result.pixels.dtype == np.uint16
     assert result.pixels.shape == (80, 120, 4)
     assert np.array_equal(result.pixels, expected.pixels)
-    assert result.metadata["icc-profile-data"] == profile
+    assert result.metadata.profile == profile
     said = page.locator("#result").inner_text()
     assert "60x40 → 120x80" in said
     assert "PyTorch float32 on cpu" in said

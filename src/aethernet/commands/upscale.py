@@ -21,9 +21,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Upscale pictures, folders of pictures, or a video. Pictures can be PNG, JPEG, "
         "WebP, TIFF, AVIF, BMP or JPEG XL, and GIF or HEIC as input. Folders are "
-        "searched with all "
-        "folders in them. Gray stays gray, 16 bits stay 16 bits, and alpha is upscaled "
-        "too. EXIF orientation is applied; colour profile and metadata are kept. "
+        "searched with all folders in them. Gray stays gray, 16 bits stay 16 bits, and "
+        "alpha is upscaled too. EXIF orientation is applied; colour profile and "
+        "metadata are kept, or a warning names what the format cannot hold. "
         "Outputs are written completely or not at all, and existing ones are skipped, "
         "so running the same command again continues an interrupted run."
     )
@@ -88,8 +88,8 @@ def _define_files(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--format",
         metavar="EXT",
-        help="format of all outputs: png, jpg, webp, tif, avif, bmp or jxl; default: that "
-        "of each input, and png on standard output",
+        help="format of all outputs: png, jpg, webp, tif, avif, bmp or jxl; default: "
+        "that of each input, and png on standard output",
     )
     group.add_argument(
         "--quality",

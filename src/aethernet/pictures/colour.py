@@ -59,7 +59,7 @@ _D50 = np.array([0.9642, 1.0, 0.8249])
 
 
 @dataclass(frozen=True)
-class Colour:
+class StatedColour:
     """What a file states about its colours beside an ICC profile, or without one.
 
     `cicp` outranks a profile; the others are outranked by it.
@@ -92,7 +92,7 @@ class Colour:
         return "the colour space (gamma and chromaticities)"
 
 
-def profile_of(colour: Colour, gray: bool) -> bytes | None:
+def profile_of(colour: StatedColour, gray: bool) -> bytes | None:
     """An ICC profile that means exactly the same; None where there is none.
 
     What is not stated is taken to be that of sRGB, as programs do. PQ and HLG have no

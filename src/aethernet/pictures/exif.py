@@ -79,6 +79,8 @@ def _exchange_thumbnail(
     try:
         tags = found.directory(first.next).tags
         start, size = (tags[tag].numbers(found.order)[0] for tag in _THUMBNAIL)
+        if start <= max(value.place for value in tags.values()):
+            raise ValueError("The thumbnail is not behind its tags.")
     except (ValueError, KeyError, struct.error):
         new = None
     else:

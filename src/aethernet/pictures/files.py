@@ -21,7 +21,7 @@ import pyvips
 
 from aethernet.errors import ImageError
 from aethernet.files import check_source
-from aethernet.pictures.colour import Colour
+from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, Room
 from aethernet.pictures.opening import NOT_A_PICTURE, Opened
 
@@ -187,9 +187,9 @@ class PictureReader:
             image, metadata = opened.image, opened.metadata
             if image.interpretation == "cmyk":
                 image = _from_cmyk(image, metadata.profile is not None)
-                metadata = replace(metadata, profile=None, colour=Colour())
+                metadata = replace(metadata, profile=None, colour=StatedColour())
             elif image.interpretation in _CONVERTED:
-                metadata = replace(metadata, profile=None, colour=Colour())
+                metadata = replace(metadata, profile=None, colour=StatedColour())
             image = _all_bits(_plain(self.path, image), opened.bits)
             if spread_colours and image.bands in (2, 4):
                 image = _colours_spread(image)

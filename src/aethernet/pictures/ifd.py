@@ -211,15 +211,18 @@ class Tree:
 
 def tree_of(found: Structure, tags: Tags) -> Tree:
     """A directory with those for EXIF, GPS and interoperability that can be read."""
-    inside = {
-        tag: tree_of(found, directory.tags)
-        if tag == EXIF_DIRECTORY
-        else Tree(directory.tags)
-        for tag in _DIRECTORIES
-        if (directory := found.inside(tags, tag))
-    }
-    kept = {tag: value for tag, value in tags.items() if tag not in _DIRECTORIES}
-    return Tree(kept, inside)
+    inside = {}
+    for tag in (EXIF_DIRECTORY, GPS_DIRECTORY):
+        if directory := found.inside(tags, tag):
+            inner = found.inside(directory.tags, INTEROPERABILITY)
+            leaves = {INTEROPERABILITY: Tree(_leaves(inner.tags))} if inner else {}
+            inside[tag] = Tree(_leaves(directory.tags), leaves)
+    return Tree(_leaves(tags), inside)
+
+
+def _leaves(tags: Tags) -> dict[int, Value]:
+    """The tags that lead to no other directory."""
+    return {tag: value for tag, value in tags.items() if tag not in _DIRECTORIES}
 
 
 def serialised(tree: Tree, order: str, start: int = 8, big: bool = False) -> bytes:

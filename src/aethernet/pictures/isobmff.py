@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aethernet.pictures.colour import Colour
+from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, code_points
 
 _LARGEST_BOX = 2**28
-_ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1")
 _DEPTH = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2")
 # PNG counts chromaticities and luminance in the units of the box; the order differs.
 _GREEN_BLUE_RED = (8, 0, 4)
@@ -64,16 +63,15 @@ def read(path: Path, known: Metadata) -> Metadata:
     Args:
         path: of the file.
         known: profile, EXIF and XMP as libvips read them.
+
+    Raises:
+        struct.error, KeyError, IndexError, StopIteration: when boxes are damaged.
     """
     meta = _meta(path)
-    try:
-        top = {box.kind: box for box in _boxes(meta, 0, len(meta))}
-        primary = _primary(meta, top)
-        properties = _properties(meta, top)
-        mine = [properties[i] for i in _associated(meta, top, primary)]
-        others = _others(meta, top, primary, [p for p, _ in properties.values()])
-    except (struct.error, KeyError, IndexError):
-        return known
+    top = {box.kind: box for box in _boxes(meta, 0, len(meta))}
+    properties = _properties(meta, top)
+    mine = [properties[i] for i in _associated(meta, top, _primary(meta, top))]
+    others = _others(meta, top)
     return replace(known, colour=_colour(mine, known.profile), others=others)
 
 
@@ -124,8 +122,10 @@ def _ipma_rows(meta: bytes, box: _Box) -> Iterator[tuple[int, int, int]]:
         place += count * (2 if wide else 1)
 
 
-def _colour(properties: list[tuple[bytes, bytes]], profile: bytes | None) -> Colour:
-    colour = Colour()
+def _colour(
+    properties: list[tuple[bytes, bytes]], profile: bytes | None
+) -> StatedColour:
+    colour = StatedColour()
     for kind, data in properties:
         # A profile outranks code points here, unlike in PNG.
         if kind == b"colr" and data[:4] == b"nclx" and not profile:
@@ -140,9 +140,7 @@ def _colour(properties: list[tuple[bytes, bytes]], profile: bytes | None) -> Col
     return colour
 
 
-def _others(
-    meta: bytes, top: dict[bytes, _Box], primary: int, properties: list[bytes]
-) -> tuple[str, ...]:
+def _others(meta: bytes, top: dict[bytes, _Box]) -> tuple[str, ...]:
     """Names of what a file holds beside its main picture, its metadata and alpha."""
     found = []
     inside = top[b"iprp"]
@@ -271,14 +269,14 @@ def _more_properties(
 ) -> bytes:
     """The box of properties; new code points take the place of old ones."""
     inside = top[b"iprp"]
-    boxes = {number: _box(*each) for number, each in _properties(meta, top).items()}
-    code_points = [box for box in added if box[8:12] == b"nclx"]
-    for number, box in boxes.items():
-        if box[4:12] == b"colrnclx" and code_points:
-            boxes[number] = code_points[0]  # where it is, and used, already
+    known = {number: _box(*each) for number, each in _properties(meta, top).items()}
+    code_points = [new for new in added if new[8:12] == b"nclx"]
+    for number, old in known.items():
+        if old[4:12] == b"colrnclx" and code_points:
+            known[number] = code_points[0]  # where it is, and used, already
             added = [each for each in added if each is not code_points[0]]
-    container = b"".join(boxes.values()) + b"".join(added)
-    new = [len(boxes) + 1 + i for i in range(len(added))]
+    container = b"".join(known.values()) + b"".join(added)
+    numbers_of_new = [len(known) + 1 + i for i in range(len(added))]
     rest = b""
     for box in _boxes(meta, inside.start, inside.end):
         if box.kind != b"ipma":
@@ -289,7 +287,7 @@ def _more_properties(
         for item, place, count in _ipma_rows(meta, box):
             numbers = list(struct.unpack_from(f">{count}{letter}", meta, place))
             if item == primary:
-                numbers += new
+                numbers += numbers_of_new
             table += struct.pack(">I" if version else ">H", item)
             table += struct.pack(f">B{len(numbers)}{letter}", len(numbers), *numbers)
             rows += 1

@@ -35,6 +35,7 @@ _GAIN_MAPS = (b"http://ns.adobe.com/hdr-gain-map/1.0/", _ISO_GAIN_MAP, b"hdrgain
 
 _LARGEST = 65533
 """Bytes that a segment holds."""
+_MOST_SEGMENTS, _MOST_PICTURES = 100_000, 100
 HEAD = 2
 """Bytes before the first place where segments may be put."""
 
@@ -115,6 +116,8 @@ def _segments(content: "mmap.mmap | bytes", start: int) -> tuple[list[_Segment],
             return found, place + 2
         (size,) = struct.unpack(">H", content[place + 2 : place + 4])
         found.append(_Segment(marker, bytes(content[place + 4 : place + 2 + size])))
+        if len(found) > _MOST_SEGMENTS:
+            raise ValueError("The file has too many segments.")
         place += 2 + size
         if marker == 0xDA:
             match = scan_end.search(content, place)
@@ -128,13 +131,14 @@ def _attached(content: "mmap.mmap", end: int) -> list[bytes]:
     """The JPEG files that lie behind the first one."""
     found: list[bytes] = []
     place = end
-    while True:
+    while len(found) < _MOST_PICTURES:
         start = content.find(b"\xff\xd8\xff", place)
         # Between pictures, writers leave some zeros at most.
         if start < 0 or content[place:start].strip(b"\0"):
             return found
         _, place = _segments(content, start)
         found.append(bytes(content[start:place]))
+    return found
 
 
 def _is_gain_map(jpeg: bytes) -> bool:

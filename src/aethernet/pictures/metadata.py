@@ -9,7 +9,7 @@ from aethernet.pictures import exif
 from aethernet.pictures.colour import (
     SRGB,
     UNSPECIFIED,
-    Colour,
+    StatedColour,
     profile_of,
     profile_space,
     rgb_profile_of_gray,
@@ -56,7 +56,7 @@ class Metadata:
 
     profile: bytes | None = None
     """ICC profile."""
-    colour: Colour = field(default_factory=Colour)
+    colour: StatedColour = field(default_factory=StatedColour)
     exif: bytes | None = None
     """A TIFF structure, without the prefix it has in JPEG."""
     xmp: bytes | None = None
@@ -159,10 +159,10 @@ def _fitted_colour(
         if profile is None:
             lost.append("the colour profile, which is for gray")
     for_gray = gray and room.gray_profile
-    kept = Colour()
+    kept = StatedColour()
     if colour.cicp:
         if room.code_points and (room.gamma or not colour.narrow):
-            kept = colour if room.gamma else Colour(cicp=colour.cicp)
+            kept = colour if room.gamma else StatedColour(cicp=colour.cicp)
             # Where both are held, a profile would outrank the code points.
             profile = profile if room.gamma else None
         elif room.profile and (equal := profile_of(colour, for_gray)):
@@ -172,7 +172,7 @@ def _fitted_colour(
     elif room.gamma:
         kept = colour
     elif profile is None and colour.srgb is not None and room.code_points:
-        kept = Colour(cicp=SRGB)
+        kept = StatedColour(cicp=SRGB)
     elif profile is None and _is_stated(colour):
         profile = profile_of(colour, for_gray)
         if (profile is None or not room.profile) and not _is_srgb(colour):
@@ -189,7 +189,7 @@ def _fitted_colour(
     return replace(metadata, colour=kept, profile=profile)
 
 
-def _is_srgb(colour: Colour) -> bool:
+def _is_srgb(colour: StatedColour) -> bool:
     """Whether the colours are what programs assume where nothing is stated."""
     return colour.cicp == SRGB or (colour.cicp is None and colour.srgb is not None)
 
@@ -202,7 +202,7 @@ def shown_profile(metadata: Metadata, gray: bool) -> bytes | None:
     return metadata.profile
 
 
-def _is_stated(colour: Colour) -> bool:
+def _is_stated(colour: StatedColour) -> bool:
     return (
         colour.srgb is not None
         or colour.gamma is not None

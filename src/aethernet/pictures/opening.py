@@ -1,6 +1,7 @@
 """Opening a picture file of any format we read, by its content."""
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +179,28 @@ def _metadata(path: Path, kind: str, image: pyvips.Image, turn: int) -> Metadata
         # libvips does not correct the orientation in it.
         xmp=upright_xmp(xmp) if xmp and turn != 1 else xmp,
     )
+    try:
+        return _more_metadata(path, kind, known, turn, (image.width, image.height))
+    except (struct.error, ValueError, KeyError, IndexError, StopIteration):
+        return replace(known, others=("metadata that is damaged",))
+
+
+def _more_metadata(
+    path: Path, kind: str, known: Metadata, turn: int, size: tuple[int, int]
+) -> Metadata:
+    """What libvips does not read, with what it has read.
+
+    Args:
+        path: of the file.
+        kind: of the format.
+        known: profile, EXIF and XMP.
+        turn: the EXIF orientation.
+        size: width and height before it is applied.
+    """
     if kind == "png":
         return png.read(path, known)
     if kind == "jpeg":
-        size = (image.width, image.height)[:: -1 if turn > 4 else 1]
-        return jpeg.read(path, known, turn, (size[0], size[1]))
+        return jpeg.read(path, known, turn, size[::-1] if turn > 4 else size)
     if kind == "tiff":
         return tiff.read(path, known)
     if kind == "heif":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from aethernet.pictures.colour import Colour
+from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, Text
 
 _CALIBRATED, _SRGB, _EMBEDDED, _LINKED = 0, b"BGRs", b"DEBM", b"KNIL"
@@ -28,7 +28,7 @@ def read_bmp(path: Path) -> Metadata:
             return Metadata()
         kind = head[14 + 56 : 14 + 60]
         if kind == _SRGB:
-            return Metadata(colour=Colour(srgb=0))
+            return Metadata(colour=StatedColour(srgb=0))
         if kind == bytes(4):
             return Metadata(colour=_calibrated(head))
         if kind == _LINKED:
@@ -40,7 +40,7 @@ def read_bmp(path: Path) -> Metadata:
     return Metadata()
 
 
-def _calibrated(head: bytes) -> Colour:
+def _calibrated(head: bytes) -> StatedColour:
     """Gamma and the XYZ of the primaries, whose sum is that of white."""
     corners = struct.unpack_from("<9i", head, 14 + 60)
     gammas = struct.unpack_from("<3I", head, 14 + 96)
@@ -50,10 +50,10 @@ def _calibrated(head: bytes) -> Colour:
     rgb = [corners[i : i + 3] for i in (0, 3, 6)]
     white = tuple(map(sum, zip(*rgb, strict=True)))
     if min(map(sum, rgb)) <= 0:
-        return Colour(gamma=gamma)
+        return StatedColour(gamma=gamma)
     pairs = [(x / (x + y + z), y / (x + y + z)) for x, y, z in (white, *rgb)]
     numbers = tuple(round(value * 100_000) for pair in pairs for value in pair)
-    return Colour(gamma=gamma, chromaticities=numbers)
+    return StatedColour(gamma=gamma, chromaticities=numbers)
 
 
 def read_gif(path: Path) -> Metadata:

@@ -6,12 +6,18 @@ Their libraries come with the extra `formats`: pillow-heif and pillow-jxl-plugin
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyvips
 
-from aethernet.errors import ImageError, import_optional
-from aethernet.pictures.colour import Colour, code_points_in
+from aethernet.errors import (
+    ImageError,
+    MissingExtraError,
+    import_optional,
+    install_line,
+)
+from aethernet.pictures.colour import StatedColour, code_points_in
 from aethernet.pictures.exif import block_of
 from aethernet.pictures.metadata import Metadata
 
@@ -20,6 +26,23 @@ EXTRA = "formats"
 _CODESTREAM = b"\xff\x0a"
 _CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+
+
+def _plugin(module: str) -> ModuleType:
+    try:
+        return import_optional(module)
+    except MissingExtraError as error:  # the packages have other names
+        hint = f"Install AetherNet's extra: {install_line(EXTRA)}."
+        raise MissingExtraError(error.reason, hint=hint) from error
+
+
+def check_jxl() -> None:
+    """Check that JPEG XL can be written.
+
+    Raises:
+        MissingExtraError: without pillow-jxl-plugin.
+    """
+    _plugin("pillow_jxl")
 
 
 @dataclass(frozen=True)
@@ -38,25 +61,19 @@ def is_jxl(head: bytes) -> bool:
     return head.startswith((_CODESTREAM, _CONTAINER))
 
 
-def heic_size(path: Path) -> tuple[int, int]:
-    """Width and height of a HEIC file.
-
-    Raises:
-        MissingExtraError: without pillow-heif.
-    """
-    width, height = import_optional("pillow_heif", EXTRA).open_heif(path).size
-    return width, height
-
-
 def decode_heic(path: Path) -> Decoded:
     """Read the main picture of a HEIC file, upright.
 
     Raises:
         MissingExtraError: without pillow-heif.
+        ValueError: when it is damaged.
     """
-    heif = import_optional("pillow_heif", EXTRA)
-    found = heif.open_heif(path, convert_hdr_to_8bit=False)
-    pixels = np.asarray(found)
+    heif = _plugin("pillow_heif")
+    try:
+        found = heif.open_heif(path, convert_hdr_to_8bit=False)
+        pixels = np.asarray(found)
+    except (RuntimeError, EOFError) as error:
+        raise ValueError("The decoder cannot read it.") from error
     if pixels.ndim == 2:
         pixels = pixels[:, :, np.newaxis]
     info = found.info
@@ -154,7 +171,7 @@ def decode_jxl(path: Path) -> Decoded:
         ImageError: when its values are of another type.
         ValueError: when it is damaged.
     """
-    plugin = import_optional("pillow_jxl", EXTRA)
+    plugin = _plugin("pillow_jxl")
     try:
         decoded = plugin.Decoder(num_threads=-1)(path.read_bytes())
     except RuntimeError as error:
@@ -181,7 +198,7 @@ def decode_jxl(path: Path) -> Decoded:
         16 if mode == "I;16" else 8,
         Metadata(
             profile=bytes(profile) if profile and not cicp else None,
-            colour=Colour(cicp=cicp),
+            colour=StatedColour(cicp=cicp),
             exif=block_of(found.get(b"Exif", b"")[4:]),
             xmp=found.get(b"xml ") or None,
             others=(lost,) if stored > 8 and mode != "I;16" else (),
@@ -200,7 +217,7 @@ def encode_jxl(pixels: np.ndarray, quality: int | None, metadata: Metadata) -> b
     Raises:
         MissingExtraError: without pillow-jxl-plugin.
     """
-    plugin = import_optional("pillow_jxl", EXTRA)
+    plugin = _plugin("pillow_jxl")
     height, width, bands = pixels.shape
     encoder = plugin.Encoder(
         mode=("L", "LA", "RGB", "RGBA")[bands - 1],

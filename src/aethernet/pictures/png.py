@@ -8,7 +8,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from aethernet.pictures.colour import Colour
+from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import (
     Metadata,
     Text,
@@ -34,7 +34,7 @@ _NAMES = {
     b"sPLT": "suggested palettes",
     b"caBX": "content credentials (C2PA)",
 }
-_LARGEST_PROFILE = 2**24
+_LARGEST_PROFILE, _MOST_CHUNKS = 2**24, 100_000
 
 
 def read(path: Path, known: Metadata) -> Metadata:
@@ -85,17 +85,19 @@ def _chunks(path: Path) -> list[tuple[bytes, bytes]]:
             data = file.read(size)
             file.seek(4, 1)
             found.append((kind, data))
+            if len(found) > _MOST_CHUNKS:
+                raise ValueError("The file has too many chunks.")
     return found
 
 
-def _colour(chunks: dict[bytes, bytes]) -> Colour:
+def _colour(chunks: dict[bytes, bytes]) -> StatedColour:
     def of(kind: bytes, size: int) -> bytes | None:
         data = chunks.get(kind)
         return data if data is not None and len(data) == size else None
 
     cicp, gamma = of(b"cICP", 4), of(b"gAMA", 4)
     corners, srgb = of(b"cHRM", 32), of(b"sRGB", 1)
-    return Colour(
+    return StatedColour(
         cicp=code_points(cicp[0], cicp[1]) if cicp else None,
         narrow=bool(cicp) and cicp[3] == 0 if cicp else False,
         srgb=srgb[0] if srgb else None,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from aethernet.pictures import ifd
-from aethernet.pictures.colour import Colour
+from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, iim_of, photoshop_of
 
 _XMP, _IIM, _PHOTOSHOP, _PROFILE = 700, 33723, 34377, 34675
@@ -31,6 +31,8 @@ _DESCRIBING = (
     *(269, 270, 271, 272, 285, 305, 306, 315, 316, 33432, 40091, 40092, 40093, 40094),
     *(40095, 18246, 18249, 50341),
 )
+# Tags of EXIF's own directory, which some programs put into the first one.
+_OF_EXIF = (range(33434, 33438), range(36864, 37523), range(40960, 42241))
 _LAYERS = 37724
 _GEO = (33550, 33922, 34264, 34735, 34736, 34737)
 
@@ -50,12 +52,16 @@ def read(path: Path, known: Metadata) -> Metadata:
             return known
         tags, order = first.tags, found.order
         inside = ifd.tree_of(found, tags).inside
-    described = {tag: value for tag, value in tags.items() if tag in _DESCRIBING}
+    described = {
+        tag: value
+        for tag, value in tags.items()
+        if tag in _DESCRIBING or any(tag in some for some in _OF_EXIF)
+    }
     block = None
     if described or inside:
         whole = ifd.Tree(described, inside)
         block = ifd.header(order) + ifd.serialised(whole, order)
-    taken = (*_STRUCTURE, *_RESOLUTION, *_CARRIED, *_DESCRIBING, *inside)
+    taken = (*_STRUCTURE, *_RESOLUTION, *_CARRIED, *described, *inside)
     unknown = sorted(tag for tag in tags if tag not in taken)
     geographic = any(tag in _GEO for tag in unknown)
     others = ["the geographic position (GeoTIFF)"] if geographic else []
@@ -85,7 +91,7 @@ def _iim(value: ifd.Value, order: str) -> bytes:
     return data if data[:1] == b"\x1c" else value.in_order(order, ">")
 
 
-def _colour(tags: ifd.Tags, order: str) -> Colour:
+def _colour(tags: ifd.Tags, order: str) -> StatedColour:
     """White point, primaries, and a transfer function that is a power."""
     numbers = [
         round(numerator / max(denominator, 1) * 100_000)
@@ -96,7 +102,7 @@ def _colour(tags: ifd.Tags, order: str) -> Colour:
     gamma = None
     if _TRANSFER in tags and tags[_TRANSFER].kind == 3:
         gamma = _power(tags[_TRANSFER].numbers(order))
-    return Colour(
+    return StatedColour(
         gamma=gamma, chromaticities=tuple(numbers) if len(numbers) == 8 else None
     )
 

@@ -27,7 +27,7 @@ from aethernet.pictures.files import (
     stored_depth,
 )
 from aethernet.pictures.metadata import GainMap, Metadata, fitted, shown_profile
-from aethernet.pictures.plugins import encode_jxl
+from aethernet.pictures.plugins import check_jxl, encode_jxl
 
 # 72 dpi, in pixels per millimetre: what programs assume for a picture without a
 # resolution. libvips would write 25.4 dpi.
@@ -77,6 +77,7 @@ class PictureWriter:
         Raises:
             ImageError: as `check_writable_as`.
             AetherError: as `check_target`.
+            MissingExtraError: when JPEG XL cannot be written.
         """
         self.path, self.header = Path(path), header
         self.encoding = encoding or PictureEncoding()
@@ -88,6 +89,8 @@ class PictureWriter:
             raise ImageError(
                 f"Cannot be written: {kind.name} is never lossless.", self.path
             )
+        if kind.name == "JPEG XL":
+            check_jxl()
         self.final_size = final_size or header.size
         self.final_depth = final_depth or stored_depth(self.path, header)
         self._metadata, self.left_out = _fitted(kind, header, self.final_size)

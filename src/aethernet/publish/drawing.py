@@ -9,6 +9,7 @@ import numpy as np
 from aethernet.checkpoints.verification import natural_image
 from aethernet.errors import AetherError, ImageError
 from aethernet.pictures.files import Picture, in_8_bits, read_picture
+from aethernet.pictures.metadata import Metadata
 from aethernet.pictures.write import write_picture
 from aethernet.quality.baselines import Bicubic
 from aethernet.quality.compare import MOST_MEGAPIXELS
@@ -59,8 +60,8 @@ def read_pictures(paths: Sequence[Path], scale: int) -> dict[str, Picture]:
                 f"Two pictures have the name {path.stem}.", path, "Rename one."
             )
         # The metadata of a photograph may contain where its author lives.
-        profile = "icc-profile-data"
-        kept = {k: v for k, v in picture.metadata.items() if k == profile}
+        known = picture.metadata
+        kept = Metadata(profile=known.profile, colour=known.colour)
         found[path.stem] = Picture(picture.pixels, kept)
     return found
 

@@ -102,6 +102,8 @@ class Upscaled:
     target: Path
     size_before: tuple[int, int]
     size_after: tuple[int, int]
+    left_out: tuple[str, ...] = ()
+    """What the source carries and the target cannot hold, in words."""
 
 
 def upscale_file(
@@ -221,7 +223,9 @@ def _run(
                     yield waiting.popleft().result()
                 yield _Result(job, time.perf_counter() - start, error=error)
                 continue
-            done = Upscaled(job.target, piece.header.size, writer.final_size)
+            done = Upscaled(
+                *(job.target, piece.header.size, writer.final_size, writer.left_out)
+            )
             waiting.append(encoder.submit(_finish, job, writer, done, start))
             while len(waiting) > _WAITING or (waiting and waiting[0].done()):
                 yield waiting.popleft().result()
