@@ -48,10 +48,13 @@ class TestOnnxFiles:
     def test_uses_no_more_threads_than_it_was_told_to(self, tmp_path, monkeypatch):
         path = repeating_onnx(tmp_path / "others.onnx")
         monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
-        # 0: its own choice, where nothing was told.
-        for told, used in ((1, 1), (3, 3), (4, 0), (8, 0)):
+        # 0: its own choice, where nothing was told and all cores may be used.
+        for told, cores, used in (
+            *((1, 4, 1), (3, 4, 3), (4, 4, 0), (8, 4, 0)),
+            *((None, 4, 0), (None, 2, 2), (3, 2, 2)),
+        ):
             monkeypatch.setattr(onnx_files, "told_threads", lambda told=told: told)
-            monkeypatch.setattr(onnx_files, "usable_cores", lambda: 4)
+            monkeypatch.setattr(onnx_files, "usable_cores", lambda cores=cores: cores)
             session = OnnxRuntime.load(path, "cpu", "auto").session
             assert session.get_session_options().intra_op_num_threads == used
 
