@@ -58,7 +58,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_checkpoint(shared: Path) -> Path:
-    """The training-form checkpoint that models/2x_aether_small was fused from."""
+    """A training-form checkpoint in the wrapper that frameworks write."""
     return shared / "checkpoints/2x_aether_small_demo.pth"
 
 

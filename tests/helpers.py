@@ -34,6 +34,7 @@ SHARED = ROOT.parent / "shared"
 FUSE_SCRIPT = ROOT / "fuse_script/fuse_aether.py"
 ONNX_SCRIPT = ROOT / "onnx/aether2onnx.py"
 SHIPPED_MODEL = ROOT / "models/2x_aether_small.safetensors"
+SHIPPED_TRAINING_FORM = ROOT / "models/2x_aether_small_training.safetensors"
 SAMPLE = ROOT / "assets/sample.png"
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None

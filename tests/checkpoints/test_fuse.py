@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch")
 from helpers import (
     FUSE_SCRIPT,
     SHIPPED_MODEL,
+    SHIPPED_TRAINING_FORM,
     block_imports,
     call_script,
     lively_network,
@@ -212,8 +213,8 @@ class TestCommandAndScript:
 
 
 class TestShippedModel:
-    def test_is_the_fused_form_of_the_training_checkpoint(self, demo_checkpoint):
-        network = load_checkpoint(demo_checkpoint).build().fuse()
+    def test_is_the_fused_form_of_its_training_form(self):
+        network = load_checkpoint(SHIPPED_TRAINING_FORM).build().fuse()
         shipped = load_file(SHIPPED_MODEL)
         for key, value in network.state_dict().items():
             assert torch.equal(shipped[key], value), key
