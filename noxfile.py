@@ -2,6 +2,7 @@
 
 They run in the environment that nox is installed in (the extra `dev` brings it): a new
 environment for each session would install PyTorch four times. Only `light` makes one.
+`sanitize` needs clang, and runs on request.
 """
 
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "docs", "test"]
+nox.options.sessions = ["lint", "types", "docs", "test", "light"]
 
 
 def run(session: nox.Session, module: str, *arguments: str) -> None:

@@ -7,7 +7,7 @@ In a round each runs once, in turn, and ratios are taken round by round: what el
 machine does then hits both. Wall time and CPU seconds are medians over the rounds.
 Then Ctrl-C is sent during a call. The last table has one thread's CPU time in each
 kernel, the rate in multiply-adds and its share of what the registers alone can do
-(`peak`).
+(`peak`): the least of the rounds, when other programs disturbed least.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from aethernet.checkpoints.folded import fold
 from aethernet.checkpoints.shipped import shipped_model
 from aethernet.runtimes.native.library import Kernels
 from aethernet.runtimes.native.run import NativeNetwork
+from aethernet.runtimes.onnxruntime import SPINNING
 
 KERNELS = ("first", "block", "norm", "conv", "tail")
 
@@ -61,6 +62,9 @@ def session_of(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # As `aethernet upscale` sets it: spinning threads are no work.
+    spinning = str(int(SPINNING))
+    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     content: Any = str(path) if path else None
     if content is None:
         content = plain_onnx(network, (1, size, size))
@@ -152,11 +156,11 @@ def profile(network: NativeNetwork, image: "np.ndarray", rounds: int) -> None:
     peak = peak_rate(kernels)
     work = {**operations(network), "all": network.operations()}
     pixels = image.shape[-2] * image.shape[-1]
-    total = statistics.median(spent["all"])
+    total = min(spent["all"])
     print(f"\n{kernels.variant}, one thread; peak {peak / 1e9:.1f} G multiply-adds/s")
     print("kernel     CPU ms   share   G/s  of peak")
     for name in (*KERNELS, "all"):
-        seconds = statistics.median(spent[name])
+        seconds = min(spent[name])
         rate = work.get(name, 0) * pixels / seconds
         print(
             f"{name:8} {1000 * seconds:8.1f} {seconds / total:7.1%} "

@@ -78,7 +78,9 @@ def error_of(seed: int, kernels: Kernels) -> tuple[float, str]:
     width, hidden = int(rng.integers(1, 37)), int(rng.integers(1, 49))
     kernel = int(rng.choice([1, 3, 5, 7, 11, 13, 15]))
     depth = int(rng.integers(1, 3))
-    channels, scale = int(rng.choice([1, 2, 3, 4])), int(rng.choice([1, 2, 3, 4, 8]))
+    channels = int(rng.choice([1, 2, 3, 4]))
+    # The ends of 4x and 8x take half a second to join.
+    scale = int(rng.choice([1, 2, 3, 4, 8], p=[0.3, 0.32, 0.32, 0.05, 0.01]))
     height, wide = rng.integers(1, int(rng.choice([3, 8, 16])) + 1, 2).tolist()
     batch = int(rng.choice([1, 1, 1, 2]))
     threads = int(rng.choice([1, 2, 3, 8]))
@@ -110,6 +112,9 @@ def main() -> None:
             if not found[0] <= LIMIT:
                 raise SystemExit(f"error {found[0]:.1e}, {found[1]}")
             worst = max(worst, found)
+            done = seed - given.first + 1
+            if done % 1000 == 0:
+                print(f"{variant}: {done} configurations are right", flush=True)
         seconds = time.process_time() - start
         print(f"{variant}: {given.count} configurations in {seconds:.0f} CPU seconds")
         print(f"largest error {worst[0]:.1e}, {worst[1]}")

@@ -13,12 +13,12 @@ from helpers import (
     SUFFIX,
     Repeat,
     lively_file,
-    lively_network,
     photo,
     random_image,
     write,
 )
 from PIL import Image, ImageCms
+from runtime_helpers import picture_file, picture_network
 
 import aethernet
 from aethernet.checkpoints.checkpoint import load_checkpoint
@@ -46,7 +46,7 @@ def doubling():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return lively_file(tmp_path_factory.mktemp("api") / f"net_g{SUFFIX}")
+    return picture_file(tmp_path_factory.mktemp("api") / f"net_g{SUFFIX}")
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ class TestLoading:
         assert not network.training
         image = random_image(1, 3, 8, 9)
         with torch.inference_mode():
-            expected = lively_network()(image)
+            expected = picture_network()(image)
             assert torch.allclose(network(image), expected, atol=1e-6)
 
 

@@ -47,11 +47,10 @@ def test_every_extra_is_in_readme():
 
 def test_extras_that_are_named_exist():
     """In hints, reasons to skip, documents and the project itself."""
-    known = re.compile(r"(?:aethernet-sr|pip install (?:-\S+ )*['\"]?\.)\[([\w,]+)\]")
+    known = re.compile(r"(?:aethernet-sr|pip install -e ['\"]?\.)\[([\w,]+)\]")
     seen = set()
     for path in tracked_files():
-        text = path.suffix in (".py", ".md", ".toml", ".yml")
-        if text and "traiNNer-redux" not in path.parts:
+        if path.suffix in (".py", ".md", ".toml", ".yml"):
             for found in known.findall(path.read_text("utf-8")):
                 assert {*found.split(",")} <= {*EXTRAS}, path
                 seen |= {*found.split(",")}

@@ -130,3 +130,29 @@ def test_licence_travels_with_the_copy_of_the_network():
 def test_changelog_knows_this_version():
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert f"## {aethernet.__version__}" in changelog
+
+
+# Files whose tests all are about PyTorch, or compare with it. All others run without.
+NEED_PYTORCH = (
+    *("bench/test_bench.py", "integrations/test_comfyui.py", "publish/test_release.py"),
+    *("quality/test_architectures.py", "quality/test_perceptual.py"),
+    *("test_copies.py", "test_core.py", "test_golden.py", "test_set5.py"),
+    "test_spandrel.py",
+    *(f"checkpoints/test_{name}.py" for name in ("checkpoint", "comparison")),
+    *(f"checkpoints/test_{name}.py" for name in ("folded", "fuse", "onnx", "rewrites")),
+    *(f"runtimes/test_{name}.py" for name in ("choice", "native", "pytorch", "trial")),
+    *("runtimes/test_registry.py", "runtimes/test_tensorrt_build.py"),
+    "runtimes/test_tensorrt_run.py",
+    *(f"training/test_{name}.py" for name in ("neosr", "route", "train_tool")),
+    *(f"training/test_{name}.py" for name in ("training", "trainner_redux")),
+)
+
+
+def test_few_files_are_skipped_without_pytorch():
+    skips = re.compile(r'^(\w+ = )?pytest\.importorskip\(\s*"torch"', re.MULTILINE)
+    found = {
+        path.relative_to(ROOT / "tests").as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if skips.search(path.read_text("utf-8"))
+    }
+    assert found == {*NEED_PYTORCH}

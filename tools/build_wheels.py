@@ -42,6 +42,18 @@ def native_build() -> Any:
     return SimpleNamespace(**runpy.run_path(str(ROOT / "src" / NATIVE / "build.py")))
 
 
+def copy_sources(folder: Path) -> Path:
+    """Copy what a wheel is made of, and nothing of an earlier build."""
+    folder.mkdir()
+    for part in _PARTS:
+        if (ROOT / part).is_dir():
+            ignored = shutil.ignore_patterns(*_BUILT)
+            shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+        else:
+            shutil.copy(ROOT / part, folder)
+    return folder
+
+
 def build_wheel(tag: str, folder: Path) -> Path:
     """Build and check the wheel for a platform.
 
@@ -55,23 +67,18 @@ def build_wheel(tag: str, folder: Path) -> Path:
     for name in ("setuptools", "ziglang"):
         if not importlib.util.find_spec(name):
             raise WheelError(f"{name} is missing: pip install 'setuptools>=77' ziglang")
-    folder.mkdir(parents=True, exist_ok=True)
-    # In a copy, so that nothing of an earlier build gets into the wheel.
-    with tempfile.TemporaryDirectory() as copy, tempfile.TemporaryDirectory() as made:
-        for part in _PARTS:
-            if (ROOT / part).is_dir():
-                ignored = shutil.ignore_patterns(*_BUILT)
-                shutil.copytree(ROOT / part, Path(copy, part), ignore=ignored)
-            else:
-                shutil.copy(ROOT / part, copy)
-        command = [sys.executable, "-m", "pip", "wheel", copy, "-w", made]
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = copy_sources(Path(temporary, "copy"))
+        made = Path(temporary, "made")
+        command = [sys.executable, "-m", "pip", "wheel", str(copy), "-w", str(made)]
         command += ["--no-deps", "--no-build-isolation", "--no-cache-dir", "-q"]
         command += [f"--config-settings=--build-option=--plat-name={tag}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = [*Path(made).glob("*.whl")]
+        wheels = [*made.glob("*.whl")]
         if done.returncode or len(wheels) != 1:
             raise WheelError(f"{tag} cannot be built:\n{done.stdout}{done.stderr}")
         check_wheel(wheels[0], tag)
+        folder.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(wheels[0], folder))
 
 

@@ -10,12 +10,12 @@ from aethernet.commands import runtimes
 from aethernet.commands.main import main
 from aethernet.errors import AetherError
 from aethernet.runtimes import support, trial
-from aethernet.runtimes.hardware import NVIDIA, Gpu
+from aethernet.runtimes.hardware import NVIDIA, FoundGpu
 from aethernet.runtimes.native import library
 from aethernet.runtimes.registry import RUNTIMES, open_model
 from aethernet.runtimes.trial import Cost
 
-CARD = Gpu(NVIDIA, "NVIDIA GeForce RTX 3060", "nvcuda.dll")
+CARD = FoundGpu(NVIDIA, "NVIDIA GeForce RTX 3060", "nvcuda.dll")
 
 
 @pytest.fixture
@@ -68,7 +68,8 @@ class TestList:
         for line in (
             f"python -m pip install --force-reinstall torch --index-url {index}",
             "python -m pip uninstall -y onnxruntime",
-            "python -m pip install onnxruntime-gpu",
+            'python -m pip install "onnxruntime-gpu[cuda,cudnn]"',
+            'python -m pip install "aethernet-sr[tensorrt]"',
             "python -m pip install onnxruntime-directml",
         ):
             assert f"    {line}\n" in printed

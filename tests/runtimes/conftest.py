@@ -8,6 +8,8 @@ from helpers import HAS_TORCH, SUFFIX
 from runtime_helpers import SMALLEST, picture_file, picture_network
 
 if TYPE_CHECKING:
+    from choice_helpers import Stage
+
     from aethernet.aether_core import AetherNet
 
 
@@ -33,3 +35,11 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of scale 1, and a cache of its own."""
     monkeypatch.setenv("AETHERNET_CACHE", str(tmp_path / "cache"))
     return picture_file(tmp_path / f"model{SUFFIX}", scale=1, **SMALLEST)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> "Stage":
+    """Stand-ins for all runtimes, which compute with PyTorch."""
+    from choice_helpers import Stage
+
+    return Stage(monkeypatch)

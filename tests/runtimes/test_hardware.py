@@ -15,7 +15,7 @@ from aethernet.runtimes.hardware import (
     APPLE,
     INTEL,
     NVIDIA,
-    Gpu,
+    FoundGpu,
     find_gpus,
     nvidia_cards,
 )
@@ -28,7 +28,7 @@ from aethernet.runtimes.support import (
     supports_of,
 )
 
-CARD = Gpu(NVIDIA, "NVIDIA GeForce RTX 3060", "libcuda.so.1")
+CARD = FoundGpu(NVIDIA, "NVIDIA GeForce RTX 3060", "libcuda.so.1")
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ class TestNvidia:
         assert find_gpus() == ()
         find_gpus.cache_clear()
         monkeypatch.setattr(hardware, "driver_library", lambda: "libcuda.so.1")
-        assert find_gpus() == (Gpu(NVIDIA, "GPU", "libcuda.so.1"),)
+        assert find_gpus() == (FoundGpu(NVIDIA, "GPU", "libcuda.so.1"),)
 
     @pytest.mark.parametrize(
         ("system", "name"), [("linux", "libcuda.so.1"), ("win32", "nvcuda.dll")]
@@ -259,7 +259,7 @@ class TestHint:
         assert not caplog.records
 
     def test_not_for_graphics_inside_a_processor(self, monkeypatch, caplog):
-        inside = Gpu(INTEL, "Intel(R) UHD Graphics 770", "Windows")
+        inside = FoundGpu(INTEL, "Intel(R) UHD Graphics 770", "Windows")
         monkeypatch.setattr(support, "find_gpus", lambda: (inside,))
         hint_at_idle_gpu()
         assert not caplog.records

@@ -1,6 +1,7 @@
 """ONNX files and exports of checkpoints in ONNX Runtime, and the kept exports."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from aethernet.checkpoints.reference import evaluate
 from aethernet.checkpoints.verification import natural_image
 from aethernet.devices import installed_versions
 from aethernet.errors import AetherError, OutOfMemoryError
-from aethernet.runtimes import onnx_files
+from aethernet.runtimes import onnx_files, onnxruntime
 from aethernet.runtimes.onnxruntime import PROVIDERS, OnnxRuntime
 from aethernet.runtimes.registry import RUNTIMES, open_model
 
@@ -47,9 +48,13 @@ class TestOnnxFiles:
     def test_uses_no_more_threads_than_it_was_told_to(self, tmp_path, monkeypatch):
         path = repeating_onnx(tmp_path / "others.onnx")
         monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
-        # 0: its own choice, where nothing was told.
-        for told, used in ((1, 1), (3, 3), (4, 0), (8, 0)):
+        # 0: its own choice, where nothing was told and all cores may be used.
+        for told, cores, used in (
+            *((1, 4, 1), (3, 4, 3), (4, 4, 0), (8, 4, 0)),
+            *((None, 4, 0), (None, 2, 2), (3, 2, 2)),
+        ):
             monkeypatch.setattr(onnx_files, "told_threads", lambda told=told: told)
+            monkeypatch.setattr(onnx_files, "usable_cores", lambda cores=cores: cores)
             session = OnnxRuntime.load(path, "cpu", "auto").session
             assert session.get_session_options().intra_op_num_threads == used
 
@@ -119,6 +124,35 @@ class TestOnnxFiles:
         output = model.run(image)
         assert output.dtype == np.float32
         np.testing.assert_allclose(output, expected, rtol=0, atol=limit)
+
+
+class TestCuda:
+    """The libraries that the package onnxruntime-gpu takes from other packages."""
+
+    def test_they_are_loaded_before_the_session(self, tmp_path, monkeypatch, capsys):
+        seen = []
+
+        def preload_dlls():
+            print("Failed to load libcudart.so.13")
+            seen.append("libraries")
+
+        def session(content, settings, providers):
+            seen.append([name for name, _ in providers])
+            raise RuntimeError("no driver")
+
+        gpu = SimpleNamespace(
+            __version__="1.31.1",
+            SessionOptions=ort.SessionOptions,
+            get_available_providers=lambda: [PROVIDERS["cuda"], PROVIDERS["cpu"]],
+            preload_dlls=preload_dlls,
+            InferenceSession=session,
+        )
+        monkeypatch.setattr(onnxruntime, "import_optional", lambda *_: gpu)
+        path = repeating_onnx(tmp_path / "others.onnx")
+        with pytest.raises(AetherError, match="can load on cuda"):
+            OnnxRuntime.of_file(path, "cuda", "auto")
+        assert seen == ["libraries", [PROVIDERS["cuda"], PROVIDERS["cpu"]]]
+        assert capsys.readouterr().out == ""  # which may be a picture in a pipe
 
 
 class TestExports:

@@ -50,6 +50,7 @@ class TestOpenVINO:
         monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
         for told, used in ((1, 1), (4, usual.get_property(name))):
             monkeypatch.setattr(onnx_files, "told_threads", lambda told=told: told)
+            monkeypatch.setattr(onnx_files, "usable_cores", lambda: 4)
             model = open_model(path, "openvino", "cpu")
             assert model.compiled.get_property(name) == used
 

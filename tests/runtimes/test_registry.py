@@ -21,6 +21,7 @@ from aethernet.errors import AetherError, MissingExtraError, OutOfMemoryError
 from aethernet.runtimes import choice, trial
 from aethernet.runtimes.base import (
     Description,
+    ModelFile,
     RuntimeSpec,
     check_upscales,
     library_failures,
@@ -121,7 +122,7 @@ class TestANewRuntime:
     def test_without_it_the_key_is_another(self, toy, checkpoint):
         request = choice.Request(checkpoint)
         keys = [
-            choice.trial_facts(request, specs)
+            choice.trial_facts(request, specs, ModelFile(checkpoint))
             for specs in ([RUNTIMES["pytorch"]], [RUNTIMES["pytorch"], toy])
         ]
         assert keys[0] != keys[1]

@@ -127,6 +127,14 @@ class TestTiled:
         assert tiles[0] < tiles[1] < tiles[2]
         assert tiles[2] == 1024
 
+    def test_a_model_that_takes_less_memory_has_larger_tiles(self, monkeypatch):
+        monkeypatch.setattr(
+            "aethernet.runtimes.tiling.free_memory", lambda _: 3 * 500**2 * 900
+        )
+        model = Repeat()
+        model.bytes_per_pixel = 900
+        assert Tiled(model, context=10).tile == 480 == 500 - 2 * 10
+
     def test_out_of_memory_halves_the_tile_and_goes_on(self, caplog):
         model = Repeat(capacity=60 * 60)
         tiled = Tiled(model, 0, 4)

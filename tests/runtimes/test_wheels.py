@@ -66,6 +66,37 @@ def test_a_wheel_of_another_system_is_refused(tmp_path):
         read_library(b"x")
 
 
+@pytest.fixture
+def broken_zig(tmp_path, monkeypatch):
+    """A compiler that fails, before the installed one."""
+    package = tmp_path / "broken/ziglang"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text("raise SystemExit('no such target')")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+
+
+@pytest.mark.usefixtures("broken_zig")
+class TestWithoutACompiler:
+    def test_building_says_why(self, tmp_path):
+        output = tmp_path / "kernels.so"
+        with pytest.raises(build.BuildError, match=r"failed.*\n.*no such target"):
+            build.build(output, ZIG)
+        assert not output.exists()
+
+    @pytest.mark.slow
+    def test_an_installation_goes_on_without_the_kernels(self, tmp_path):
+        copy = build_wheels.copy_sources(tmp_path / "copy")
+        command = [sys.executable, "-m", "pip", "wheel", str(copy), "-v", "--no-deps"]
+        command += ["--no-build-isolation", "--no-cache-dir", "-w", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "installed without its native kernels: The compiler" in done.stdout
+        (wheel,) = tmp_path.glob("*.whl")
+        assert wheel.name.endswith("-py3-none-any.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            assert not [n for n in archive.namelist() if n.endswith((".so", ".dll"))]
+
+
 class TestEmulated:
     """Calls recorded here give the same numbers on another machine."""
 

@@ -11,7 +11,7 @@ from aethernet.commands.model_flags import add_runtime
 from aethernet.devices import installed_versions, instructions, processor_name
 from aethernet.errors import AetherError
 from aethernet.runtimes.base import RuntimeSpec
-from aethernet.runtimes.hardware import NVIDIA, Gpu, find_gpus, nvidia_cards
+from aethernet.runtimes.hardware import NVIDIA, FoundGpu, find_gpus, nvidia_cards
 from aethernet.runtimes.registry import RUNTIMES, try_runtimes
 from aethernet.runtimes.support import Support, supports_of
 from aethernet.text import in_columns
@@ -91,16 +91,16 @@ def _kernels() -> str:
     return f"kernels {found[0]}" if found else "not for this processor"
 
 
-def _gpus() -> list[Gpu]:
+def _gpus() -> list[FoundGpu]:
     """The GPUs, those of NVIDIA as `nvidia-smi` lists them."""
     found, cards = [*find_gpus()], nvidia_cards()
     if not cards:
         return found
     others = [gpu for gpu in found if gpu.maker != NVIDIA]
-    return [*(Gpu(NVIDIA, name, "nvidia-smi") for name in cards), *others]
+    return [*(FoundGpu(NVIDIA, name, "nvidia-smi") for name in cards), *others]
 
 
-def _print_gpu(gpu: Gpu) -> None:
+def _print_gpu(gpu: FoundGpu) -> None:
     print(f"\nGPU: {gpu} (found by {gpu.found_by})")
     supports = supports_of(gpu)
     used = [support for support in supports if support.installed()]
@@ -116,7 +116,7 @@ def _print_gpu(gpu: Gpu) -> None:
             print(f"    {line}")
 
 
-def _as_json(rows: Sequence[Sequence[str]], gpus: Sequence[Gpu]) -> dict[str, Any]:
+def _as_json(rows: Sequence[Sequence[str]], gpus: Sequence[FoundGpu]) -> dict[str, Any]:
     names = ("runtime", "library", "devices", "files")
     return {
         "runtimes": [dict(zip(names, row, strict=True)) for row in rows],

@@ -120,14 +120,16 @@ def try_all(request: Request, specs: Sequence[RuntimeSpec]) -> Verdict:
     return _Choice(request, specs).try_all()
 
 
-def trial_facts(request: Request, specs: Sequence[RuntimeSpec]) -> dict[str, Any]:
-    """All that the result of a trial depends on; the key of the kept file."""
-    return _facts(request, specs, ModelFile(request.path))
-
-
-def _facts(
+def trial_facts(
     request: Request, specs: Sequence[RuntimeSpec], file: ModelFile
 ) -> dict[str, Any]:
+    """All that the result of a trial depends on; the key of the kept file.
+
+    Args:
+        request: what the user asks for.
+        specs: the runtimes that take part.
+        file: the model, which gives its digest.
+    """
     versions = {"aethernet": code_version(_DECIDING_CODE), **_versions(specs)}
     gpus = map(str, find_gpus())
     return {
@@ -153,7 +155,7 @@ class _Choice:
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        return _facts(self.request, self.specs, self.file)
+        return trial_facts(self.request, self.specs, self.file)
 
     @functools.cached_property
     def kept_file(self) -> Path | None:

@@ -36,7 +36,7 @@ _SECONDS_FOR_NVIDIA_SMI = 10
 
 
 @dataclass(frozen=True)
-class Gpu:
+class FoundGpu:
     """A GPU whose driver is there."""
 
     maker: str
@@ -58,7 +58,7 @@ class Gpu:
 
 
 @functools.cache
-def find_gpus() -> tuple[Gpu, ...]:
+def find_gpus() -> tuple[FoundGpu, ...]:
     """The GPUs of this computer, NVIDIA's first; takes milliseconds."""
     found = [*_nvidia(), *_apple()]
     others = _windows_adapters() if sys.platform == "win32" else _linux_displays()
@@ -103,12 +103,12 @@ def driver_library() -> str | None:
     return name
 
 
-def _nvidia() -> Iterator[Gpu]:
+def _nvidia() -> Iterator[FoundGpu]:
     library = driver_library()
     if library is None:
         return
     names = [*_names_by_the_driver()] or ["GPU"]
-    yield from (Gpu(NVIDIA, name, library) for name in names)
+    yield from (FoundGpu(NVIDIA, name, library) for name in names)
 
 
 def _names_by_the_driver() -> Iterator[str]:
@@ -120,20 +120,20 @@ def _names_by_the_driver() -> Iterator[str]:
                 yield found[1]
 
 
-def _apple() -> Iterator[Gpu]:
+def _apple() -> Iterator[FoundGpu]:
     if platform.system() == "Darwin" and platform.machine() == "arm64":
-        yield Gpu(APPLE, "GPU", "macOS")
+        yield FoundGpu(APPLE, "GPU", "macOS")
 
 
-def _linux_displays() -> Iterator[Gpu]:
+def _linux_displays() -> Iterator[FoundGpu]:
     with suppress(OSError):
         for display in sorted(_DISPLAYS.glob("card[0-9]*/device/vendor")):
             maker = _PCI_MAKERS.get(display.read_text("ascii", "replace").strip())
             if maker:
-                yield Gpu(maker, "GPU", str(display.parents[1]))
+                yield FoundGpu(maker, "GPU", str(display.parents[1]))
 
 
-def _windows_adapters() -> Iterator[Gpu]:
+def _windows_adapters() -> Iterator[FoundGpu]:
     winreg: Any = importlib.import_module("winreg")
     root = winreg.HKEY_LOCAL_MACHINE
     with suppress(OSError), winreg.OpenKey(root, _ADAPTERS) as adapters:
@@ -142,11 +142,11 @@ def _windows_adapters() -> Iterator[Gpu]:
             yield from _windows_adapter(winreg, f"{_ADAPTERS}\\{key}")
 
 
-def _windows_adapter(winreg: Any, key: str) -> Iterator[Gpu]:
+def _windows_adapter(winreg: Any, key: str) -> Iterator[FoundGpu]:
     root = winreg.HKEY_LOCAL_MACHINE
     # Raised for a key that is no adapter, or not ours to read.
     with suppress(OSError), winreg.OpenKey(root, key) as adapter:
         name = str(winreg.QueryValueEx(adapter, "DriverDesc")[0])
         for maker in (NVIDIA, INTEL, AMD):
             if maker.lower() in name.lower():
-                yield Gpu(maker, name, "the display adapters of Windows")
+                yield FoundGpu(maker, name, "the display adapters of Windows")

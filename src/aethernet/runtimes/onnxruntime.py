@@ -1,5 +1,7 @@
 """ONNX files and exports of checkpoints, executed by ONNX Runtime."""
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,6 +10,7 @@ import numpy as np
 from aethernet.cache import cache_folder, make_folder
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.onnx_check import rounding_session
+from aethernet.devices import device_kind
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import unreadable
 from aethernet.runtimes.base import PRECISIONS, ModelFile
@@ -167,6 +170,8 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
     except OSError as error:
         raise unreadable(error, path) from error
     settings, providers = _settings(ort, device, optimised)
+    if device_kind(device) in ("cuda", "tensorrt"):
+        _load_cuda(ort)
     try:
         session = ort.InferenceSession(content, settings, providers)
     except Exception as error:  # its errors have no base class of their own
@@ -187,6 +192,18 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
             "libraries or driver are missing or of another version."
         )
     return session
+
+
+def _load_cuda(ort: Any) -> None:
+    """Load the libraries of CUDA that pip installed, if it did.
+
+    ONNX Runtime itself looks only where the system keeps libraries. PyTorch, once it is
+    imported, has loaded its own.
+    """
+    load = getattr(ort, "preload_dlls", None)  # newer than 1.20
+    if load:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what is not there
+            load()
 
 
 def _settings(ort: Any, device: str, optimised: bool) -> tuple[Any, list[Any]]:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from aethernet.cache import cache_folder, read_json, write_json
 from aethernet.devices import installed_versions
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, install_line
 from aethernet.runtimes.hardware import (
     AMD,
     APPLE,
     INTEL,
     NVIDIA,
-    Gpu,
+    FoundGpu,
     find_gpus,
     nvidia_cards,
 )
@@ -56,7 +56,7 @@ class Support:
     """Whether nobody has it without wanting it: then a GPU is looked for with it, even
     where none was found."""
 
-    def suits(self, gpu: Gpu) -> bool:
+    def suits(self, gpu: FoundGpu) -> bool:
         return gpu.maker in self.makers and sys.platform in self.systems
 
 
@@ -97,14 +97,14 @@ SUPPORT = (
         *("onnxruntime", "cuda", "ONNX Runtime for CUDA", (NVIDIA,)),
         systems=("linux", "win32"),
         installed=_has("onnxruntime-gpu"),
-        install=_without_onnxruntime("onnxruntime-gpu"),
-        remark="needs CUDA and cuDNN",
+        install=_without_onnxruntime('"onnxruntime-gpu[cuda,cudnn]"'),
+        remark="with CUDA 13 and cuDNN; the driver has to be new enough for them",
     ),
     Support(
         *("tensorrt", "cuda", "TensorRT for RTX", (NVIDIA,), ("linux", "win32")),
         installed=_has("tensorrt-rtx-cu13", "tensorrt-rtx", "tensorrt"),
-        install=("python -m pip install tensorrt-rtx-cu13",),
-        remark="runs the engines of `aethernet engine`",
+        install=(install_line("tensorrt"),),
+        remark="runs the engines of `aethernet engine`, with PyTorch",
     ),
     Support(
         *("onnxruntime", "dml", "ONNX Runtime for DirectML", (NVIDIA, AMD, INTEL)),
@@ -140,12 +140,12 @@ SUPPORT = (
 """In the order in which they are recommended."""
 
 
-def supports_of(gpu: Gpu) -> list[Support]:
+def supports_of(gpu: FoundGpu) -> list[Support]:
     """What exists for a GPU on this system, installed or not."""
     return [support for support in SUPPORT if support.suits(gpu)]
 
 
-def idle_gpus(gpus: Iterable[Gpu]) -> list[Gpu]:
+def idle_gpus(gpus: Iterable[FoundGpu]) -> list[FoundGpu]:
     """Those of these GPUs that no installed library uses, although one exists."""
     found = []
     for gpu in gpus:

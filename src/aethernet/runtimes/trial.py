@@ -99,7 +99,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialRow:
     """A candidate beside the usual one; medians over the rounds."""
 
     candidate: Candidate
@@ -121,7 +121,7 @@ class Verdict:
     """For `Description.why`."""
     agreed: bool
     """Whether the rounds agree. If not, another trial may find something else."""
-    rows: tuple[Row, ...]
+    rows: tuple[TrialRow, ...]
     """The usual candidate first."""
 
 
@@ -276,7 +276,7 @@ class Trial:
             running = [c for c in running if costs[c][0].wall <= limit]
         return costs
 
-    def _why(self, best: Row, usual: Candidate, tile: np.ndarray) -> str:
+    def _why(self, best: TrialRow, usual: Candidate, tile: np.ndarray) -> str:
         height, width = tile.shape[-2:]
         place = f"tried on a {width}x{height} tile"
         if len(self.able) == 1:
@@ -335,7 +335,7 @@ def measure(model: TriedRuntime, tile: np.ndarray) -> Cost:
 
 def _row(
     candidate: Candidate, costs: dict[Candidate, list[Cost]], usual: Candidate
-) -> Row:
+) -> TrialRow:
     own = costs[candidate]
     cost = Cost(
         statistics.median(one.wall for one in own),
@@ -353,7 +353,7 @@ def _row(
     clear = all(statistics.median(ratios) <= CLEAR for ratios in counted)
     agreed = not any(map(_disagree, counted))
     ratio = Cost(statistics.median(walls), statistics.median(cpus))
-    return Row(candidate, cost, ratio, clear and candidate != usual, agreed)
+    return TrialRow(candidate, cost, ratio, clear and candidate != usual, agreed)
 
 
 def _ratio(own: float, usual: float) -> float:

@@ -46,8 +46,8 @@ class Target:
 
 
 # The library calls no function of the system: any version would do. glibc 2.17 is that
-# of manylinux2014, the oldest tag that every pip that installs Python 3.11 knows; macOS
-# 11 is the first on arm64, and 10.13 the oldest that Python 3.11 runs on.
+# of manylinux2014, a tag that every pip for Python 3.11 knows; macOS 11 is the first on
+# arm64, and 10.13 the oldest that Python 3.13 runs on.
 TARGETS = {
     "manylinux_2_17_x86_64.manylinux2014_x86_64": Target(
         "x86_64", "x86_64-linux-gnu.2.17", ".so"

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aethernet.errors import AetherError, first_line
 from aethernet.runtimes.native.build import LIBRARY, sources
 from aethernet.runtimes.native.pack import (
@@ -35,6 +37,7 @@ Rectangle = tuple[int, int, int, int]
 # Variants by what `aether_level` says, best first.
 _BY_LEVEL = {4: ("v4", "v3"), 3: ("v3",), 8: ("neon",)}
 
+_FLOAT32 = np.dtype(np.float32)
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _RECTANGLE = [_N] * 4
 _MAPS = [_N, _N, *_RECTANGLE]  # row, plane, rectangle
@@ -80,17 +83,17 @@ class FeatureMap:
         count = map_floats(*sizes, self.lanes, self.pixels)
         object.__setattr__(self, "memory", aligned(count))
 
-    @property
+    @functools.cached_property
     def row(self) -> int:
         """Numbers from a row to the next."""
         return (self.width + self.margin) * self.lanes
 
-    @property
+    @functools.cached_property
     def plane(self) -> int:
         """Numbers from a group to the next."""
         return (self.height + self.margin) * self.row
 
-    @property
+    @functools.cached_property
     def origin(self) -> int:
         """Address of row 0, column 0 of group 0."""
         before = self.margin * (self.row + self.lanes)
@@ -104,8 +107,9 @@ def _refuse(unless: bool, what: str) -> None:
 
 def _size(values: Floats, least: int, what: str) -> int:
     """The address of an array that has at least `least` numbers."""
-    fits = values.dtype == "float32" and values.flags.c_contiguous
-    _refuse(fits and values.size >= least, f"{what} has {values.size} numbers")
+    fits = values.dtype == _FLOAT32 and values.flags.c_contiguous
+    if not (fits and values.size >= least):
+        _refuse(False, f"{what} has {values.size} numbers")
     return values.ctypes.data
 
 
@@ -208,10 +212,8 @@ class Kernels:
             w.kernel,
             _size(w.depthwise, groups * side, "the depthwise kernel"),
             _size(w.depthwise_bias, groups * self.lanes, "the depthwise bias"),
-            w.expand.weights.ctypes.data,
-            w.expand.bias.ctypes.data,
-            w.project.weights.ctypes.data,
-            w.project.bias.ctypes.data,
+            *w.expand.addresses,
+            *w.project.addresses,
             eps,
             _size(scratch, self.scratch_floats(1, w.channels, w.hidden), "scratch"),
         )
@@ -260,8 +262,7 @@ class Kernels:
             *where,
             weights.channels,
             weights.out_channels,
-            weights.weights.ctypes.data,
-            weights.bias.ctypes.data,
+            *weights.addresses,
             mode,
             _size(scratch, self._sums, "scratch"),
         )
@@ -295,8 +296,7 @@ class Kernels:
             weights.channels,
             weights.out_channels,
             mean,
-            weights.weights.ctypes.data,
-            weights.bias.ctypes.data,
+            *weights.addresses,
             _size(scratch, needed, "scratch"),
         )
 
@@ -350,8 +350,8 @@ class Kernels:
             scale,
             weights.kernel,
             mean,
-            pointers(*[p.weights.ctypes.data if p else 0 for p in by_edge]),
-            pointers(*[p.bias.ctypes.data if p else 0 for p in by_edge]),
+            pointers(*[p.addresses[0] if p else 0 for p in by_edge]),
+            pointers(*[p.addresses[1] if p else 0 for p in by_edge]),
             _size(scratch, self._sums, "scratch"),
         )
 
