@@ -117,7 +117,7 @@ class PictureWriter:
             if self._spool is None:
                 # Unbuffered, so that a full disk is known at once.
                 path = temporary_path(self.path)
-                self._spool = open(path, "xb", buffering=0, opener=_open_privately)
+                self._spool = io.FileIO(path, "x", opener=_open_privately)
             left = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
             while left:
                 left = left[self._spool.write(left) :]
