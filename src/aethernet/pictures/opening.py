@@ -12,7 +12,7 @@ import pyvips
 from aethernet.errors import ImageError
 from aethernet.pictures import ifd, isobmff, jpeg, others, plugins, png, tiff, webp
 from aethernet.pictures.exif import block_of
-from aethernet.pictures.metadata import Metadata, upright_xmp
+from aethernet.pictures.metadata import Metadata
 
 NOT_A_PICTURE = (
     "This is no picture that can be read (PNG, JPEG, WebP, TIFF, AVIF, GIF, BMP, HEIC "
@@ -172,12 +172,10 @@ def _blob(image: pyvips.Image, name: str) -> bytes | None:
 
 def _metadata(path: Path, kind: str, image: pyvips.Image, turn: int) -> Metadata:
     """What a file carries; libvips has read profile, EXIF and XMP."""
-    xmp = _blob(image, "xmp-data")
     known = Metadata(
         profile=_blob(image, "icc-profile-data"),
         exif=block_of(_blob(image, "exif-data") or b""),
-        # libvips does not correct the orientation in it.
-        xmp=upright_xmp(xmp) if xmp and turn != 1 else xmp,
+        xmp=_blob(image, "xmp-data"),
     )
     try:
         return _more_metadata(path, kind, known, turn, (image.width, image.height))
