@@ -26,10 +26,10 @@ from aethernet.errors import ImageError
 from aethernet.files import check_source
 from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, Room
-from aethernet.pictures.opening import NOT_A_PICTURE, Opened
+from aethernet.pictures.opening import FINEST_RESOLUTION, NOT_A_PICTURE, Opened
 
-# Pixels per millimetre; libvips takes no more.
-_FINEST_RESOLUTION = 100_000
+# Errors that libraries raise about a file.
+_OF_LIBRARIES = (pyvips.Error, OSError, OverflowError, SyntaxError, ValueError)
 
 # How far colours spread under transparency: standard deviation in pixels, and the value
 # at which the Gaussian is cut off, about 15 pixels away.
@@ -202,7 +202,7 @@ class PictureReader:
         resolution = (image.xres, image.yres)
         # libvips gives 1 pixel per millimetre for pictures without a resolution.
         known = resolution != (1, 1) and all(
-            0 < side < _FINEST_RESOLUTION for side in resolution
+            0 < side < FINEST_RESOLUTION for side in resolution
         )
         self.header = Header(
             width=image.width,
@@ -243,7 +243,7 @@ def _image_errors(path: Path, reason: str) -> Iterator[None]:
         raise ImageError(
             "The name is not valid UTF-8.", path, "Rename the file."
         ) from error
-    except (pyvips.Error, OSError, SyntaxError, ValueError) as error:
+    except _OF_LIBRARIES as error:
         raise ImageError(reason, path) from error
     except MemoryError as error:
         raise ImageError("There is not enough memory to read it.", path) from error

@@ -38,6 +38,10 @@ _REFUSED = {"svg": "an SVG drawing", "pdf": "a PDF document"}
 _DNG_VERSION, _SUBFILE_TYPE, _SUB_DIRECTORIES = 50706, 254, 330
 
 
+FINEST_RESOLUTION = 100_000
+"""Pixels per millimetre; libvips takes no more."""
+
+
 class Opened:
     """A picture file whose header has been read.
 
@@ -226,7 +230,7 @@ def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
         dpi = image.info.get("dpi")
         pixels = np.asarray(plain)
     opened = pyvips.Image.new_from_array(pixels)
-    if dpi:
+    if dpi and max(dpi) < 25.4 * FINEST_RESOLUTION:
         opened = opened.copy(xres=dpi[0] / 25.4, yres=dpi[1] / 25.4)
     return opened
 
