@@ -6,8 +6,8 @@ from typing import Any
 
 import vapoursynth as vs
 
-# vs-mlrt cuts so many pixels off the result, not off the clip: at 4x this leaves 16 real
-# pixels around each part, the context of `aethernet upscale`, and at 2x more.
+# vs-mlrt cuts so many pixels off the result, not off the clip: at 4x this leaves 16
+# pixels of the clip around each part, the context of `aethernet upscale`, at 2x more.
 OVERLAP = 64
 
 
