@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.int8 import convolutions, quantized
-from aethernet.checkpoints.onnx import to_onnx
 from aethernet.checkpoints.onnx_check import open_session
+from aethernet.checkpoints.onnx_graph import to_onnx
 from aethernet.checkpoints.shipped import shipped_model
 from aethernet.checkpoints.verification import compare
 from aethernet.pictures.calibration import calibration_pictures
@@ -33,7 +32,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     images = [*calibration_pictures(folder, checkpoint.in_chans, None).values()]
     known, unknown = images[::2], images[1::2]
-    float32 = to_onnx(checkpoint, None, None, "float32")
+    float32 = to_onnx(checkpoint.folded)
     sessions = {"float32": open_session(float32.SerializeToString())}
     for name, kinds in (
         ("1x1 in int8", ("projections",)),
@@ -55,9 +54,7 @@ def main() -> None:
         expected, _ = run("float32", image)
         for name in sessions:
             output, _ = run(name, image)
-            quality[name].append(
-                compare(torch.from_numpy(output), torch.from_numpy(expected)).psnr
-            )
+            quality[name].append(compare(output, expected).psnr)
     for _ in range(ROUNDS):
         for name in sessions:
             spent[name].append(run(name, unknown[0])[1])

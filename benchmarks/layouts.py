@@ -23,15 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from aethernet.aether_core import AetherBlock, AetherNet
+from aethernet.aether_core import AetherNet
 from aethernet.bench.torch_exporter import EXPORTER_OPSET, exported
-from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from aethernet.checkpoints.folded import BLOCK_EPS, Block, Convolution
 from aethernet.checkpoints.onnx_check import open_session
 from aethernet.checkpoints.rewrites import (
     ConvolutionBlock,
     ProductBlock,
-    as_convolution,
-    projections,
+    as_linear,
+    as_module,
     rewritten,
 )
 from aethernet.checkpoints.shipped import shipped_model
@@ -40,16 +41,16 @@ from aethernet.checkpoints.shipped import shipped_model
 class MergedProducts(nn.Module):
     """As `ProductBlock`, with both first projections in one product."""
 
-    def __init__(self, block: AetherBlock) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        self.conv, self.eps = block.conv, block.norm.eps
-        gate, main, self.last = projections(block)
-        self.first = _stacked(gate, main)
+        self.conv = as_module(block.depthwise, depthwise=True)
+        self.first = as_linear(_stacked(block))
+        self.last = as_linear(block.last)
 
     def forward(self, x: Tensor) -> Tensor:
         t = self.conv(x).permute(0, 2, 3, 1)
         pixels = t.flatten(0, 2)
-        pixels = functional.layer_norm(pixels, t.shape[-1:], eps=self.eps)
+        pixels = functional.layer_norm(pixels, t.shape[-1:], eps=BLOCK_EPS)
         gate, main = self.first(pixels).chunk(2, -1)
         pixels = self.last(functional.gelu(gate) * main)
         return x + pixels.view(t.shape).permute(0, 3, 1, 2)
@@ -58,16 +59,15 @@ class MergedProducts(nn.Module):
 class MergedConvolutions(nn.Module):
     """As `ConvolutionBlock`, with both first projections in one convolution."""
 
-    def __init__(self, block: AetherBlock) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        self.conv, self.eps = block.conv, block.norm.eps
-        gate, main, last = projections(block)
-        self.first = as_convolution(_stacked(gate, main))
-        self.last = as_convolution(last)
+        self.conv = as_module(block.depthwise, depthwise=True)
+        self.first = as_module(_stacked(block))
+        self.last = as_module(block.last)
 
     def forward(self, x: Tensor) -> Tensor:
         t = self.conv(x).permute(0, 2, 3, 1)
-        t = functional.layer_norm(t, t.shape[-1:], eps=self.eps)
+        t = functional.layer_norm(t, t.shape[-1:], eps=BLOCK_EPS)
         gate, main = self.first(t.permute(0, 3, 1, 2)).chunk(2, 1)
         return x + self.last(functional.gelu(gate) * main)
 
@@ -81,14 +81,14 @@ class NormInParts(ConvolutionBlock):
     def forward(self, x: Tensor) -> Tensor:
         t = self.conv(x)
         t = t - self.mean(t)
-        t = t / torch.sqrt(self.mean(t * t) + self.eps)
+        t = t / torch.sqrt(self.mean(t * t) + BLOCK_EPS)
         return x + self.last(functional.gelu(self.gate(t)) * self.main(t))
 
 
 class MeanAsConvolution(NormInParts):
     """As `NormInParts`, with means over channels as 1x1 convolutions."""
 
-    def __init__(self, block: AetherBlock) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__(block)
         channels = self.last.out_channels
         self.average = nn.Conv2d(channels, 1, 1, bias=False)
@@ -98,14 +98,14 @@ class MeanAsConvolution(NormInParts):
         return self.average(x)
 
 
-def _stacked(gate: nn.Linear, main: nn.Linear) -> nn.Linear:
-    both = nn.Linear(gate.in_features, 2 * gate.out_features)
-    both.weight = nn.Parameter(torch.cat([gate.weight, main.weight]))
-    both.bias = nn.Parameter(torch.cat([gate.bias, main.bias]))
-    return both
+def _stacked(block: Block) -> Convolution:
+    return Convolution(
+        np.concatenate([block.gate.weight, block.main.weight]),
+        np.concatenate([block.gate.bias, block.main.bias]),
+    )
 
 
-def writings(network: AetherNet) -> dict[str, nn.Module]:
+def writings(checkpoint: Checkpoint, network: AetherNet) -> dict[str, nn.Module]:
     """Networks by name; the last two alone have one convolution at the end."""
     found: dict[str, nn.Module] = {"plain": network}
     for name, block_type in (
@@ -116,12 +116,12 @@ def writings(network: AetherNet) -> dict[str, nn.Module]:
         ("convolutions, LayerNorm in parts", NormInParts),
         ("convolutions, means as convolutions", MeanAsConvolution),
     ):
-        module = rewritten(network, block_type=block_type)
+        module = rewritten(checkpoint.folded, block_type=block_type)
         module.upsample, module.tail = network.upsample, network.conv_last
         found[name] = module
-    found["products, one 5x5 at the end"] = rewritten(network)
+    found["products, one 5x5 at the end"] = rewritten(checkpoint.folded)
     found["convolutions, one 5x5 at the end"] = rewritten(
-        network, block_type=ConvolutionBlock
+        checkpoint.folded, block_type=ConvolutionBlock
     )
     return found
 
@@ -131,14 +131,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="LR pixels of each side")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    network = load_checkpoint(shipped_model()).build().fuse()
+    checkpoint = load_checkpoint(shipped_model())
+    network = checkpoint.build().fuse()
     image = torch.rand(1, 3, arguments.size, arguments.size)
     image = image.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         expected = network(image).numpy()
     core: Any = openvino.Core()
     runs: dict[tuple[str, str], Callable[[], Any]] = {}
-    for name, module in writings(network).items():
+    for name, module in writings(checkpoint, network).items():
         content = exported(module, 3, None, EXPORTER_OPSET, torch.float32)
         content = content.SerializeToString()
         session = open_session(content)

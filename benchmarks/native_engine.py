@@ -5,14 +5,17 @@
 
 In a round each runs once, in turn, and ratios are taken round by round: what else the
 machine does then hits both. Wall time and CPU seconds are medians over the rounds.
-The table after that has one thread's CPU time in each kernel, the rate in multiply-adds
-and its share of what the registers alone can do (`peak`).
+Then Ctrl-C is sent during a call. The last table has one thread's CPU time in each
+kernel, the rate in multiply-adds and its share of what the registers alone can do
+(`peak`): the least of the rounds, when other programs disturbed least.
 """
 
 import argparse
 import contextlib
 import functools
+import signal
 import statistics
+import threading
 import time
 import warnings
 from collections import defaultdict
@@ -31,6 +34,7 @@ from aethernet.checkpoints.folded import fold
 from aethernet.checkpoints.shipped import shipped_model
 from aethernet.runtimes.native.library import Kernels
 from aethernet.runtimes.native.run import NativeNetwork
+from aethernet.runtimes.onnxruntime import SPINNING
 
 KERNELS = ("first", "block", "norm", "conv", "tail")
 
@@ -58,6 +62,9 @@ def session_of(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # As `aethernet upscale` sets it: spinning threads are no work.
+    spinning = str(int(SPINNING))
+    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     content: Any = str(path) if path else None
     if content is None:
         content = plain_onnx(network, (1, size, size))
@@ -88,6 +95,27 @@ def compare(runs: dict[str, Callable[[], Any]], rounds: int) -> None:
         ]
         wall, cpu, wall_ratio, cpu_ratio = figures
         print(f"{name:24} {wall:7.0f} {cpu:7.0f} {wall_ratio:11.2f} {cpu_ratio:10.2f}")
+
+
+def interrupted_after(network: NativeNetwork, size: int, tries: int) -> list[float]:
+    """Seconds from Ctrl-C during a call to its end, in order."""
+    image = np.zeros((1, network.channels, size, size), np.float32)
+    found = []
+    for _ in range(tries):
+        sent: list[float] = []
+
+        def interrupt(sent: list[float] = sent) -> None:
+            sent.append(time.perf_counter())
+            signal.raise_signal(signal.SIGINT)
+
+        timer = threading.Timer(0.3, interrupt)
+        timer.start()
+        try:
+            network(image)
+        except KeyboardInterrupt:
+            found.append(time.perf_counter() - sent[0])
+        timer.join()
+    return sorted(found)
 
 
 def peak_rate(kernels: Kernels) -> float:
@@ -128,11 +156,11 @@ def profile(network: NativeNetwork, image: "np.ndarray", rounds: int) -> None:
     peak = peak_rate(kernels)
     work = {**operations(network), "all": network.operations()}
     pixels = image.shape[-2] * image.shape[-1]
-    total = statistics.median(spent["all"])
+    total = min(spent["all"])
     print(f"\n{kernels.variant}, one thread; peak {peak / 1e9:.1f} G multiply-adds/s")
     print("kernel     CPU ms   share   G/s  of peak")
     for name in (*KERNELS, "all"):
-        seconds = statistics.median(spent[name])
+        seconds = min(spent[name])
         rate = work.get(name, 0) * pixels / seconds
         print(
             f"{name:8} {1000 * seconds:8.1f} {seconds / total:7.1%} "
@@ -180,6 +208,8 @@ def main() -> None:
         for run in runs.values():
             run()
         compare(runs, given.rounds)
+        waits = interrupted_after(ours, 1024, 5)
+        print(f"Ctrl-C ends a call after {waits[len(waits) // 2]:.3f} s (median of 5)")
     profile(native(network, 1), image, max(given.rounds // 2, 3))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from aethernet.bench.torch_exporter import plain_onnx
 from aethernet.checkpoints.checkpoint import load_checkpoint
-from aethernet.checkpoints.onnx import to_onnx
+from aethernet.checkpoints.onnx_graph import Writing, to_onnx
 from aethernet.checkpoints.shipped import shipped_model
 from aethernet.errors import import_optional
 
@@ -31,9 +31,9 @@ def main() -> None:
     checkpoint = load_checkpoint(shipped_model())
     files = {
         "plain": plain_onnx(checkpoint.build().fuse(), size),
-        "rewritten": to_onnx(checkpoint, size, None, "float32").SerializeToString(),
+        "rewritten": to_onnx(checkpoint.folded, Writing(size=size)).SerializeToString(),
     }
-    ort = import_optional("onnxruntime", "onnx")
+    ort = import_optional("onnxruntime")
     image = np.random.default_rng(0).random((1, 3, *size[1:]), np.float32)
     with tempfile.TemporaryDirectory() as folder:
         sessions: dict[str, Any] = {}

@@ -20,7 +20,6 @@ import torch
 
 from aethernet.bench.torch_exporter import EXPORTER_OPSET, exported
 from aethernet.checkpoints.checkpoint import load_checkpoint
-from aethernet.checkpoints.folded import load_folded
 from aethernet.checkpoints.onnx_graph import GELU_OPSET, Writing, to_onnx
 from aethernet.checkpoints.rewrites import ConvolutionBlock, rewritten
 from aethernet.checkpoints.shipped import shipped_model
@@ -43,13 +42,13 @@ def contents(path: Path) -> dict[str, bytes]:
     """ONNX files by name."""
 
     def old() -> bytes:
-        network = load_checkpoint(path).build()
-        module = rewritten(network, block_type=ConvolutionBlock)
+        folded = load_checkpoint(path).folded
+        module = rewritten(folded, block_type=ConvolutionBlock)
         model = exported(module, module.in_chans, None, EXPORTER_OPSET, torch.float32)
         return model.SerializeToString()
 
     def new(writing: Writing) -> bytes:
-        return to_onnx(load_folded(path), writing).SerializeToString()
+        return to_onnx(load_checkpoint(path).folded, writing).SerializeToString()
 
     found = {BASELINE: timed(old, BASELINE)}
     for name, writing in (
@@ -62,7 +61,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def onnxruntime_run(content: bytes, threads: int) -> Run:
-    onnxruntime = import_optional("onnxruntime", "onnx")
+    onnxruntime = import_optional("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(

@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=256, help="LR side; default: 256")
     parser.add_argument("--pairs", type=int, default=3, help="paired runs; default: 3")
     arguments = parser.parse_args()
-    contiguous = rewritten(load_checkpoint(shipped_model()).build())
+    contiguous = rewritten(load_checkpoint(shipped_model()).folded)
     last = copy.deepcopy(contiguous).to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, arguments.size, arguments.size)
     image_last = image.to(memory_format=torch.channels_last)

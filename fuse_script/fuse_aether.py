@@ -1,7 +1,7 @@
 """Fuse an AetherNet checkpoint: `python fuse_script/fuse_aether.py --help`.
 
-Needs torch, and safetensors for files of that format. AetherNet does not have to be
-installed.
+Needs NumPy, safetensors for files of that format, and torch for all others. AetherNet
+does not have to be installed.
 """
 
 import argparse
@@ -42,13 +42,19 @@ def main() -> int:
     )
     parser.add_argument("--param_key", metavar="KEY", help=conversion.HELP_PARAM_KEY)
     add_dtype(parser)
-    parser.add_argument("--device", default="cpu", help=conversion.HELP_DEVICE)
+    conversion.add_checking(parser)
     return exit_code(_fuse, parser.parse_args())
 
 
 def _fuse(arguments: argparse.Namespace) -> None:
     options = conversion.checkpoint_options(arguments)
-    fuse(arguments.model_path, arguments.output_path, options, arguments.dtype)
+    fuse(
+        arguments.model_path,
+        arguments.output_path,
+        options,
+        arguments.dtype,
+        arguments.verify,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Export an AetherNet checkpoint to ONNX: `python onnx/aether2onnx.py --help`.
 
-Needs torch, onnx and onnxruntime. AetherNet does not have to be installed.
+Needs NumPy, onnx and onnxruntime; safetensors for files of that format, and torch for
+all other checkpoints. AetherNet does not have to be installed.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Export an AetherNet checkpoint to ONNX. A checkpoint in training "
         "form is fused first. The file is run in ONNX Runtime and compared with "
-        "PyTorch float32 on a photograph, noise and extreme frames; a file that "
+        "the network on a photograph, noise and extreme frames; a file that "
         "differs is not kept. The last line printed is a trtexec command for the file.",
     )
     add_flags(parser)
@@ -70,14 +71,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=tuple(PRECISIONS),
         default="fp32",
         help="precision of weights and activations; LayerNorm is always in float32; "
-        "fp16 also has float16 input and output; default: fp32",
+        "fp16 also has float16 input and output, see --io; default: fp32",
     )
     parser.add_argument(
         "--verify_onnx",
         action="store_true",
         help="has no effect: every file is verified",
     )
-    parser.add_argument("--device", default="cpu", help=conversion.HELP_DEVICE)
+    conversion.add_checking(parser)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -86,9 +87,11 @@ def _export(arguments: argparse.Namespace) -> None:
         shapes=_shapes(arguments),
         opset=arguments.opset,
         precision=PRECISIONS[arguments.fp_mode],
+        float32_io=arguments.io == "float32",
         license=arguments.license,
         atol=arguments.atol,
         rtol=arguments.rtol,
+        verify=arguments.verify,
     )
     reading = conversion.checkpoint_options(arguments, arguments.input_channels)
     export(arguments.input_model_path, arguments.output_onnx_path, reading, options)

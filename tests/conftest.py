@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from filelock import FileLock
 from helpers import SHARED, SHIPPED_MODEL
 
 from aethernet.checkpoints import onnx
 from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.devices import limit_threads
 
 
 def pytest_configure() -> None:
@@ -21,9 +21,8 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
-        threads = max((os.cpu_count() or 1) // workers, 1)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes they start
-        torch.set_num_threads(threads)
+        # For this process, which has not loaded PyTorch yet, and those it starts.
+        limit_threads(max((os.cpu_count() or 1) // workers, 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,7 +58,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_checkpoint(shared: Path) -> Path:
-    """The training-form checkpoint that models/2x_aether_small was fused from."""
+    """A training-form checkpoint in the wrapper that frameworks write."""
     return shared / "checkpoints/2x_aether_small_demo.pth"
 
 
@@ -72,14 +71,15 @@ def shipped_exports(
     Verifying a network of this size takes many seconds, so it is done once, by the
     process that asks first; the others wait for it.
     """
-    pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
     folder = of_all_processes(tmp_path_factory)
 
     def export(precision: str) -> tuple[Path, Any]:
         path, found = folder / f"2x_{precision}.onnx", folder / f"{precision}.pickle"
         with FileLock(folder / f"{precision}.lock"):
             if not found.exists():
-                options = onnx.ExportOptions(dynamic=True, precision=precision)
+                options = onnx.ExportOptions(
+                    dynamic=True, precision=precision, verify="full"
+                )
                 done = onnx.export_onnx(load_checkpoint(SHIPPED_MODEL), path, options)
                 found.write_bytes(pickle.dumps(done))
         return path, pickle.loads(found.read_bytes())

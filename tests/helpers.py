@@ -1,55 +1,129 @@
 """Paths, networks, stand-ins, pictures and commands that tests share."""
 
+import importlib.util
+import math
 import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+import pytest
 
-from aethernet.aether_core import AetherNet
+from aethernet.checkpoints.checkpoint import write_checkpoint
+from aethernet.checkpoints.folded import Folded, fold
+from aethernet.checkpoints.layout import expected_shapes
+from aethernet.checkpoints.reference import evaluate
 from aethernet.checkpoints.verification import natural_image
 from aethernet.errors import OutOfMemoryError
 from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
 from aethernet.runtimes.base import Description, InputSizes
 
+if TYPE_CHECKING:
+    import torch
+
+    from aethernet.aether_core import AetherNet
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 FUSE_SCRIPT = ROOT / "fuse_script/fuse_aether.py"
 ONNX_SCRIPT = ROOT / "onnx/aether2onnx.py"
 SHIPPED_MODEL = ROOT / "models/2x_aether_small.safetensors"
+SHIPPED_TRAINING_FORM = ROOT / "models/2x_aether_small_training.safetensors"
 SAMPLE = ROOT / "assets/sample.png"
 
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+PLAIN = "pytorch" if HAS_TORCH else "onnxruntime"
+"""The runtime that tests name where any would do."""
+
+LIBRARY = "PyTorch" if HAS_TORCH else "ONNX Runtime"
+"""Its name for people."""
+
+SUFFIX = ".pth" if HAS_TORCH else ".safetensors"
+"""Of checkpoints, where tests write what frameworks write."""
+
+DEFAULTS = {
+    "in_chans": 3,
+    "mlp_ratio": 2.0,
+    "drop_rate": 0.0,
+    "drop_path_rate": 0.1,
+    "img_range": 1.0,
+    "fused_init": False,
+    "use_checkpoint": False,
+}
 TINY = {"embed_dim": 12, "depths": (1, 2), "lk_kernel": 7, "sk_kernel": 3, "scale": 2}
 
 
-def lively_network(seed: int = 0, **arguments: Any) -> AetherNet:
-    """A small network in evaluation mode whose every weight shows in the output.
+def lively_arrays(
+    seed: int = 0, **arguments: Any
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A small network whose every weight shows in the output: weights, arguments.
 
     Fresh weights (standard deviation 0.02, zero biases) give an almost constant
     picture, on which any two networks agree.
     """
-    network = AetherNet(**{**TINY, **arguments}).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("norm.weight"):
-                parameter.copy_(1 + 0.1 * noise)
-            elif parameter.ndim == 1:
-                parameter.copy_(0.1 * noise)
-            else:
-                fan_in = parameter[0].numel()
-                parameter.copy_(noise / fan_in**0.5)
-    return network
+    hyperparameters = {**DEFAULTS, **TINY, **arguments}
+    random = np.random.default_rng(seed)
+    weights = {}
+    for key, shape in expected_shapes(hyperparameters).items():
+        noise = random.standard_normal(shape, np.float32)
+        if key.endswith("norm.weight"):
+            weights[key] = 1 + np.float32(0.1) * noise
+        elif len(shape) == 1:
+            weights[key] = np.float32(0.1) * noise
+        else:
+            weights[key] = noise / np.float32(math.prod(shape[1:]) ** 0.5)
+    return weights, hyperparameters
 
 
-def random_image(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+def lively_file(path: Path, seed: int = 0, **arguments: Any) -> Path:
+    """Write the checkpoint of a small network, see `lively_arrays`."""
+    write_checkpoint(*lively_arrays(seed, **arguments), path)
+    return path
+
+
+def lively_network(seed: int = 0, **arguments: Any) -> "AetherNet":
+    """The network of `lively_arrays` in PyTorch, in evaluation mode."""
+    from aethernet.checkpoints.rewrites import build_network
+
+    weights, hyperparameters = lively_arrays(seed, **arguments)
+    return build_network(hyperparameters, weights)
+
+
+def lively_folded(
+    seed: int = 0, **arguments: Any
+) -> tuple[Callable[[np.ndarray], np.ndarray], Folded]:
+    """What computes `(B, C, H, W)` as the network of `lively_arrays`, and it folded.
+
+    It is computed in PyTorch where that is installed, else in NumPy in float64.
+    """
+    weights, hyperparameters = lively_arrays(seed, **arguments)
+    img_range = hyperparameters["img_range"]
+    if HAS_TORCH:
+        from aethernet.checkpoints.rewrites import build_network, run_network
+
+        run = partial(run_network, build_network(hyperparameters, weights))
+    else:
+        run = partial(evaluate, fold(weights, img_range, np.float64))
+    return run, fold(weights, img_range)
+
+
+def random_array(*shape: int, seed: int = 0) -> np.ndarray:
+    """Uniform noise, float32, 0..1."""
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+def random_image(*shape: int, seed: int = 0) -> "torch.Tensor":
+    """As `random_array`, in PyTorch."""
+    import torch
+
+    return torch.from_numpy(random_array(*shape, seed=seed))
 
 
 def photo(
@@ -57,7 +131,7 @@ def photo(
 ) -> np.ndarray:
     """A natural picture `(height, width, bands)`; alpha is a gradient, nowhere 0."""
     colours = natural_image(height, width, 1 if bands < 3 else 3)[0]
-    planes = [*colours.numpy()]
+    planes = [*colours]
     if bands in (2, 4):
         planes.append(np.linspace(0.01, 1, height * width).reshape(height, width))
     return np.rint(np.stack(planes, -1) * np.iinfo(dtype).max).astype(dtype)
@@ -68,6 +142,17 @@ def sample_part(height: int, width: int, top: int = 20) -> np.ndarray:
     pixels = read_picture(SAMPLE).pixels[top : top + height, 60 : 60 + width]
     assert pixels.shape == (height, width, 3)
     return pixels
+
+
+def tracked_files() -> list[Path]:
+    """The files of the repository; skips the test outside a git checkout."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("needs a git checkout")
+    files = [ROOT / name for name in done.stdout.split("\0") if name]
+    return [path for path in files if path.exists()]
 
 
 def write(pixels: np.ndarray, path: Path) -> Path:

@@ -2,9 +2,11 @@
 
 import json
 
+from helpers import PLAIN
+
 from aethernet.commands.main import main
 
-RUNNING = ("--runtime", "pytorch", "--device", "cpu", "--precision", "float32")
+RUNNING = ("--runtime", PLAIN, "--device", "cpu", "--precision", "float32")
 
 
 def quality(*words):

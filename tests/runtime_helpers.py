@@ -2,17 +2,20 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
-import torch
-from helpers import lively_network
+from helpers import lively_arrays, lively_network
 
-from aethernet.aether_core import AetherNet
+from aethernet.checkpoints.checkpoint import write_checkpoint
 from aethernet.errors import AetherError
 from aethernet.runtimes.native.library import load_kernels
 from aethernet.runtimes.tensorrt.header import EngineHeader, header_path
 from aethernet.version import __version__
+
+if TYPE_CHECKING:
+    from aethernet.aether_core import AetherNet
 
 SMALLEST = {"embed_dim": 4, "depths": (1,), "lk_kernel": 3}
 
@@ -35,8 +38,18 @@ PICTURE = ["b", 3, "h", "w"]
 """The shape of an ONNX value: RGB pictures of free size."""
 
 
-def picture_network(**arguments: Any) -> AetherNet:
-    """A lively network whose output is in the range of pictures."""
+def picture_file(path: Path, **arguments: Any) -> Path:
+    """Write the checkpoint of a lively network whose output is in 0..1, mostly."""
+    weights, hyperparameters = lively_arrays(**arguments)
+    weights["conv_last.weight"] *= np.float32(0.1)
+    write_checkpoint(weights, hyperparameters, path)
+    return path
+
+
+def picture_network(**arguments: Any) -> "AetherNet":
+    """The network of `picture_file` in PyTorch."""
+    import torch
+
     network = lively_network(**arguments)
     with torch.no_grad():
         network.conv_last.weight.mul_(0.1)

@@ -3,13 +3,25 @@
 import re
 
 import numpy as np
+import onnx
 import pytest
-import torch
-from helpers import ROOT, SAMPLE, Repeat, lively_network, photo, write
+from helpers import (
+    LIBRARY,
+    PLAIN,
+    ROOT,
+    SAMPLE,
+    SUFFIX,
+    Repeat,
+    lively_file,
+    photo,
+    random_image,
+    write,
+)
 from PIL import Image, ImageCms
+from runtime_helpers import picture_file, picture_network
 
 import aethernet
-from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.errors import AetherError, ImageError
 from aethernet.pictures.files import read_picture
 from aethernet.runtimes.tiling import Tiled
@@ -34,16 +46,12 @@ def doubling():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("api") / "net_g.pth"
-    save_checkpoint(lively_network(), path)
-    return path
+    return picture_file(tmp_path_factory.mktemp("api") / f"net_g{SUFFIX}")
 
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    return aethernet.load(
-        checkpoint, runtime="pytorch", device="cpu", precision="float32"
-    )
+    return aethernet.load(checkpoint, runtime=PLAIN, device="cpu", precision="float32")
 
 
 class TestArrays:
@@ -89,7 +97,7 @@ class TestArrays:
             (np.full((4, 4, 3), -1, np.float32), "from -1 to -1"),
             (np.full((4, 4), np.nan, np.float32), "from nan to nan"),
             ("photo.jpg", "a str; a PIL image or a NumPy array"),
-            (torch.zeros(3, 4, 4), "a Tensor; a PIL image or a NumPy array"),
+            ([[0.5]], "a list; a PIL image or a NumPy array"),
         ],
     )
     def test_wrong_ones_are_refused_by_what_they_are(self, doubling, array, words):
@@ -133,10 +141,10 @@ class TestPilImages:
 
 class TestLoading:
     def test_by_name_by_path_and_by_default(self):
-        how = {"runtime": "pytorch", "device": "cpu", "precision": "float32"}
+        how = {"runtime": PLAIN, "device": "cpu", "precision": "float32"}
         named = aethernet.load("2x-small", **how)
         assert (named.scale, named.channels) == (2, 3)
-        assert repr(named).startswith("<2x model, PyTorch float32 on cpu")
+        assert repr(named).startswith(f"<2x model, {LIBRARY} float32 on cpu")
         image = photo(8, 9)
         by_default = aethernet.load(tile=0, **how)
         assert np.array_equal(named.upscale(image), by_default.upscale(image))
@@ -153,12 +161,13 @@ class TestLoading:
         assert done.size_after == (27, 24)
 
     def test_a_network(self, checkpoint):
+        torch = pytest.importorskip("torch", reason="needs PyTorch")
         network = aethernet.load_network(checkpoint)
         assert isinstance(network, aethernet.AetherNet)
         assert not network.training
-        image = torch.rand(1, 3, 8, 9)
+        image = random_image(1, 3, 8, 9)
         with torch.inference_mode():
-            expected = lively_network()(image)
+            expected = picture_network()(image)
             assert torch.allclose(network(image), expected, atol=1e-6)
 
 
@@ -171,7 +180,6 @@ class TestConversions:
             aethernet.fuse(checkpoint, tmp_path / "g.pth", dtype="int4")
 
     def test_export(self, checkpoint, model, tmp_path):
-        pytest.importorskip("onnxruntime", reason="needs the extra onnx")
         target = aethernet.export(checkpoint, tmp_path / "m.onnx", precision="float16")
         exported = aethernet.load(target, runtime="onnxruntime", device="cpu")
         image = photo(12, 15)
@@ -179,7 +187,6 @@ class TestConversions:
         assert np.abs(difference).max() <= 1
 
     def test_export_of_a_fixed_size(self, checkpoint, tmp_path):
-        onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
         target = aethernet.export(checkpoint, tmp_path / "m.onnx", size=(40, 24))
         (given,) = onnx.load(target).graph.input
         sides = [side.dim_value for side in given.type.tensor_type.shape.dim]
@@ -198,14 +205,14 @@ class TestConversions:
 
 def test_the_page_that_documents_it_runs(tmp_path, monkeypatch):
     """Every block of Python in docs/python.md, one after the other."""
-    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    pytest.importorskip("torch", reason="needs PyTorch, to read a .pth file")
     page = (ROOT / "docs/python.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
     assert len(blocks) >= 3
     monkeypatch.chdir(tmp_path)
     with Image.open(SAMPLE) as image:
         image.crop((0, 0, 24, 20)).save("photo.jpg")
-    save_checkpoint(lively_network(), tmp_path / "net_g.pth")
+    lively_file(tmp_path / "net_g.pth")
     for name in NAMES - {"Checkpoint", "Upscaler", "__version__"}:
         assert f"`{name}" in page or f"aethernet.{name}" in page, name
     scope: dict[str, object] = {}

@@ -5,7 +5,9 @@ import inspect
 import shutil
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from frameworks import import_file, load_neosr, load_trainner
 from helpers import ROOT, lively_network, random_image, run
 

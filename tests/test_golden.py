@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import ROOT
 from safetensors.torch import load_file
 

@@ -1,30 +1,19 @@
 """What the README, the documents, CI and the layout promise."""
 
+import math
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
-import torch
-from helpers import ROOT
+from helpers import DEFAULTS, ROOT, tracked_files
 
 import aethernet
-from aethernet.aether_core import VARIANTS
 from aethernet.checkpoints.info import multiply_adds_per_pixel
+from aethernet.checkpoints.layout import VARIANTS, expected_shapes
 
 FRAMEWORK_FOLDERS = ("onnx", "spandrel", "neosr", "traiNNer-redux", "fuse_script")
 LONGEST_LINE = 120
-
-
-def tracked_files() -> list[Path]:
-    done = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("needs a git checkout")
-    files = [ROOT / name for name in done.stdout.split("\0") if name]
-    return [path for path in files if path.exists()]
 
 
 def documents() -> list[Path]:
@@ -111,14 +100,16 @@ def test_weights_lie_in_models_and_have_cards():
 
 def test_readme_states_the_sizes_of_the_variants():
     readme = (ROOT / "README.md").read_text("utf-8")
-    for name in VARIANTS:
-        with torch.device("meta"):
-            network = getattr(aethernet, name)(scale=2)
-        training = sum(p.numel() for p in network.parameters())
-        fused = sum(p.numel() for p in network.fuse().parameters())
+    for name, variant in VARIANTS.items():
+        arguments = {**DEFAULTS, **variant, "scale": 2}
+        training, fused = (
+            expected_shapes({**arguments, "fused_init": form}).values()
+            for form in (False, True)
+        )
+        training, fused = (sum(map(math.prod, shapes)) for shapes in (training, fused))
         line = next(row for row in readme.splitlines() if row.startswith(f"| `{name}`"))
         assert f"{training:,} / {fused:,}" in line
-        assert f"| {multiply_adds_per_pixel(network):,} |" in line
+        assert f"| {multiply_adds_per_pixel(arguments):,} |" in line
 
 
 def test_every_package_is_installed():
@@ -139,3 +130,29 @@ def test_licence_travels_with_the_copy_of_the_network():
 def test_changelog_knows_this_version():
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert f"## {aethernet.__version__}" in changelog
+
+
+# Files whose tests all are about PyTorch, or compare with it. All others run without.
+NEED_PYTORCH = (
+    *("bench/test_bench.py", "integrations/test_comfyui.py", "publish/test_release.py"),
+    *("quality/test_architectures.py", "quality/test_perceptual.py"),
+    *("test_copies.py", "test_core.py", "test_golden.py", "test_set5.py"),
+    "test_spandrel.py",
+    *(f"checkpoints/test_{name}.py" for name in ("checkpoint", "comparison")),
+    *(f"checkpoints/test_{name}.py" for name in ("folded", "fuse", "onnx", "rewrites")),
+    *(f"runtimes/test_{name}.py" for name in ("choice", "native", "pytorch", "trial")),
+    *("runtimes/test_registry.py", "runtimes/test_tensorrt_build.py"),
+    "runtimes/test_tensorrt_run.py",
+    *(f"training/test_{name}.py" for name in ("neosr", "route", "train_tool")),
+    *(f"training/test_{name}.py" for name in ("training", "trainner_redux")),
+)
+
+
+def test_few_files_are_skipped_without_pytorch():
+    skips = re.compile(r'^(\w+ = )?pytest\.importorskip\(\s*"torch"', re.MULTILINE)
+    found = {
+        path.relative_to(ROOT / "tests").as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if skips.search(path.read_text("utf-8"))
+    }
+    assert found == {*NEED_PYTORCH}

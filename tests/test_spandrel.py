@@ -6,7 +6,9 @@ import shutil
 import sys
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import ROOT, lively_network, random_image, run
 
 from aethernet.aether_core import VARIANTS
@@ -15,7 +17,7 @@ from aethernet.checkpoints.checkpoint import save_checkpoint
 spandrel = pytest.importorskip(
     "spandrel", reason="needs spandrel: pip install -e '.[spandrel]'"
 )
-import spandrel_aethernet  # noqa: E402 - only where spandrel is
+import spandrel_aethernet
 
 FOLDER = ROOT / "spandrel/architectures/AetherNet"
 ODD = (

@@ -9,10 +9,10 @@ import pytest
 from helpers import Repeat
 
 av = pytest.importorskip("av", reason="needs pip install -e '.[video]'")
-from av.stream import Disposition  # noqa: E402
-from PIL import Image  # noqa: E402
+from av.stream import Disposition
+from PIL import Image
 
-from aethernet.video.upscale import VideoOptions, upscale_video  # noqa: E402
+from aethernet.video.upscale import VideoOptions, upscale_video
 
 WIDTH, HEIGHT = 48, 32
 LOSSLESS = VideoOptions(codec="ffv1")

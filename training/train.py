@@ -35,6 +35,7 @@ from trainer import Recipe, Trainer, diverged, write_checkpoint
 
 from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS, AetherNet
 from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.rewrites import as_tensors
 from aethernet.commands.run import exit_code
 from aethernet.devices import choose_device, has_bfloat16_units
 from aethernet.errors import AetherError, ContradictionError, import_optional
@@ -193,7 +194,7 @@ def _start(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], str, str]:
         ).state_dict()
     found = {
         name: value.float()
-        for name, value in checkpoint.state_dict.items()
+        for name, value in as_tensors(checkpoint.state_dict).items()
         if name in wanted and wanted[name].shape == value.shape
     }
     fresh = [name for name in wanted if name not in found]

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from aethernet.aether_core import VARIANTS, AetherNet
 from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.rewrites import as_tensors
 from aethernet.errors import AetherError, ContradictionError
 from aethernet.files import replacing
 from aethernet.metrics import Figures, mean, measure
@@ -216,7 +217,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """
     with replacing(path) as temporary:
         torch.save(checkpoint, temporary)
-        written = load_checkpoint(temporary).state_dict
+        written = as_tensors(load_checkpoint(temporary).state_dict)
         wanted = checkpoint["params_ema"]
         if written.keys() != wanted.keys() or not all(
             torch.equal(written[key], value) for key, value in wanted.items()

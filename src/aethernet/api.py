@@ -15,7 +15,8 @@ import numpy as np
 
 from aethernet.checkpoints import fuse as fusing
 from aethernet.checkpoints import ncnn_export, onnx
-from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.checkpoint import DTYPES, load_checkpoint
+from aethernet.checkpoints.layout import PRECISIONS
 from aethernet.checkpoints.shipped import find_model, shipped_model
 from aethernet.errors import AetherError, ImageError
 from aethernet.pictures.files import Picture
@@ -166,7 +167,7 @@ def load_network(source: str | Path) -> "AetherNet":
         CheckpointError: when the file is no checkpoint of AetherNet.
         AetherError: when PyTorch is not installed.
     """
-    return load_checkpoint(find_model(source)).build().eval()
+    return load_checkpoint(find_model(source)).build()
 
 
 def fuse(source: str | Path, target: str | Path, *, dtype: str = "float32") -> Path:
@@ -184,10 +185,8 @@ def fuse(source: str | Path, target: str | Path, *, dtype: str = "float32") -> P
         VerificationError: when the file would differ; nothing is written.
         AetherError: when `source` is no checkpoint, or the target cannot be written.
     """
-    from aethernet.checkpoints.checkpoint import DTYPES
-
-    _check_one_of(dtype, tuple(DTYPES), "dtype")
-    fusing.fuse_checkpoint(load_checkpoint(find_model(source)), target, DTYPES[dtype])
+    _check_one_of(dtype, DTYPES, "dtype")
+    fusing.fuse_checkpoint(load_checkpoint(find_model(source)), target, dtype)
     return Path(target)
 
 
@@ -221,7 +220,7 @@ def export(
         ncnn_export.export_ncnn(load_checkpoint(find_model(source)), path, options)
         return path
     onnx.check_export(path)
-    _check_one_of(precision, ("float32", "float16", "bfloat16"), "precision")
+    _check_one_of(precision, PRECISIONS, "precision")
     shapes = onnx.ShapeRange()
     if size is not None:
         fixed = (1, size[1], size[0])

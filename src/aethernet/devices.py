@@ -1,17 +1,18 @@
 """This machine: its devices, processor, free memory and installed libraries.
 
-PyTorch is imported only by the functions that ask it.
+Only the functions about PyTorch's devices need PyTorch.
 """
 
 import os
 import platform
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, MissingExtraError, import_optional
 from aethernet.version import __version__
 
 if TYPE_CHECKING:
@@ -22,9 +23,11 @@ CGROUP = Path("/sys/fs/cgroup")  # limits of a container, on Linux
 PYTORCH_KINDS = ("cpu", "cuda", "xpu", "mps")
 """Kinds of device that PyTorch may have."""
 
-# Features of a processor that multiplies bfloat16 in hardware, as torch.cpu names them.
-# Without one, bfloat16 takes 15 to 30 times as long as float32 (a Zen 3, torch 2.15).
-_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16")
+# Features of a processor that multiplies bfloat16 in hardware, as Linux and torch.cpu
+# name them, and float16. Without one, bfloat16 takes 15 to 30 times as long as float32
+# (a Zen 3, torch 2.15).
+_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "svebf16", "sve_bf16")
+_FLOAT16_UNITS = ("amx_fp16", "avx512_fp16", "asimdhp")
 
 # Features that explain a benchmark's figures, as Linux names them.
 _INSTRUCTIONS = (
@@ -44,9 +47,12 @@ def device_kind(device: str) -> str:
 
 
 def pytorch_devices() -> tuple[str, ...]:
-    """Kinds of device that PyTorch has here, best first; the last is always "cpu"."""
-    import torch
+    """Kinds of device that PyTorch has here, best first; the last is always "cpu".
 
+    Raises:
+        MissingExtraError: when PyTorch is not installed.
+    """
+    torch: Any = import_optional("torch", "torch")
     gpus = (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps))
     return (*(name for name, gpu in gpus if gpu.is_available()), "cpu")
 
@@ -55,10 +61,10 @@ def choose_device(name: str) -> "torch.device":
     """The device of that name; "auto" is a GPU where PyTorch has one, else the CPU.
 
     Raises:
+        MissingExtraError: when PyTorch is not installed.
         AetherError: when PyTorch does not know this device or cannot use it here.
     """
-    import torch
-
+    torch: Any = import_optional("torch", "torch")
     if name == "auto":
         return torch.device(pytorch_devices()[0])
     try:
@@ -79,10 +85,10 @@ def free_memory(device: str) -> int:
     if it proves too much, the tile is halved.
     """
     if device_kind(device) == "cuda":
-        import torch
-
-        if torch.cuda.is_available():
-            return torch.cuda.mem_get_info(device)[0]
+        with suppress(MissingExtraError):
+            torch: Any = import_optional("torch", "torch")
+            if torch.cuda.is_available():
+                return torch.cuda.mem_get_info(device)[0]
     import psutil  # here: the fuse script runs where only torch is installed
 
     # A container may have less than the machine.
@@ -138,12 +144,52 @@ def processor_name() -> str:
 
 
 def has_bfloat16_units() -> bool:
-    """Whether this processor computes bfloat16 faster than float32."""
-    import torch
+    """Whether this processor computes bfloat16 faster than float32.
 
-    ask: Any = getattr(torch.cpu, "get_capabilities", dict)  # newer than torch 2.9
-    found = ask()
-    return any(found.get(name) for name in _BFLOAT16_UNITS)
+    Only Linux tells. Elsewhere PyTorch is asked, where it is loaded already.
+    """
+    flags = _processor_flags()
+    torch: Any = sys.modules.get("torch")
+    if not flags and torch:
+        ask = getattr(torch.cpu, "get_capabilities", dict)  # newer than torch 2.9
+        flags = {name for name, there in ask().items() if there is True}
+    return not flags.isdisjoint(_BFLOAT16_UNITS)
+
+
+def has_reduced_precision_units() -> bool:
+    """Whether this processor computes bfloat16 or float16 faster than float32."""
+    return has_bfloat16_units() or not _processor_flags().isdisjoint(_FLOAT16_UNITS)
+
+
+def instructions() -> tuple[str, ...]:
+    """Features of the processor that decide how fast a network runs, as Linux names
+    them; empty on other systems."""
+    flags = _processor_flags()
+    return tuple(name for name in _INSTRUCTIONS if name in flags)
+
+
+def _processor_flags() -> set[str]:
+    facts = _processor_facts()
+    return {*(facts.get("flags") or facts.get("Features") or "").split()}
+
+
+def told_threads() -> int | None:
+    """Threads that PyTorch uses, if it is loaded, or that OMP_NUM_THREADS allows.
+
+    All runtimes keep to it: so a program sets one number for all. None: no limit.
+    """
+    torch = sys.modules.get("torch")  # not imported for this
+    if torch:
+        return torch.get_num_threads()
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(told) if told.isdecimal() and int(told) else None
+
+
+def limit_threads(threads: int) -> None:
+    """Let the runtimes of this process use so many threads from now on."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)
 
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
@@ -161,18 +207,15 @@ def describe_machine(
     """What one has to know of this machine to read figures measured on it.
 
     Args:
-        device: a device of PyTorch.
+        device: where the figures are measured.
         distributions: whose versions to list beside those of the common libraries.
 
     Returns:
         Values for JSON: `system`, `cpu`, `cores` (that this process may use),
-        `threads` (PyTorch's), `instructions`, `pytorch_capability`, `device`,
-        `versions`, and where they are known `load_before` and `gpu`.
+        `threads` (that runtimes may use), `instructions`, `device`, `versions`, and
+        where they are known `load_before`, `pytorch_capability` and `gpu`. The last
+        two are PyTorch's, if it is loaded.
     """
-    import torch
-
-    facts = _processor_facts()
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -180,9 +223,8 @@ def describe_machine(
         "system": platform.platform(),
         "cpu": processor_name(),
         "cores": cores,
-        "threads": torch.get_num_threads(),
-        "instructions": [flag for flag in _INSTRUCTIONS if flag in flags],
-        "pytorch_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": told_threads() or cores,
+        "instructions": [*instructions()],
         "device": str(device),
         "versions": {
             "aethernet": __version__,
@@ -192,8 +234,10 @@ def describe_machine(
     }
     if hasattr(os, "getloadavg"):
         machine["load_before"] = round(os.getloadavg()[0], 2)
-    if torch.device(device).type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
+    if torch := sys.modules.get("torch"):  # not imported for this
+        machine["pytorch_capability"] = torch.backends.cpu.get_cpu_capability()
+        if device_kind(str(device)) == "cuda" and torch.cuda.is_available():
+            machine["gpu"] = torch.cuda.get_device_name(device)
     return machine
 
 

@@ -5,8 +5,11 @@ the message is made here, in `AetherError.__str__`. Only `commands.run` turns er
 into exit codes.
 """
 
+import contextlib
 import importlib
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Self
@@ -73,6 +76,30 @@ class MissingExtraError(AetherError):
     """An optional library is needed and absent."""
 
 
+def install_line(extra: str) -> str:
+    """The command that installs an extra of ours.
+
+    Where AetherNet is installed already, also from a clone, pip adds what is missing.
+    """
+    return f'python -m pip install "aethernet-sr[{extra}]"'  # as every shell takes it
+
+
+@contextlib.contextmanager
+def _telemetry_off(package: str) -> Iterator[None]:
+    """Keep a library from sending messages about its use while it is imported."""
+    if package == "onnxruntime":  # it opens a connection
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sender = "openvino_telemetry"
+    if package != "openvino" or sender in sys.modules:
+        yield
+        return
+    sys.modules[sender] = None  # type: ignore[assignment]
+    try:  # without this package, openvino has a stand-in that sends nothing
+        yield
+    finally:
+        del sys.modules[sender]
+
+
 def import_optional(module: str, extra: str | None = None) -> ModuleType:
     """Import an optional library, or raise an error that tells how to install it.
 
@@ -88,7 +115,8 @@ def import_optional(module: str, extra: str | None = None) -> ModuleType:
     """
     package = module.partition(".")[0]
     try:
-        found = importlib.import_module(module)
+        with _telemetry_off(package):
+            found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != package and not (error.name or "").startswith(f"{package}."):
             raise
@@ -99,8 +127,8 @@ def import_optional(module: str, extra: str | None = None) -> ModuleType:
             f"{first_line(error).rstrip('.')}."
         ) from error
     if found is None or found.__file__ is None:
-        hint = f"Install it: pip install {package}"
+        hint = f"Install it: python -m pip install {package}"
         if extra:
-            hint += f", or in AetherNet's folder: pip install -e '.[{extra}]'"
+            hint += f", or AetherNet's extra: {install_line(extra)}"
         raise MissingExtraError(f"The package {package} is missing.", hint=f"{hint}.")
     return found

@@ -73,6 +73,18 @@ def check_target(path: Path, source: Path | None = None) -> None:
         )
 
 
+def check_target_folder(path: Path) -> None:
+    """Check that a folder can be made, before any work is done for it.
+
+    Raises:
+        AetherError: when it is a file, or the folder around it is missing or not
+            writable.
+    """
+    if path.exists() and not path.is_dir():
+        raise AetherError("This is a file.", path, "Name a folder.")
+    _check_parent(path)
+
+
 def files_in(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
     """Files of these suffixes in a folder, not below, sorted, without hidden ones.
 
@@ -96,7 +108,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The temporary file lies in the same folder and has the same suffix (libraries choose
     the format by it). It is flushed to the disk before it takes the place of `path`,
-    and removed when the block raises.
+    and removed when the block raises. Of a symbolic link, the file it leads to is
+    replaced. A file that is replaced keeps its permissions.
 
     Raises:
         AetherError: as `check_target`, before the block is entered; when writing
@@ -106,17 +119,23 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     check_target(path)
-    temporary = temporary_path(path)
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if place != path:
+        check_target(place)
+    temporary = temporary_path(place)
     with _errors_about(path, temporary):
-        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else None
+        temporary.touch(mode=0o600 if mode is not None else 0o666, exist_ok=False)
         try:
             yield temporary
             _flush_to_disk(temporary)
-            os.replace(temporary, path)
+            if mode is not None:
+                temporary.chmod(mode)
+            os.replace(temporary, place)
         finally:
             temporary.unlink(missing_ok=True)
         if os.name == "posix":  # elsewhere a folder cannot be opened to be flushed
-            _flush_to_disk(path.parent)
+            _flush_to_disk(place.parent)
 
 
 @contextlib.contextmanager
@@ -131,9 +150,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         AetherError: when it cannot be made, or `path` is something else than a folder.
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_dir():
-        raise AetherError("This is a file.", path, "Name a folder.")
-    _check_parent(path)
+    check_target_folder(path)
     temporary = temporary_path(path)
     with _errors_about(path, temporary):
         temporary.mkdir()

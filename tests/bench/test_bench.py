@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import check_one_error, lively_network, random_image, without_hidden
 
 from aethernet.bench import ceiling, rounds
@@ -26,7 +28,8 @@ from aethernet.bench.contenders import (
     contenders,
 )
 from aethernet.bench.memory import peak_memory
-from aethernet.bench.peers import PEERS, build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peer_networks import build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peers import PEERS
 from aethernet.bench.plot import draw
 from aethernet.bench.report import as_table, figures, write_json
 from aethernet.bench.rounds import BenchReport, Entry, Ratio
@@ -241,10 +244,10 @@ class TestRefusals:
         assert "[bench]" in error
 
 
-def entry(name="a", seconds=(), **facts):
+def entry(name="a", seconds=(), form=REWRITTEN, runtime="onnxruntime", **facts):
     kind = "peer" if name in PEERS else "variant"
-    form = PUBLISHED if kind == "peer" else REWRITTEN
-    who = Contender(name, kind, form, "onnxruntime", "float32", 2)
+    form = PUBLISHED if kind == "peer" else form
+    who = Contender(name, kind, form, runtime, "float32", 2)
     return Entry(who, precision="float32", seconds=[*seconds], **facts)
 
 
@@ -262,6 +265,7 @@ class TestRounds:
         turn = ["product", "product", "a", "a", "b", "b"]  # the first of two warms up
         assert order == turn * 3
         assert [len(e.seconds) for e in entries] == [3, 3]
+        assert [len(e.cpu_seconds) for e in entries] == [3, 3]
         assert len(ceilings["float32"].seconds) == 3
 
     def test_a_contender_whose_time_is_used_up_is_left_out_of_later_rounds(self):
@@ -270,6 +274,7 @@ class TestRounds:
         rounds.take_turns(entries, [lambda: count.append(1)], {}, plan)
         assert entries[0].seconds[0] is not None
         assert entries[0].seconds[1:] == [None] * 3
+        assert entries[0].cpu_seconds[1:] == [None] * 3
         assert len(count) == 2
 
     def test_a_contender_that_fails_in_a_round_does_not_stop_the_others(self):
@@ -323,6 +328,36 @@ class TestFigures:
         assert found == [Ratio(name, [1, 0.5])]
         assert found[0].median == 0.75
 
+    def test_native_is_compared_in_time_and_in_processor_time(self):
+        times = {"seconds": (4, 4), "cpu_seconds": [3, 5]}
+        plain = entry(form=PLAIN, multiply_adds_per_pixel=3, **times)
+        native = entry(
+            runtime="native",
+            seconds=(1, 2),
+            cpu_seconds=[1.5, 2],
+            multiply_adds_per_pixel=3,
+        )
+        compact = entry("compact", (1, 1), multiply_adds_per_pixel=1)
+        compact.cpu_seconds = [1, 1]
+        onnx = "in ONNX Runtime float32"
+        assert rounds.ratios([plain, native, compact]) == [
+            Ratio(f"a: time of native / plain export {onnx}", [0.25, 0.5]),
+            Ratio(f"a: GFLOP/s in the native runtime / Compact's {onnx}", [3, 1.5]),
+        ]
+        what = f"a: CPU time of native / plain export {onnx}"
+        found = rounds.ratios([plain, native, compact], cpu_time=True)
+        assert found[0] == Ratio(what, [0.5, 0.4])
+        rate = "a: GFLOP per CPU second in the native runtime / Compact's "
+        assert found[1] == Ratio(f"{rate}{onnx}", [2, 1.5])
+
+    def test_processor_time_is_a_column_on_request(self):
+        one = entry(seconds=(0.020,), cpu_seconds=[0.03], multiply_adds_per_pixel=1e6)
+        lines = as_table(self.report(one)).splitlines()
+        assert "CPU ms" not in "".join(lines)
+        *_, names, row = as_table(self.report(one, cpu_time=True)).splitlines()
+        assert names.split()[7:10] == ["CPU", "ms", "MP/s"]
+        assert row.split()[9] == "30.0"
+
     def test_a_contender_with_a_reason_makes_no_ratio(self):
         ours = entry("aether_small", (2, 8), multiply_adds_per_pixel=2)
         compact = entry("compact", (1,), multiply_adds_per_pixel=1, reason="failed")
@@ -359,12 +394,12 @@ class TestMemory:
     def test_a_process_that_takes_too_long_is_ended(self, model):
         who = Contender("tiny", "model", FUSED, "pytorch", "float32", 2)
         with pytest.raises(AetherError, match="more than 0 seconds"):
-            peak_memory(who, model, "cpu", natural_image(8, 8).numpy(), timeout=0.01)
+            peak_memory(who, model, "cpu", natural_image(8, 8), timeout=0.01)
 
     def test_holds_at_least_what_it_makes(self, model):
         who = Contender("tiny", "model", FUSED, "pytorch", "float32", 2)
         size = 256
-        image = natural_image(size, size).numpy()
+        image = natural_image(size, size)
         peak = peak_memory(who, model, "cpu", image)
         if peak is None:
             pytest.skip("this system does not report a process's memory")
@@ -374,7 +409,7 @@ class TestMemory:
 
     def test_passes_on_the_error(self, tmp_path):
         who = Contender("gone", "model", REWRITTEN, "pytorch", "float32", 2)
-        image = natural_image(8, 8).numpy()
+        image = natural_image(8, 8)
         with pytest.raises(AetherError, match="There is no such file") as caught:
             peak_memory(who, tmp_path / "gone.pth", "cpu", image)
         assert caught.value.path == tmp_path / "gone.pth"
@@ -414,7 +449,7 @@ class TestPeers:
         if form == "fused":
             network.fuse()
         counted = count_multiply_adds(network, 16, 24)
-        assert counted == multiply_adds_per_pixel(network)
+        assert counted == multiply_adds_per_pixel(network.hyperparameters)
 
     def test_folded_span_is_the_same_function(self):
         from spandrel.architectures.SPAN import SPAN

@@ -5,7 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import lively_network, random_image, run, without_hidden
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -18,6 +20,7 @@ from aethernet.checkpoints.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from aethernet.checkpoints.rewrites import as_tensors
 from aethernet.errors import (
     AetherError,
     CheckpointError,
@@ -33,7 +36,8 @@ def load_key(path, key):
 def same_weights(checkpoint, network):
     wanted = network.state_dict()
     assert checkpoint.state_dict.keys() == wanted.keys()
-    assert all(torch.equal(checkpoint.state_dict[k], v) for k, v in wanted.items())
+    found = as_tensors(checkpoint.state_dict)
+    assert all(torch.equal(found[k], v) for k, v in wanted.items())
     return True
 
 
@@ -137,7 +141,9 @@ class TestReading:
         path = tmp_path / "model.pth"
         torch.save(network.state_dict(), path, _use_new_zipfile_serialization=False)
         checkpoint = load_checkpoint(path)
-        assert checkpoint.dtype == torch.bfloat16
+        assert checkpoint.dtype == "bfloat16"
+        for key, value in network.state_dict().items():
+            assert np.array_equal(checkpoint.state_dict[key], value.float()), key
         assert checkpoint.build().conv_first.weight.dtype == torch.float32
 
     def test_derives_everything_and_builds_the_network(self, tmp_path):
@@ -175,14 +181,6 @@ class TestReading:
             load_checkpoint(path, CheckpointOptions(**wrong))
         assert raised.value.path == path
         assert "Leave this option out" in raised.value.hint
-
-    def test_the_reference_computes_on_the_device_of_the_options(self, tmp_path):
-        path = tmp_path / "model.pth"
-        torch.save(lively_network().state_dict(), path)
-        for device in ("cpu", "meta"):
-            found = load_checkpoint(path, CheckpointOptions(device=device))
-            assert found.reference().conv_first.weight.device.type == device
-            assert found.build().conv_first.weight.device.type == "cpu"
 
     def test_only_a_number_of_steps_counts_as_iterations(self, tmp_path):
         path = tmp_path / "net.pth"
@@ -337,7 +335,7 @@ class TestBadFiles:
 
 class TestWriting:
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
     @pytest.mark.parametrize("fused", [False, True])
     def test_round_trip(self, tmp_path, suffix, dtype, fused):
         network = lively_network(scale=3, in_chans=1, sk_kernel=5)
@@ -346,7 +344,7 @@ class TestWriting:
         path = tmp_path / f"model{suffix}"
         save_checkpoint(network, path, dtype)
         checkpoint = load_checkpoint(path)
-        assert same_weights(checkpoint, network.to(dtype))
+        assert same_weights(checkpoint, network.to(getattr(torch, dtype)))
         assert checkpoint.dtype == dtype
         assert checkpoint.form == ("fused" if fused else "training")
         assert without_hidden(tmp_path) == [path.name]
@@ -420,14 +418,14 @@ class TestWriting:
         with torch.no_grad():
             network.conv_first.weight.mul_(1e6)
         with pytest.raises(CheckpointError, match="not finite"):
-            save_checkpoint(network, tmp_path / "model.pth", torch.float16)
+            save_checkpoint(network, tmp_path / "model.pth", "float16")
         assert without_hidden(tmp_path) == []
 
     def test_other_suffixes_and_dtypes_are_refused(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"neither \.safetensors nor \.pth"):
             save_checkpoint(lively_network(), tmp_path / "model.ckpt")
         with pytest.raises(CheckpointError, match="float32 or float16"):
-            save_checkpoint(lively_network(), tmp_path / "model.pth", torch.float64)
+            save_checkpoint(lively_network(), tmp_path / "model.pth", "float64")
 
     def test_missing_folder_and_folder_as_target(self, tmp_path):
         with pytest.raises(AetherError, match="does not exist"):
@@ -456,13 +454,15 @@ class TestWriting:
         assert without_hidden(tmp_path) == [path.name]
 
 
-def test_loading_a_checkpoint_imports_torch_and_nothing_else_that_is_heavy(tmp_path):
-    path = tmp_path / "model.pth"
+@pytest.mark.parametrize(
+    ("suffix", "needed"), [(".safetensors", ["safetensors"]), (".pth", ["torch"])]
+)
+def test_loading_a_checkpoint_imports_what_its_format_needs(tmp_path, suffix, needed):
+    path = tmp_path / f"model{suffix}"
     save_checkpoint(lively_network(), path)
-    heavy = ("numpy", "pyvips", "onnx", "onnxruntime", "safetensors", "spandrel")
+    heavy = ("pyvips", "onnx", "onnxruntime", "safetensors", "spandrel", "torch")
     code = (
-        "import sys, torch; before = set(sys.modules); import aethernet;"
-        "aethernet.load_checkpoint(sys.argv[1]);"
-        f"print([m for m in {heavy} if m in set(sys.modules) - before])"
+        "import sys, aethernet; aethernet.load_checkpoint(sys.argv[1]);"
+        f"print([m for m in {heavy} if m in sys.modules])"
     )
-    assert run("-c", code, path).stdout.strip() == "[]"
+    assert run("-c", code, path).stdout.strip() == str(needed)

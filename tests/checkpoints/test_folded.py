@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import ROOT, SHIPPED_MODEL, lively_network, random_image
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
@@ -21,9 +23,8 @@ from aethernet.aether_core import (
     hyperparameters_from_state_dict,
 )
 from aethernet.checkpoints import layout
-from aethernet.checkpoints.arrays import load_arrays
 from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from aethernet.checkpoints.folded import fold, load_folded
+from aethernet.checkpoints.folded import fold
 from aethernet.checkpoints.reference import erf, evaluate
 from aethernet.errors import AetherError, CheckpointError
 
@@ -80,7 +81,7 @@ class TestFolding:
             np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
 
     def test_the_shipped_model(self):
-        folded = load_folded(SHIPPED_MODEL)
+        folded = load_checkpoint(SHIPPED_MODEL).folded
         image = random_image(1, 3, 16, 24)
         with torch.inference_mode():
             expected = load_checkpoint(SHIPPED_MODEL).build()(image).numpy()
@@ -155,6 +156,38 @@ class TestLayout:
     def test_tables_are_those_of_the_network(self):
         assert layout.VARIANTS == VARIANTS
         assert layout.UPSAMPLE_FACTORS == UPSAMPLE_FACTORS
+
+    @pytest.mark.parametrize("scale", UPSAMPLE_FACTORS)
+    def test_the_receptive_radius_is_that_of_the_network(self, scale):
+        for arguments in ({"depths": (3, 1)}, {"lk_kernel": 13, "depths": (2,)}):
+            network = lively_network(scale=scale, **arguments)
+            expected = network.receptive_radius
+            assert layout.receptive_radius(network.hyperparameters) == expected
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"in_chans": 0},
+            {"embed_dim": -1},
+            {"mlp_ratio": 0.01},
+            {"mlp_ratio": math.inf},
+            {"depths": ()},
+            {"depths": (2, 0)},
+            {"lk_kernel": 6},
+            {"sk_kernel": 2},
+            {"sk_kernel": 9},
+            {"scale": 5},
+            {"img_range": 0.0},
+            {"img_range": math.inf},
+        ],
+    )
+    def test_impossible_arguments_are_those_of_the_network(self, wrong):
+        right = lively_network().hyperparameters
+        layout.check_arguments(right)
+        with pytest.raises(ValueError, match="AetherNet"):
+            AetherNet(**{**right, **wrong})
+        with pytest.raises((ValueError, OverflowError)):
+            layout.check_arguments({**right, **wrong})
 
     @pytest.mark.parametrize("fused", [False, True])
     @pytest.mark.parametrize(
@@ -235,16 +268,21 @@ class TestLayout:
 
 
 class TestReading:
-    def test_finds_what_the_other_reader_finds(self, tmp_path):
+    def test_both_formats_hold_the_same(self, tmp_path):
         for network in both_forms(sk_kernel=5, img_range=255.0, drop_rate=0.1):
             path = tmp_path / "model.safetensors"
             save_checkpoint(network, path)
-            found, expected = load_arrays(path), load_checkpoint(path)
-            assert found.hyperparameters == expected.hyperparameters
-            assert found.metadata == expected.metadata
-            assert found.variant == expected.variant
-            for key, value in expected.state_dict.items():
+            save_checkpoint(network, tmp_path / "model.pth")
+            found, other = (
+                load_checkpoint(path),
+                load_checkpoint(tmp_path / "model.pth"),
+            )
+            assert found.hyperparameters == other.hyperparameters
+            assert found.metadata == {**other.metadata, "format": "pt"}
+            assert found.dtype == other.dtype == "float32"
+            for key, value in network.state_dict().items():
                 assert np.array_equal(found.state_dict[key], value.numpy()), key
+                assert np.array_equal(other.state_dict[key], value.numpy()), key
 
     @pytest.mark.parametrize(
         "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -252,16 +290,17 @@ class TestReading:
     def test_reads_every_floating_point_type(self, tmp_path, dtype):
         state_dict = lively_network().to(dtype).state_dict()
         save_file(state_dict, tmp_path / "model.safetensors")
-        found = load_arrays(tmp_path / "model.safetensors").state_dict
+        found = load_checkpoint(tmp_path / "model.safetensors")
+        assert found.dtype == str(dtype).removeprefix("torch.")
         for key, value in state_dict.items():
-            assert np.array_equal(found[key], value.double().numpy()), key
+            assert np.array_equal(found.state_dict[key], value.double().numpy()), key
 
     def test_prefixes_and_counters_of_trainers_are_dropped(self, tmp_path):
         state_dict = lively_network().state_dict()
         wrapped = {f"module._orig_mod.{key}": v for key, v in state_dict.items()}
         wrapped["module.n_averaged"] = torch.tensor(3)
         save_file(wrapped, tmp_path / "model.safetensors")
-        assert load_arrays(tmp_path / "model.safetensors").state_dict.keys() == set(
+        assert load_checkpoint(tmp_path / "model.safetensors").state_dict.keys() == set(
             state_dict
         )
 
@@ -271,7 +310,9 @@ class TestReading:
         image = random_image(1, 3, 5, 6)
         with torch.inference_mode():
             expected = network(image).numpy()
-        output = evaluate(load_folded(tmp_path / "model.safetensors"), image.numpy())
+        output = evaluate(
+            load_checkpoint(tmp_path / "model.safetensors").folded, image.numpy()
+        )
         np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize(
@@ -289,29 +330,27 @@ class TestReading:
         state_dict = lively_network().state_dict()
         save_file(state_dict, tmp_path / "model.safetensors", metadata)
         with pytest.raises(CheckpointError, match=r"metadata is damaged"):
-            load_arrays(tmp_path / "model.safetensors")
+            load_checkpoint(tmp_path / "model.safetensors")
 
     def test_weights_that_are_not_finite_or_not_float_are_errors(self, tmp_path):
         path = tmp_path / "model.safetensors"
         state_dict = lively_network().state_dict()
         save_file({**state_dict, "norm.bias": torch.full((12,), math.nan)}, path)
         with pytest.raises(CheckpointError, match=r"norm\.bias.*NaN"):
-            load_arrays(path)
+            load_checkpoint(path)
         save_file({**state_dict, "norm.bias": torch.ones(12, dtype=torch.int8)}, path)
-        with pytest.raises(CheckpointError, match=r"norm\.bias.*I8"):
-            load_arrays(path)
+        with pytest.raises(CheckpointError, match=r"norm\.bias.*int8"):
+            load_checkpoint(path)
 
     def test_other_files_are_errors(self, tmp_path):
         (tmp_path / "a.safetensors").write_bytes(b"no such thing")
         (tmp_path / "empty.safetensors").write_bytes(b"")
-        for name in ("a.safetensors", "empty.safetensors"):
-            with pytest.raises(CheckpointError, match=r"Not a \.safetensors file"):
-                load_arrays(tmp_path / name)
-        (tmp_path / "a.pth").write_bytes(b"PK")
-        with pytest.raises(CheckpointError, match="Install PyTorch"):
-            load_arrays(tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=r"Not a \.safetensors file"):
+            load_checkpoint(tmp_path / "a.safetensors")
+        with pytest.raises(CheckpointError, match="empty"):
+            load_checkpoint(tmp_path / "empty.safetensors")
         with pytest.raises(AetherError, match="no such file"):
-            load_arrays(tmp_path / "b.safetensors")
+            load_checkpoint(tmp_path / "b.safetensors")
 
 
 def test_no_module_of_it_imports_torch():

@@ -1,10 +1,9 @@
 import pytest
-import torch
-from helpers import SHIPPED_MODEL, lively_network
+from helpers import HAS_TORCH, SHIPPED_MODEL, lively_file, lively_network
 
-from aethernet.aether_core import aether_medium
-from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.info import describe_file
+from aethernet.checkpoints.layout import VARIANTS
 from aethernet.checkpoints.onnx import ExportOptions, export_onnx
 from aethernet.commands.main import main
 from aethernet.errors import AetherError
@@ -36,7 +35,10 @@ def test_shipped_model():
     assert any("aethernet_version" in line for line in found["metadata"])
 
 
+@pytest.mark.skipif(not HAS_TORCH, reason="needs PyTorch")
 def test_training_checkpoint_with_two_state_dicts(tmp_path):
+    import torch
+
     network = lively_network(scale=1, in_chans=1, sk_kernel=5)
     weights = network.half().state_dict()
     torch.save({"params": weights, "params_ema": weights}, tmp_path / "net_g.pth")
@@ -53,16 +55,16 @@ def test_training_checkpoint_with_two_state_dicts(tmp_path):
 
 
 def test_named_variant_in_training_form(tmp_path):
-    save_checkpoint(aether_medium(scale=4), tmp_path / "m.pth")
-    found = facts(tmp_path / "m.pth")
+    path = tmp_path / "m.safetensors"
+    found = facts(lively_file(path, **VARIANTS["aether_medium"], scale=4))
     assert found["variant"] == ["aether_medium"]
     assert found["parameters"] == ["4,701,827"]
 
 
 def test_onnx_file_of_ours(tmp_path, capsys):
-    save_checkpoint(lively_network(depths=(1,), scale=4), tmp_path / "m.pth")
+    source = lively_file(tmp_path / "m.safetensors", depths=(1,), scale=4)
     options = ExportOptions(dynamic=True)
-    export_onnx(load_checkpoint(tmp_path / "m.pth"), tmp_path / "m.onnx", options)
+    export_onnx(load_checkpoint(source), tmp_path / "m.onnx", options)
     found = facts(tmp_path / "m.onnx")
     assert found["form"] == ["fused"]
     assert found["scale"] == ["4x"]
@@ -74,7 +76,7 @@ def test_onnx_file_of_ours(tmp_path, capsys):
 
 
 def test_foreign_and_damaged_onnx(tmp_path):
-    onnx = pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
+    onnx = pytest.importorskip("onnx", reason="needs pip install onnx onnxruntime")
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, "n"])
     result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, "n"])
     node = onnx.helper.make_node("Relu", ["x"], ["y"])

@@ -4,11 +4,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-from helpers import SHIPPED_MODEL, lively_network, without_hidden
+from helpers import SHIPPED_MODEL, lively_arrays, lively_file, without_hidden
 from PIL import Image
 
-from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint, write_checkpoint
 from aethernet.checkpoints.int8 import export_int8
 from aethernet.checkpoints.onnx import ExportOptions, ShapeRange
 from aethernet.checkpoints.verification import natural_image
@@ -16,13 +15,13 @@ from aethernet.commands.main import main
 from aethernet.errors import VerificationError
 from aethernet.pictures.calibration import calibration_pictures
 
-REASON = "needs onnx and onnxruntime: pip install -e '.[onnx]'"
+REASON = "needs pip install onnx onnxruntime"
 onnx = pytest.importorskip("onnx", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 
 
 def save_picture(path, image):
-    pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    pixels = np.rint(image[0].transpose(1, 2, 0) * 255).astype(np.uint8)
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.squeeze(pixels)).save(path)
 
@@ -31,7 +30,7 @@ def save_picture(path, image):
 def folder(tmp_path_factory):
     """A checkpoint, and pictures: two in colour, one in a subfolder, and a gray one."""
     folder = tmp_path_factory.mktemp("int8")
-    save_checkpoint(lively_network(depths=(1,)), folder / "model.safetensors")
+    lively_file(folder / "model.safetensors", depths=(1,))
     save_picture(folder / "pictures/a.png", natural_image(64, 96))
     save_picture(folder / "pictures/more/b.jpg", natural_image(70, 60))
     save_picture(folder / "pictures/gray.png", natural_image(40, 40, 1))
@@ -121,11 +120,11 @@ def test_a_file_below_the_psnr_is_refused_unless_allowed(folder, tmp_path, capsy
 
 
 def test_a_network_that_int8_ruins_is_refused_by_default(folder, tmp_path):
-    network = lively_network(depths=(1,))
-    with torch.no_grad():  # one activation far beyond the others uses all the steps
-        network.layers[0][0].ffn.fc1_main.bias[0] = 3e4
-        network.layers[0][0].ffn.fc2.weight[:, 0] = 1e-5
-    save_checkpoint(network, tmp_path / "model.safetensors")
+    weights, arguments = lively_arrays(depths=(1,))
+    # One activation far beyond the others uses all the steps.
+    weights["layers.0.0.ffn.fc1_main.bias"][0] = 3e4
+    weights["layers.0.0.ffn.fc2.weight"][:, 0] = 1e-5
+    write_checkpoint(weights, arguments, tmp_path / "model.safetensors")
     size = (1, 24, 32)
     with pytest.raises(VerificationError, match="less than 40 dB"):
         export_int8(

@@ -4,21 +4,21 @@ import re
 
 import numpy as np
 import pytest
-import torch
-from helpers import SHIPPED_MODEL, lively_network, random_image, without_hidden
+from helpers import (
+    SHIPPED_MODEL,
+    lively_arrays,
+    lively_folded,
+    random_array,
+    without_hidden,
+)
 
-from aethernet.checkpoints.folded import fold, load_folded
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.folded import fold
 from aethernet.checkpoints.ncnn import to_ncnn, write_ncnn
 from aethernet.checkpoints.reference import evaluate
 from aethernet.errors import AetherError
 
 SIZES = [(1, 1), (1, 7), (3, 1), (2, 2), (13, 17)]
-
-
-def folded_network(**arguments):
-    network = lively_network(**arguments)
-    state_dict = {key: value.numpy() for key, value in network.state_dict().items()}
-    return network, fold(state_dict, network.img_range)
 
 
 def loaded(path):
@@ -52,14 +52,13 @@ class TestFunction:
         ],
     )
     def test_is_that_of_the_network_on_every_size(self, tmp_path, scale, arguments):
-        network, folded = folded_network(scale=scale, depths=(1,), **arguments)
+        network, folded = lively_folded(scale=scale, depths=(1,), **arguments)
         write_ncnn(folded, tmp_path / "model.param")
         run = loaded(tmp_path / "model.param")
         for size in SIZES:
-            image = random_image(1, network.in_chans, *size)
-            with torch.inference_mode():
-                expected = network(image)[0].numpy()
-            output = run(image[0].numpy()).reshape(expected.shape)
+            image = random_array(1, folded.in_chans, *size)
+            expected = network(image)[0]
+            output = run(image[0]).reshape(expected.shape)
             # Float32 in another order of sums, on values around 1 to 4.
             np.testing.assert_allclose(output, expected, rtol=0, atol=2e-5)
 
@@ -67,18 +66,18 @@ class TestFunction:
         ("precision", "limit"), [("float32", 2e-6), ("float16", 1e-3)]
     )
     def test_the_shipped_model(self, tmp_path, precision, limit):
-        folded = load_folded(SHIPPED_MODEL)
+        folded = load_checkpoint(SHIPPED_MODEL).folded
         write_ncnn(folded, tmp_path / "model.param", precision)
         run = loaded(tmp_path / "model.param")
         for size in ((1, 1), (7, 5), (13, 17), (9, 31), (24, 32)):
-            image = random_image(1, 3, *size).numpy()
+            image = random_array(1, 3, *size)
             error = np.abs(run(image[0]) - evaluate(folded, image)[0]).max()
             assert error < limit, size
 
 
 class TestFiles:
     def test_count_their_layers_and_blobs(self):
-        _, folded = folded_network(scale=4)
+        _, folded = lively_folded(scale=4)
         magic, counts, *layers = to_ncnn(folded)[0].splitlines()
         assert magic == "7767517"
         written = [line.split() for line in layers]
@@ -91,7 +90,7 @@ class TestFiles:
         assert sorted([*used, "output"]) == sorted(made)
 
     def test_names_are_those_that_clients_expect(self):
-        _, folded = folded_network()
+        _, folded = lively_folded()
         lines = to_ncnn(folded)[0].splitlines()
         assert re.fullmatch(r"Input +data +0 1 data", lines[2])
         assert lines[-1].split()[5] == "output"
@@ -99,21 +98,21 @@ class TestFiles:
     def test_layers_are_those_that_upscayl_has(self):
         kinds = set()
         for scale in (1, 2, 4):
-            _, folded = folded_network(scale=scale)
+            _, folded = lively_folded(scale=scale)
             lines = to_ncnn(folded)[0].splitlines()[2:]
             kinds |= {line.split()[0] for line in lines}
         known = {"BinaryOp", "Convolution", "ConvolutionDepthWise", "GELU", "Input"}
         assert kinds == known | {"PixelShuffle", "ReLU", "Split"}
 
     def test_float16_halves_the_weights(self):
-        _, folded = folded_network()
+        _, folded = lively_folded()
         text, content = to_ncnn(folded)
         other, half = to_ncnn(folded, "float16")
         assert text == other
         assert 0.5 < len(half) / len(content) < 0.6
 
     def test_are_written_together(self, tmp_path):
-        _, folded = folded_network()
+        _, folded = lively_folded()
         write_ncnn(folded, tmp_path / "model.param")
         text, content = to_ncnn(folded)
         assert without_hidden(tmp_path) == ["model.bin", "model.param"]
@@ -121,14 +120,13 @@ class TestFiles:
         assert (tmp_path / "model.bin").read_bytes() == content
 
     def test_refusals(self, tmp_path):
-        network, folded = folded_network()
+        _, folded = lively_folded()
         with pytest.raises(AetherError, match=r"not \.param"):
             write_ncnn(folded, tmp_path / "model.bin")
         with pytest.raises(AetherError, match="bfloat16"):
             write_ncnn(folded, tmp_path / "model.param", "bfloat16")
-        with torch.no_grad():
-            network.conv_after_body.weight[0, 0, 0, 0] = 1e5
-        state_dict = {key: value.numpy() for key, value in network.state_dict().items()}
+        state_dict, _ = lively_arrays()
+        state_dict["conv_after_body.weight"][0, 0, 0, 0] = 1e5
         with pytest.raises(AetherError, match=r"after_body .* 65504"):
             write_ncnn(fold(state_dict), tmp_path / "model.param", "float16")
         assert without_hidden(tmp_path) == []

@@ -2,10 +2,13 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import (
     ONNX_SCRIPT,
     SHIPPED_MODEL,
@@ -20,8 +23,10 @@ from helpers import (
 import aethernet
 from aethernet.checkpoints import onnx as onnx_export
 from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.comparison import VERIFICATIONS
+from aethernet.checkpoints.folded import Convolution
 from aethernet.checkpoints.onnx import ExportOptions, ShapeRange, export_onnx
-from aethernet.checkpoints.rewrites import rewritten
+from aethernet.checkpoints.rewrites import fold_network, rewritten, run_network
 from aethernet.checkpoints.verification import (
     compare,
     natural_image,
@@ -30,7 +35,7 @@ from aethernet.checkpoints.verification import (
 from aethernet.commands.main import main
 from aethernet.errors import AetherError, VerificationError
 
-REASON = "needs onnx and onnxruntime: pip install -e '.[onnx]'"
+REASON = "needs pip install onnx onnxruntime"
 onnx = pytest.importorskip("onnx", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 
@@ -61,7 +66,7 @@ def largest_input(network, name):
     hook = module.register_forward_pre_hook(lambda _, x: seen.append(x[0].abs().max()))
     with torch.inference_mode():
         for image in verification_frames(*SMALL.typical[1:]).values():
-            network(image)
+            network(torch.from_numpy(image))
     hook.remove()
     return max(seen).item()
 
@@ -130,10 +135,13 @@ class TestFreeSizes:
         assert b".py" not in content
         assert b"stack_trace" not in content
 
-    def test_reports_five_frames_and_five_sizes(self, free):
-        differences = free[2].differences
+    @pytest.mark.parametrize("verify", VERIFICATIONS)
+    def test_reports_five_frames_and_sizes(self, free, tmp_path, verify):
+        source = free[0].with_name("model.safetensors")
+        target = tmp_path / "model.onnx"
+        differences = write(source, target, dynamic=True, verify=verify).differences
         assert set(verification_frames(2, 2)) <= set(differences)
-        assert len(differences) == 10
+        assert len(differences) == {"quick": 7, "full": 10}[verify]
         assert any("1x1" in name for name in differences)
         assert all(0 <= d.max_abs_error < 1e-4 for d in differences.values())
 
@@ -208,7 +216,10 @@ class TestFixedSize:
             expected = network(image).numpy()
         np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
         assert "Shapes" not in result.trtexec
-        assert len(result.differences) == 5
+        assert len(result.differences) == 7  # of the same graph with free sizes
+        full = write(source, target, shapes=shapes, verify="full")
+        assert len(full.differences) == 5
+        assert "natural image" in full.differences
 
 
 class TestFloat16:
@@ -235,6 +246,26 @@ class TestFloat16:
         assert {weights[n.input[1]] for n in convs} == {half}
         assert "--stronglyTyped" in result.trtexec
 
+    def test_input_and_output_are_float32_on_request(self, tmp_path):
+        source, network = checkpoint(tmp_path)
+        target = tmp_path / "model.onnx"
+        result = write(
+            source, target, dynamic=True, precision="float16", float32_io=True, atol=0.1
+        )
+        graph = onnx.load(target).graph
+        for value in (*graph.input, *graph.output):
+            assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        weights = {i.name: i.data_type for i in graph.initializer}
+        convs = [n for n in graph.node if n.op_type == "Conv"]
+        assert {weights[n.input[1]] for n in convs} == {onnx.TensorProto.FLOAT16}
+        assert all(d.max_abs_error > 1e-6 for d in result.differences.values())
+        metadata = {e.key: e.value for e in onnx.load(target).metadata_props}
+        assert metadata["precision"] == "float16"
+        image = natural_image(9, 7)
+        output = session(target).run(None, {"input": image})[0]
+        assert output.dtype == np.float32
+        assert compare(output, run_network(network, image)).psnr > 40
+
 
 class TestBfloat16:
     def test_computes_shipped_bfloat16_between_float32_input_and_output(
@@ -259,9 +290,8 @@ class TestBfloat16:
         assert all(40 <= d.psnr < 80 for d in differences.values())
         # PyTorch in bfloat16 has a similar error; it sums in another order.
         image = natural_image(32, 48)
-        with torch.inference_mode():
-            half = rewritten(network, "bfloat16")(image)
-            psnr = compare(half, network(image)).psnr
+        half = run_network(rewritten(fold_network(network), "bfloat16"), image)
+        psnr = compare(half, run_network(network, image)).psnr
         assert abs(psnr - differences["natural image"].psnr) < 4
 
     def test_an_opset_without_bfloat16_convolutions_is_refused(self, tmp_path):
@@ -278,12 +308,9 @@ class TestRefusals:
         target.write_bytes(b"an older file")
         to_onnx = onnx_export.to_onnx
 
-        def wrong(found, *rest):
-            found.state_dict["conv_last.bias"].add_(0.05)
-            try:
-                return to_onnx(found, *rest)
-            finally:
-                found.state_dict["conv_last.bias"].sub_(0.05)
+        def wrong(folded, *rest):
+            first = Convolution(folded.first.weight, folded.first.bias + 0.05)
+            return to_onnx(replace(folded, first=first), *rest)
 
         monkeypatch.setattr(onnx_export, "to_onnx", wrong)
         with pytest.raises(VerificationError, match="Nothing was written"):
@@ -361,6 +388,29 @@ class TestRefusals:
             write(tmp_path / "model.safetensors", tmp_path / "m.onnx", shapes=SMALL)
         assert without_hidden(tmp_path) == ["model.safetensors"]
 
+    def test_a_fixed_size_that_differs_from_free_sizes_is_refused(
+        self, tmp_path, monkeypatch
+    ):
+        source, _ = checkpoint(tmp_path)
+        to_onnx = onnx_export.to_onnx
+
+        def wrong(folded, writing):
+            model = to_onnx(folded, writing)
+            if writing.size:
+                model.graph.initializer[1].raw_data = bytes(
+                    len(model.graph.initializer[1].raw_data)
+                )
+            return model
+
+        monkeypatch.setattr(onnx_export, "to_onnx", wrong)
+        with pytest.raises(VerificationError, match="fixed size differs"):
+            write(source, tmp_path / "m.onnx", shapes=SMALL)
+        assert without_hidden(tmp_path) == ["model.safetensors"]
+
+    def test_an_unknown_verification_is_refused(self):
+        with pytest.raises(AetherError, match="no verification 'slow'"):
+            ExportOptions(verify="slow")
+
     @pytest.mark.parametrize("limit", [-1, float("nan")])
     def test_negative_limits_and_nan_are_refused(self, tmp_path, limit):
         source, _ = checkpoint(tmp_path)
@@ -399,6 +449,7 @@ class TestCommandAndScript:
         words += ["--model_type", "aether", "--scale", 1, "--input_channels", 3]
         words += ["--dynamic_shapes", "--opset_version", 17, "--fp_mode", "fp32"]
         words += ["--verify_onnx", "--atol", 1e-3, "--rtol", 1e-3, "--device", "cpu"]
+        words += ["--verify", "full", "--io", "float32"]
         for bound, size in (("min", 16), ("opt", 48), ("max", 96)):
             words += [f"--{bound}_height", size, f"--{bound}_width", 2 * size]
             words += [f"--{bound}_batch_size", 1]
@@ -406,6 +457,7 @@ class TestCommandAndScript:
         printed = capsys.readouterr().out
         assert "training form" in printed
         assert "checkerboard" in printed
+        assert "3 x 31x33" in printed  # a size of the full verification
         line = printed.splitlines()[-1]
         assert line.startswith("trtexec ")
         assert f"'--onnx={target}'" in line

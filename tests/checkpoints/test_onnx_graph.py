@@ -5,11 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-from helpers import SHIPPED_MODEL, lively_network, random_image
+from helpers import SHIPPED_MODEL, lively_arrays, lively_folded, random_array
 
-from aethernet.checkpoints.arrays import load_arrays
-from aethernet.checkpoints.folded import fold, load_folded
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.folded import fold
 from aethernet.checkpoints.onnx_graph import (
     BFLOAT16_OPSET,
     Writing,
@@ -19,17 +18,11 @@ from aethernet.checkpoints.onnx_graph import (
 from aethernet.checkpoints.reference import evaluate
 from aethernet.errors import AetherError
 
-REASON = "needs onnx and onnxruntime: pip install -e '.[onnx]'"
+REASON = "needs pip install onnx onnxruntime"
 onnx = pytest.importorskip("onnx", reason=REASON)
 onnxruntime = pytest.importorskip("onnxruntime", reason=REASON)
 
 SIZES = [(1, 1), (1, 7), (3, 1), (2, 2), (13, 17)]
-
-
-def folded_network(**arguments):
-    network = lively_network(**arguments)
-    state_dict = {key: value.numpy() for key, value in network.state_dict().items()}
-    return network, fold(state_dict, network.img_range)
 
 
 def session(model):
@@ -46,8 +39,8 @@ def psnr(output, expected):
 @pytest.fixture(scope="module")
 def shipped():
     """The shipped model, a picture, and what it makes of it."""
-    folded = load_folded(SHIPPED_MODEL)
-    image = random_image(1, 3, 24, 32).numpy()
+    folded = load_checkpoint(SHIPPED_MODEL).folded
+    image = random_array(1, 3, 24, 32)
     return folded, image, evaluate(folded, image)
 
 
@@ -60,31 +53,28 @@ class TestFunction:
         ids=["default", "opset 20", "LayerNorm in parts"],
     )
     def test_is_that_of_the_network_on_every_size(self, scale, arguments, writing):
-        network, folded = folded_network(scale=scale, depths=(1,), **arguments)
+        network, folded = lively_folded(scale=scale, depths=(1,), **arguments)
         run = session(to_onnx(folded, writing)).run
         for size in SIZES:
-            image = random_image(2, network.in_chans, *size)
-            with torch.inference_mode():
-                expected = network(image).numpy()
-            output = run(["output"], {"input": image.numpy()})[0]
+            image = random_array(2, folded.in_chans, *size)
+            expected = network(image)
+            output = run(["output"], {"input": image})[0]
             # Float32 in another order of sums, on values around 1 to 4.
             np.testing.assert_allclose(output, expected, rtol=0, atol=2e-5)
 
     def test_fused_form_odd_widths_and_kernels(self):
         arguments = {"mlp_ratio": 2.6, "lk_kernel": 9, "sk_kernel": 5, "in_chans": 4}
-        network, folded = folded_network(**arguments)
-        image = random_image(1, 4, 9, 6)
-        with torch.inference_mode():
-            expected = network(image).numpy()
-        output = session(to_onnx(folded)).run(None, {"input": image.numpy()})[0]
+        network, folded = lively_folded(**arguments)
+        image = random_array(1, 4, 9, 6)
+        expected = network(image)
+        output = session(to_onnx(folded)).run(None, {"input": image})[0]
         np.testing.assert_allclose(output, expected, rtol=0, atol=2e-5)
 
     def test_one_channel_inside(self):  # which is depthwise and dense at once
-        network, folded = folded_network(embed_dim=1, mlp_ratio=1.0, scale=1)
-        image = random_image(1, 3, 5, 6)
-        with torch.inference_mode():
-            expected = network(image).numpy()
-        output = session(to_onnx(folded)).run(None, {"input": image.numpy()})[0]
+        network, folded = lively_folded(embed_dim=1, mlp_ratio=1.0, scale=1)
+        image = random_array(1, 3, 5, 6)
+        expected = network(image)
+        output = session(to_onnx(folded)).run(None, {"input": image})[0]
         np.testing.assert_allclose(output, expected, rtol=0, atol=2e-5)
 
 
@@ -114,7 +104,7 @@ class TestHalfPrecision:
 
     @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
     def test_layer_norm_is_float32_and_convolutions_are_not(self, precision):
-        _, folded = folded_network()
+        _, folded = lively_folded()
         model = to_onnx(folded, Writing(precision))
         graph = onnx.shape_inference.infer_shapes(model).graph
         kinds = onnx.TensorProto
@@ -129,7 +119,7 @@ class TestHalfPrecision:
         assert model.opset_import[0].version == version
 
     def test_bfloat16_weights_are_rounded_to_the_nearest(self):
-        _, folded = folded_network()
+        _, folded = lively_folded()
         ml_dtypes = pytest.importorskip("ml_dtypes")
         model = to_onnx(folded, Writing("bfloat16"))
         weights = {w.name: w for w in model.graph.initializer}
@@ -138,17 +128,15 @@ class TestHalfPrecision:
         assert np.array_equal(found.astype(np.float32), expected.astype(np.float32))
 
     def test_a_weight_beyond_float16_is_named(self):
-        network = lively_network()
-        with torch.no_grad():
-            network.conv_after_body.weight[0, 0, 0, 0] = 1e5
-        state_dict = {key: value.numpy() for key, value in network.state_dict().items()}
+        state_dict, _ = lively_arrays()
+        state_dict["conv_after_body.weight"][0, 0, 0, 0] = 1e5
         with pytest.raises(AetherError, match=r"after_body\.weight .* 65504"):
             to_onnx(fold(state_dict), Writing("float16"))
 
 
 class TestFile:
     def test_names_types_and_free_sizes(self):
-        _, folded = folded_network(scale=3)
+        _, folded = lively_folded(scale=3)
         graph = to_onnx(folded).graph
         for values, name, sides in (
             (graph.input, "input", ["batch", 3, "height", "width"]),
@@ -161,14 +149,13 @@ class TestFile:
             assert [d.dim_param or d.dim_value for d in tensor.shape.dim] == sides
 
     def test_fixed_size(self):
-        network, folded = folded_network(scale=3, in_chans=1)
+        network, folded = lively_folded(scale=3, in_chans=1)
         run = session(to_onnx(folded, Writing(size=(2, 10, 12))))
         assert run.get_inputs()[0].shape == [2, 1, 10, 12]
         assert run.get_outputs()[0].shape == [2, 1, 30, 36]
-        image = random_image(2, 1, 10, 12)
-        with torch.inference_mode():
-            expected = network(image).numpy()
-        output = run.run(None, {"input": image.numpy()})[0]
+        image = random_array(2, 1, 10, 12)
+        expected = network(image)
+        output = run.run(None, {"input": image})[0]
         np.testing.assert_allclose(output, expected, rtol=0, atol=2e-5)
 
     @pytest.mark.parametrize("scale", [1, 2, 8])
@@ -176,7 +163,7 @@ class TestFile:
         "writing", [Writing(), Writing("float16"), Writing(opset=20)]
     )
     def test_has_only_operators_that_readers_know(self, scale, writing):
-        _, folded = folded_network(scale=scale, depths=(1,))
+        _, folded = lively_folded(scale=scale, depths=(1,))
         kinds = Counter(node.op_type for node in to_onnx(folded, writing).graph.node)
         known = {"Add", "Cast", "Conv", "DepthToSpace", "Div", "Erf", "Gelu"}
         known |= {"LayerNormalization", "LeakyRelu", "Mul", "Sub", "Transpose"}
@@ -188,7 +175,7 @@ class TestFile:
     @pytest.mark.parametrize("scale", [1, 3, 8])
     def test_states_the_shapes_of_all_convolutions(self, scale):
         # ONNX Runtime adds inside convolutions only where it knows that shapes agree.
-        _, folded = folded_network(scale=scale, depths=(1,))
+        _, folded = lively_folded(scale=scale, depths=(1,))
         free = to_onnx(folded)
         made = [node.output[0] for node in free.graph.node if node.op_type == "Conv"]
         stated = {value.name: value.type for value in free.graph.value_info}
@@ -202,7 +189,7 @@ class TestFile:
         assert [s.dim_param for s in sides] == ["batch", "", "height", "width"]
 
     def test_onnx_runtime_computes_gelu_in_one_pass(self, tmp_path):
-        _, folded = folded_network(depths=(1,))
+        _, folded = lively_folded(depths=(1,))
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
         options.log_severity_level = 3
@@ -217,7 +204,7 @@ class TestFile:
         assert "Erf" not in kinds
 
     def test_is_as_old_as_its_opset_allows(self):
-        _, folded = folded_network()
+        _, folded = lively_folded()
         # ONNX Runtime 1.17 reads opset 20 and version 9 of the format at most.
         for writing, opset, version in (
             (Writing(), 17, 8),
@@ -229,13 +216,13 @@ class TestFile:
             assert model.ir_version == version
 
     def test_properties_tell_what_it_is(self, tmp_path):
-        checkpoint = load_arrays(SHIPPED_MODEL)
+        checkpoint = load_checkpoint(SHIPPED_MODEL)
         properties = onnx_properties(checkpoint.hyperparameters, "float32", 17, "MIT")
         arguments = json.loads(properties["hyperparameters"])
         assert arguments["depths"] == [4, 4, 4, 4]
         assert arguments["fused_init"] is True
         assert properties["variant"] == "aether_small"
-        _, folded = folded_network()
+        _, folded = lively_folded()
         model = to_onnx(folded, properties=properties)
         assert {e.key: e.value for e in model.metadata_props} == properties
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
-from helpers import ROOT, SAMPLE, SHIPPED_MODEL, run, without_hidden
+from helpers import PLAIN, ROOT, SAMPLE, SHIPPED_MODEL, run, without_hidden
 from PIL import Image
 
 from aethernet.checkpoints import shipped
-from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from aethernet.checkpoints.comparison import verification_images
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.comparison import network_of
 from aethernet.checkpoints.onnx_check import (
     open_session,
     rounding_session,
@@ -23,14 +22,18 @@ from aethernet.checkpoints.onnx_check import (
 )
 from aethernet.checkpoints.shipped import find_model, shipped_model, shipped_models
 from aethernet.checkpoints.tolerances import Tolerance
-from aethernet.checkpoints.verification import compare, natural_image
+from aethernet.checkpoints.verification import (
+    compare,
+    natural_image,
+    verification_frames,
+)
 from aethernet.commands.main import main
 from aethernet.errors import AetherError, CheckpointError
 from aethernet.publish import openmodeldb
 
 MODELS = ROOT / "models"
 ENTRIES = sorted(MODELS.glob("[0-9]*.json"))  # not index.json
-RUNNING = ("--runtime", "pytorch", "--device", "cpu", "--precision", "float32")
+RUNNING = ("--runtime", PLAIN, "--device", "cpu", "--precision", "float32")
 
 entries = pytest.mark.parametrize("entry", ENTRIES, ids=lambda path: path.stem)
 
@@ -90,8 +93,8 @@ class TestModelsFolder:
         fused = load_checkpoint(files[".safetensors"])
         assert fused.form == "fused"
         image = natural_image(48, 56, training.hyperparameters["in_chans"])
-        with torch.inference_mode():
-            difference = compare(fused.build()(image), training.build()(image))
+        outputs = (network_of(form).run(image) for form in (fused, training))
+        difference = compare(*outputs)
         assert difference.max_abs_error <= 1e-5
 
     @entries
@@ -99,12 +102,12 @@ class TestModelsFolder:
         files = files_of(entry)
         training = load_checkpoint(files["_training.safetensors"])
         # A photograph, and pictures that drive activations to where float16 fails.
-        images = [*verification_images(training, None)][:5]
-        images = [(name, image[:, :, :32, :40]) for name, image in images]
+        frames = verification_frames(32, 40, training.in_chans)
+        cases = network_of(training).cases(frames.items())
         content = files["_fp16.onnx"].read_bytes()
         half = Tolerance.of("float16")
-        verify(rounding_session(content), training, images, half)
-        found = verify(open_session(content), training, images[:1], half)
+        verify(rounding_session(content), cases, half)
+        found = verify(open_session(content), cases[:1], half)
         assert found["natural image"].psnr >= 60
 
     @entries
@@ -133,7 +136,7 @@ class TestModelsFolder:
         from aethernet.quality.measure import measure_models, open_any
 
         path = entry.with_suffix(".safetensors")
-        model = open_any(path, "pytorch", "cpu", "float32")
+        model = open_any(path, PLAIN, "cpu", "float32")
         data = shared / "data/bench/Set5"
         rows = measure_models({"it": model}, data, model.scale).rows
         mean = next(row.mean for row in rows if row.method == "it")
@@ -334,8 +337,6 @@ class TestCommands:
 
 
 def test_names_are_of_aethernet_only(tmp_path, monkeypatch):
-    save_checkpoint(
-        load_checkpoint(SHIPPED_MODEL).build(), tmp_path / "2x_span.safetensors"
-    )
+    shutil.copy(SHIPPED_MODEL, tmp_path / "2x_span.safetensors")
     monkeypatch.setattr(shipped, "models_folder", lambda: tmp_path)
     assert shipped_models() == []

@@ -4,18 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import lively_network
+from helpers import PLAIN, lively_file
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
 
-PLAINLY = ("--runtime", "pytorch", "--device", "cpu")
+PLAINLY = ("--runtime", PLAIN, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "m.safetensors"
-    save_checkpoint(lively_network(), path)
+    lively_file(path)
     return path
 
 

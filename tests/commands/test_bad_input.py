@@ -7,21 +7,18 @@ import sys
 import time
 
 import pytest
-import torch
 from helpers import (
     FUSE_SCRIPT,
     ONNX_SCRIPT,
     ROOT,
     SAMPLE,
+    SUFFIX,
     call_script,
     check_one_error,
-    lively_network,
+    lively_file,
     run,
     without_hidden,
 )
-
-from aethernet.checkpoints.checkpoint import save_checkpoint
-from aethernet.commands.main import main
 
 COMMAND = ROOT / "src/aethernet/__main__.py"
 # Command or script -> arguments with which it reads {source} and writes {target}.
@@ -69,14 +66,14 @@ def text(folder):
 
 
 def truncated(folder):
-    whole = folder.parent / "whole.pth"
-    save_checkpoint(lively_network(), whole)
+    whole = lively_file(folder.parent / f"whole{SUFFIX}")
     content = whole.read_bytes()
-    (folder / "cut.pth").write_bytes(content[: len(content) // 2])
-    return folder / "cut.pth"
+    (folder / f"cut{SUFFIX}").write_bytes(content[: len(content) // 2])
+    return folder / f"cut{SUFFIX}"
 
 
 def esrgan(folder):
+    torch = pytest.importorskip("torch", reason="needs PyTorch, to write the file")
     weights = {"model.0.weight": torch.zeros(64, 3, 3, 3)}
     weights["model.1.sub.0.RDB1.conv1.0.weight"] = torch.zeros(32, 64, 3, 3)
     torch.save(weights, folder / "esrgan.pth")
@@ -93,6 +90,7 @@ def hostile(folder):
         def __reduce__(self):
             return os.mkdir, (str(folder / "hacked"),)
 
+    torch = pytest.importorskip("torch", reason="needs PyTorch, to write the file")
     torch.save({"params": Exploit()}, folder / "hostile.pth")
     return folder / "hostile.pth"
 
@@ -132,8 +130,8 @@ WRITERS = [name for name in COMMANDS if name not in NO_WRITERS]
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    path = tmp_path_factory.mktemp("good") / "model.pth"
-    save_checkpoint(lively_network(depths=(1,)), path)
+    path = tmp_path_factory.mktemp("good") / f"model{SUFFIX}"
+    lively_file(path, depths=(1,))
     return path
 
 
@@ -213,11 +211,3 @@ def test_a_process_of_its_own_prints_the_same(name, tmp_path):
     path = tmp_path / "absent.pth"
     assert done.stderr == f"error: {path}: There is no such file.\n"
     assert done.stdout == ""
-
-
-def test_wrong_arguments_exit_with_2_and_show_the_usage(capsys):
-    for arguments in ([], ["fuse"], ["fuse", "a.pth", "-o", "b.pth", "--scale", "5"]):
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        assert stop.value.code == 2
-        assert "usage:" in capsys.readouterr().err

@@ -11,10 +11,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import lively_network
+from helpers import PLAIN, lively_file
 from PIL import Image
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
 from aethernet.commands.progress import progress, steps_progress
 from aethernet.upscaling.folders import Job, Outcome
@@ -372,7 +371,7 @@ class TestTerminals:
 
 @terminals
 def test_the_command_shows_the_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
-    save_checkpoint(lively_network(), tmp_path / "m.safetensors")
+    lively_file(tmp_path / "m.safetensors")
     (tmp_path / "in").mkdir()
     for name in ("frame10.png", "frame2.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / "in" / name)
@@ -381,7 +380,7 @@ def test_the_command_shows_the_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(logger, "handlers", [])  # the command adds one
     monkeypatch.setattr(logger, "level", logger.level)
     arguments = ["upscale", tmp_path / "in", "-o", tmp_path / "out"]
-    arguments += ["--model", tmp_path / "m.safetensors", "--runtime", "pytorch"]
+    arguments += ["--model", tmp_path / "m.safetensors", "--runtime", PLAIN]
     with terminal(monkeypatch, "stderr", width=200) as sent:
         assert main([*map(str, arguments), "--device", "cpu"]) == 1
     assert "MP/s" in sent[0]

@@ -8,16 +8,15 @@ import zlib
 
 import numpy as np
 import pytest
-from helpers import ROOT, lively_network, photo, without_hidden, write
+from helpers import PLAIN, ROOT, lively_file, photo, without_hidden, write
 from PIL import Image
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
 from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
 
 COMMAND = [sys.executable, "-m", "aethernet", "upscale"]
-PLAINLY = ["--runtime", "pytorch", "--device", "cpu"]
+PLAINLY = ["--runtime", PLAIN, "--device", "cpu"]
 
 
 def picture(path, height=20, width=30):
@@ -100,7 +99,7 @@ class TestBadInput:
         assert without_hidden(tmp_path / "in") == ["a.png"]
 
     def test_a_model_of_other_channels(self, tmp_path, capsys):
-        save_checkpoint(lively_network(in_chans=4), tmp_path / "m.safetensors")
+        lively_file(tmp_path / "m.safetensors", in_chans=4)
         picture(tmp_path / "a.png")
         arguments = [
             str(tmp_path / "a.png"),

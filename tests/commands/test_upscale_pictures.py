@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import pyvips
-from helpers import SAMPLE, lively_network, photo, run, without_hidden
+from helpers import PLAIN, SAMPLE, lively_file, photo, run, without_hidden
 from PIL import Image
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
 from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
@@ -19,7 +18,7 @@ class TestCommand:
         pixels = read_picture(SAMPLE).pixels[:128, :128]
         write_picture(Picture(pixels), tmp_path / "in.png")
         arguments = ["upscale", str(tmp_path / "in.png"), "-o", str(target)]
-        assert main([*arguments, "--device", "cpu", "--runtime", "pytorch"]) == 0
+        assert main([*arguments, "--device", "cpu", "--runtime", PLAIN]) == 0
         printed = capsys.readouterr().out
         assert "128x128" in printed
         assert "256x256" in printed
@@ -33,10 +32,10 @@ class TestCommand:
         assert np.sqrt(np.square(error).mean()) < 1
 
     def test_names_the_output_itself_and_makes_it_once(self, tmp_path, capsys):
-        save_checkpoint(lively_network(scale=3), tmp_path / "m.pth")
+        lively_file(tmp_path / "m.safetensors", scale=3)
         write_picture(Picture(photo()), tmp_path / "my photo.jpg")
-        arguments = ["upscale", str(tmp_path / "my photo.jpg"), "--runtime", "pytorch"]
-        arguments += ["--model", str(tmp_path / "m.pth")]
+        arguments = ["upscale", str(tmp_path / "my photo.jpg"), "--runtime", PLAIN]
+        arguments += ["--model", str(tmp_path / "m.safetensors")]
         assert main(arguments) == 0
         done = tmp_path / "my photo_3x.jpg"
         done.write_bytes(b"finished, and then somebody changed it")
@@ -48,19 +47,19 @@ class TestCommand:
 
     def test_a_failed_write_leaves_the_old_picture(self, tmp_path, capsys, monkeypatch):
         write_picture(Picture(photo()), tmp_path / "in.png")
-        save_checkpoint(lively_network(), tmp_path / "m.pth")
+        lively_file(tmp_path / "m.safetensors")
         target = tmp_path / "out.png"
         target.write_bytes(b"an older picture")
 
         def fail(*args, **options):
             raise pyvips.Error("unable to write", "no space left on device")
 
-        monkeypatch.setattr(pyvips.Image, "write_to_file", fail)
+        monkeypatch.setattr(pyvips.Image, "pngsave_target", fail, raising=False)
         arguments = ["upscale", str(tmp_path / "in.png"), "-o", str(target)]
-        arguments += ["--runtime", "pytorch"]
-        assert main([*arguments, "--model", str(tmp_path / "m.pth")]) == 1
+        arguments += ["--runtime", PLAIN]
+        assert main([*arguments, "--model", str(tmp_path / "m.safetensors")]) == 1
         assert target.read_bytes() == b"an older picture"
-        assert without_hidden(tmp_path) == ["in.png", "m.pth", "out.png"]
+        assert without_hidden(tmp_path) == ["in.png", "m.safetensors", "out.png"]
 
     @pytest.mark.parametrize(
         "arguments", [[], ["upscale"], ["info"], ["fuse"], ["export"]]

@@ -8,9 +8,6 @@ from aethernet.commands.main import COMMANDS
 
 LIGHT = ["--version", "--help", "models", "models --json"]
 
-# The flags of the others offer choices that the network's file has.
-LIGHT_HELP = ["upscale", "models", "compare", "ui"]
-
 CODE = """
 import sys
 from aethernet.commands.main import main
@@ -24,8 +21,8 @@ assert not heavy, heavy
 """
 
 
-@pytest.mark.parametrize("line", [*LIGHT, *(f"{name} --help" for name in LIGHT_HELP)])
-def test_commands_that_need_no_network(line):
+@pytest.mark.parametrize("line", [*LIGHT, *(f"{name} --help" for name in COMMANDS)])
+def test_commands_that_run_no_network(line):
     done = run("-c", CODE.format(arguments=line.split()))
     assert done.returncode == 0, done.stderr
     assert done.stdout
@@ -57,14 +54,15 @@ def test_its_names_are_loaded_when_they_are_used():
         "assert 'aethernet.errors' not in sys.modules\n"
         "aethernet.AetherError\n"
         "assert 'torch' not in sys.modules\n"
-        "aethernet.AetherNet\n"
-        "assert 'torch' in sys.modules\n"
+        "aethernet.load_checkpoint\n"
+        "assert 'torch' not in sys.modules\n"
     )
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
 
 
 def test_all_names_are_there_and_are_listed():
+    pytest.importorskip("torch", reason="needs PyTorch, which some of them bring")
     for name in aethernet.__all__:
         assert getattr(aethernet, name) is not None
     assert {*aethernet.__all__} <= {*dir(aethernet)}
@@ -72,6 +70,7 @@ def test_all_names_are_there_and_are_listed():
 
 
 def test_names_are_those_of_their_modules():
+    pytest.importorskip("torch", reason="needs PyTorch")
     from aethernet import AetherNet, aether_core, load_checkpoint
     from aethernet.checkpoints import checkpoint
 

@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from frameworks import interpreter_of
 from helpers import ROOT, SHIPPED_MODEL, lively_network, photo, sample_part, write
 

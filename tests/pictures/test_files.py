@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from aethernet.pictures.write import PictureWriter, write_picture
 
 EXACT = (".png", ".tif", ".tiff", ".bmp")
 DEEP = (".png", ".tif", ".avif")
+WRITABLE = [s for s in SUFFIXES if s != ".jxl" or find_spec("pillow_jxl")]
 
 
 def sample(bands=3, dtype=np.uint8, size=96):
@@ -51,7 +53,7 @@ def psnr(one, other, peak):
 
 
 class TestFormats:
-    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("suffix", WRITABLE)
     @pytest.mark.parametrize("bands", [1, 2, 3, 4])
     def test_what_is_written_is_read_again(self, tmp_path, suffix, bands):
         pixels = sample(bands)
@@ -69,8 +71,10 @@ class TestFormats:
                 assert np.ptp(found[..., :3].astype(int), -1).max() <= 6
                 found = found[..., 2:] if bands == 2 else found[..., 1:2]
             assert found.shape == pixels.shape
-            # WebP halves the resolution of chroma, whatever its quality.
-            assert psnr(found, pixels, 255) > (34 if suffix == ".webp" else 38)
+            # WebP halves the resolution of chroma; JPEG XL has values of its own.
+            assert psnr(found, pixels, 255) > (
+                34 if suffix in (".webp", ".jxl") else 38
+            )
         assert without_hidden(tmp_path) == [path.name]
 
     @pytest.mark.parametrize("suffix", DEEP)
@@ -202,7 +206,7 @@ class TestFormats:
 
 
 class TestStrips:
-    @pytest.mark.parametrize("suffix", [*SUFFIXES, ".gif"])
+    @pytest.mark.parametrize("suffix", [*WRITABLE, ".gif"])
     def test_read_in_pieces_it_is_the_same_picture(self, tmp_path, suffix):
         path = tmp_path / f"a{suffix}"
         if suffix == ".gif":
@@ -324,9 +328,8 @@ class TestMetadata:
         )
         write_picture(read_picture(tmp_path / "in.jpg"), tmp_path / f"out{suffix}")
         found = read_picture(tmp_path / f"out{suffix}").metadata
-        assert found["icc-profile-data"] == profile
-        if suffix != ".tif":  # for which libvips writes none
-            assert b"Camera maker" in found["exif-data"]
+        assert found.profile == profile
+        assert b"Camera maker" in found.exif
 
     def test_a_thumbnail_of_the_picture_as_it_lay_is_dropped(self, tmp_path):
         thumbnail = pyvips.Image.black(16, 12).jpegsave_buffer()
@@ -335,9 +338,11 @@ class TestMetadata:
         image.set_type(pyvips.GValue.gint_type, "orientation", 6)
         image.jpegsave(str(tmp_path / "a.jpg"))
         write_picture(read_picture(tmp_path / "a.jpg"), tmp_path / "b.jpg")
-        names = pyvips.Image.new_from_file(str(tmp_path / "b.jpg")).get_fields()
-        assert "exif-ifd0-Orientation" in names
-        assert "jpeg-thumbnail-data" not in names
+        assert thumbnail in (tmp_path / "a.jpg").read_bytes()
+        assert thumbnail not in (tmp_path / "b.jpg").read_bytes()
+        with Image.open(tmp_path / "b.jpg") as found:
+            assert found.getexif()[0x0112] == 1
+            assert not found.getexif().get_ifd(1)
 
 
 class TestColoursUnderTransparency:

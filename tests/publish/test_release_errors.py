@@ -1,11 +1,17 @@
 """`aethernet release` with bad input: one error, and nothing is written."""
 
 import pytest
-import torch
-from helpers import check_one_error, lively_network, photo, without_hidden
+from helpers import (
+    SUFFIX,
+    check_one_error,
+    lively_arrays,
+    lively_file,
+    photo,
+    without_hidden,
+)
 from PIL import Image
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
+from aethernet.checkpoints.checkpoint import write_checkpoint
 from aethernet.commands.main import main
 
 TINY = {"embed_dim": 8, "depths": (1,)}
@@ -15,8 +21,8 @@ EXPORTS = ("--without", "fp32", "fp16")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("trained") / "net_g_1234.pth"
-    save_checkpoint(lively_network(**TINY), path)
+    path = tmp_path_factory.mktemp("trained") / f"net_g_1234{SUFFIX}"
+    lively_file(path, **TINY)
     return path
 
 
@@ -99,19 +105,18 @@ def test_bad_sets(capsys, tmp_path, checkpoint):
     twice = (tmp_path / "empty",) * 2
     reason = refused(capsys, tmp_path, checkpoint, "--data", *twice)
     assert "Two sets have the same name" in reason
-    save_checkpoint(lively_network(**TINY, scale=1), tmp_path / "one.pth")
+    lively_file(tmp_path / "one.safetensors", **TINY, scale=1)
     reason = refused(
-        *(capsys, tmp_path, tmp_path / "one.pth", "--data", tmp_path / "empty")
+        *(capsys, tmp_path, tmp_path / "one.safetensors", "--data", tmp_path / "empty")
     )
     assert "aethernet quality --lr" in reason
 
 
 @pytest.mark.slow
 def test_weights_too_large_for_float16(capsys, tmp_path):
-    network = lively_network(**TINY)
-    with torch.no_grad():
-        network.conv_first.weight.mul_(1e5)
-    save_checkpoint(network, tmp_path / "large.safetensors")
+    weights, arguments = lively_arrays(**TINY)
+    weights["conv_first.weight"] *= 1e5
+    write_checkpoint(weights, arguments, tmp_path / "large.safetensors")
     reason = refused(
         *(capsys, tmp_path, tmp_path / "large.safetensors", "--without", "fp32")
     )
@@ -122,7 +127,7 @@ def test_weights_too_large_for_float16(capsys, tmp_path):
 def test_channels_that_no_picture_has(capsys, tmp_path):
     for channels, reason in ((2, "--picture"), (5, "inputChannels")):
         path = tmp_path / "model.safetensors"
-        save_checkpoint(lively_network(**TINY, in_chans=channels), path)
+        lively_file(path, **TINY, in_chans=channels)
         assert reason in refused(capsys, tmp_path, path)
 
 

@@ -6,7 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import SAMPLE, sample_part
 from quality_helpers import by_method, measured, refused
 
@@ -116,7 +118,7 @@ class TestOtherArchitectures:
         assert not (tmp_path / "hacked").exists()
 
     def test_onnx_files_are_measured(self, folder, tmp_path):
-        onnx = pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
+        onnx = pytest.importorskip("onnx", reason="needs pip install onnx onnxruntime")
         helper, kind = onnx.helper, onnx.TensorProto.FLOAT
         scales = helper.make_tensor("s", kind, [4], [1, 1, 2, 2])
         node = helper.make_node("Resize", ["x", "", "s"], ["y"], mode="nearest")

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import lively_network, sample_part, write
+from helpers import lively_file, sample_part, write
 from PIL import Image
 from quality_helpers import RUNNING, by_method, measured, quality
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
 from aethernet.metrics import measure
 from aethernet.pictures.files import read_picture
@@ -166,7 +165,7 @@ class TestGivenLR:
         assert found["psnr_y"] == pytest.approx(expected.psnr)
 
     def test_1x_restores_it(self, tmp_path):
-        save_checkpoint(lively_network(scale=1), tmp_path / "1x.safetensors")
+        lively_file(tmp_path / "1x.safetensors", scale=1)
         hr = sample_part(40, 40)
         write(hr, tmp_path / "hr/a.png")
         worse = hr // 16 * 16

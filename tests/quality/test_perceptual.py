@@ -4,7 +4,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import sample_part, write
 from quality_helpers import measured, quality
 

@@ -4,15 +4,25 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from helpers import SHIPPED_MODEL, check_one_error, photo, random_image, run, write
-from runtime_helpers import NEEDS_KERNELS, SMALLEST, picture_network
+from helpers import (
+    PLAIN,
+    SHIPPED_MODEL,
+    check_one_error,
+    photo,
+    random_array,
+    run,
+    write,
+)
+from runtime_helpers import NEEDS_KERNELS, SMALLEST, picture_file
 
 from aethernet.cache import cache_folder
-from aethernet.checkpoints.checkpoint import save_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.reference import evaluate
 from aethernet.commands.main import main
 from aethernet.errors import AetherError, CheckpointError, VerificationError
 from aethernet.pictures.files import read_picture
+from aethernet.runtimes import cores
+from aethernet.runtimes.native import run as native_run
 from aethernet.runtimes.native import runtime
 from aethernet.runtimes.native.library import load_kernels
 from aethernet.runtimes.registry import open_model
@@ -22,8 +32,7 @@ from aethernet.runtimes.registry import open_model
 def model(tmp_path, monkeypatch):
     """A small checkpoint, and a cache of its own."""
     monkeypatch.setenv("AETHERNET_CACHE", str(tmp_path / "cache"))
-    save_checkpoint(picture_network(**SMALLEST), tmp_path / "model.safetensors")
-    return tmp_path / "model.safetensors"
+    return picture_file(tmp_path / "model.safetensors", **SMALLEST)
 
 
 class TestWithoutKernels:
@@ -57,21 +66,21 @@ class TestWithoutKernels:
 class TestModel:
     @pytest.mark.parametrize("name", ["rgb", "gray"])
     def test_computes_what_the_network_computes(self, networks, name):
-        path, network = networks[name]
+        path, _ = networks[name]
+        folded = load_checkpoint(path).folded
         found = open_model(path, "native", "cpu", "float32")
-        assert found.scale == network.hyperparameters["scale"]
-        assert found.channels == network.in_chans
+        assert found.scale == folded.scale
+        assert found.channels == folded.in_chans
         for size in ((1, 1, 1), (1, 7, 5), (3, 13, 18), (1, 40, 33)):
-            image = random_image(size[0], found.channels, *size[1:])
-            with torch.inference_mode():
-                expected = network(image).numpy()
-            output = found.run(image.numpy())
+            image = random_array(size[0], found.channels, *size[1:])
+            expected = evaluate(folded, image)
+            output = found.run(image)
             assert output.dtype == np.float32
             np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
 
     def test_describes_itself(self, model):
         found = open_model(model, "native").describe()
-        assert str(found) == "native kernels float32 on cpu"
+        assert str(found) == "native kernels float32 on cpu: as asked"
 
     def test_needs_no_pytorch(self):
         code = (
@@ -83,16 +92,41 @@ class TestModel:
         done = run("-c", code)
         assert done.stdout == "set()\n", done.stderr
 
-    def test_a_picture_is_that_of_pytorch(self, model, tmp_path, capsys):
+    def test_a_picture_is_that_of_another_runtime(self, model, tmp_path, capsys):
         source = write(photo(), tmp_path / "a.png")
         pictures = []
-        for name in ("native", "pytorch"):
+        for name in ("native", PLAIN):
             target = tmp_path / f"{name}.png"
             words = ["upscale", str(source), "-o", str(target), "--model", str(model)]
             assert main([*words, "--runtime", name, "--device", "cpu"]) == 0
             pictures.append(read_picture(target).pixels.astype(int))
         assert "native kernels float32 on cpu" in capsys.readouterr().out
         assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_the_command_limits_its_threads(
+        self, model, tmp_path, monkeypatch, threads
+    ):
+        torch = pytest.importorskip("torch")
+        used = []
+
+        def counted(steps, count):
+            used.append(count)
+            return run_steps(steps, count)
+
+        run_steps = native_run.run_steps
+        monkeypatch.setattr(native_run, "run_steps", counted)
+        monkeypatch.setattr(cores, "usable_cores", lambda: 4)
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")
+        before = torch.get_num_threads()
+        source = write(photo(), tmp_path / "a.png")
+        words = ["upscale", str(source), "--model", str(model), "--runtime", "native"]
+        try:
+            assert main([*words, "--threads", str(threads)]) == 0
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        assert {*used} == {threads}
 
     def test_other_devices_precisions_and_files_are_refused(self, model, tmp_path):
         with pytest.raises(AetherError, match="'cuda' is none of cpu"):
@@ -130,7 +164,7 @@ class TestProof:
         }
         kept.write_text("{}")  # damaged
         open_model(model, "native")
-        save_checkpoint(picture_network(seed=1, **SMALLEST), model)
+        picture_file(model, seed=1, **SMALLEST)
         open_model(model, "native")
         assert len(made) == 3
 

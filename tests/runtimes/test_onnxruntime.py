@@ -1,25 +1,26 @@
 """ONNX files and exports of checkpoints in ONNX Runtime, and the kept exports."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import psutil
 import pytest
-import torch
-from helpers import lively_network, random_image, repeating_onnx, without_hidden
+from helpers import lively_file, random_array, repeating_onnx, without_hidden
+from runtime_helpers import picture_file
 
 from aethernet.cache import cache_folder
-from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.onnx import ExportOptions, ShapeRange, export_onnx
+from aethernet.checkpoints.reference import evaluate
 from aethernet.checkpoints.verification import natural_image
 from aethernet.devices import installed_versions
 from aethernet.errors import AetherError, OutOfMemoryError
-from aethernet.runtimes import onnx_files
+from aethernet.runtimes import onnx_files, onnxruntime
 from aethernet.runtimes.onnxruntime import PROVIDERS, OnnxRuntime
 from aethernet.runtimes.registry import RUNTIMES, open_model
-
-onnx = pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
-ort = pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
 
 # The runtimes of ONNX files.
 INSTALLED = [
@@ -40,16 +41,20 @@ class TestOnnxFiles:
         path = repeating_onnx(tmp_path / "others.onnx")
         model = open_model(path, runtime, "cpu")
         assert (model.scale, model.channels) == (3, 3)
-        image = random_image(2, 3, 5, 4).numpy()
+        image = random_array(2, 3, 5, 4)
         wanted = image.repeat(3, 2).repeat(3, 3)
         assert np.array_equal(model.run(image), wanted)
 
-    def test_uses_no_more_threads_than_pytorch_was_told_to(self, tmp_path, monkeypatch):
+    def test_uses_no_more_threads_than_it_was_told_to(self, tmp_path, monkeypatch):
         path = repeating_onnx(tmp_path / "others.onnx")
         monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
-        # 0: its own choice, where PyTorch was told nothing.
-        for told, used in ((1, 1), (3, 3), (4, 0), (8, 0)):
-            monkeypatch.setattr(torch, "get_num_threads", lambda told=told: told)
+        # 0: its own choice, where nothing was told and all cores may be used.
+        for told, cores, used in (
+            *((1, 4, 1), (3, 4, 3), (4, 4, 0), (8, 4, 0)),
+            *((None, 4, 0), (None, 2, 2), (3, 2, 2)),
+        ):
+            monkeypatch.setattr(onnx_files, "told_threads", lambda told=told: told)
+            monkeypatch.setattr(onnx_files, "usable_cores", lambda cores=cores: cores)
             session = OnnxRuntime.load(path, "cpu", "auto").session
             assert session.get_session_options().intra_op_num_threads == used
 
@@ -60,7 +65,7 @@ class TestOnnxFiles:
         model = open_model(path, runtime, "cpu")
         assert (model.scale, model.channels) == (2, 1)
         assert model.describe().precision == "float16"
-        image = random_image(*sides).half().float().numpy()
+        image = random_array(*sides).astype(np.float16).astype(np.float32)
         assert np.array_equal(model.run(image), image.repeat(2, 2).repeat(2, 3))
         with pytest.raises(AetherError, match="height of 24 only, not 23"):
             model.run(image[:, :, 1:])
@@ -94,33 +99,60 @@ class TestOnnxFiles:
         assert OnnxRuntime.load(path, "cpu", "auto").describe().precision == "float32"
 
     def test_another_size_than_the_file_s_is_an_error(self, tmp_path):
-        save_checkpoint(lively_network(depths=(1,)), tmp_path / "model.pth")
+        model = lively_file(tmp_path / "model.safetensors", depths=(1,))
         options = ExportOptions(shapes=ShapeRange(*[(1, 8, 9)] * 3))
-        checkpoint = load_checkpoint(tmp_path / "model.pth")
+        checkpoint = load_checkpoint(model)
         export_onnx(checkpoint, tmp_path / "m.onnx", options)
         model = open_model(tmp_path / "m.onnx", "onnxruntime", "cpu")
         assert model.scale == 2
         with pytest.raises(AetherError, match="height of 8 only, not 7"):
-            model.run(natural_image(7, 9).numpy())
+            model.run(natural_image(7, 9))
 
     @pytest.mark.parametrize("precision", ["float32", "float16"])
     def test_agrees_with_the_network_and_knows_the_scale(self, tmp_path, precision):
-        network = lively_network(depths=(1,), scale=4, in_chans=1)
-        with torch.no_grad():  # into the range of pictures, where half precision lives
-            network.conv_last.weight.mul_(0.1)
-        save_checkpoint(network, tmp_path / "model.pth")
+        arguments = {"depths": (1,), "scale": 4, "in_chans": 1}
+        checkpoint = load_checkpoint(
+            picture_file(tmp_path / "model.safetensors", **arguments)
+        )
         options = ExportOptions(dynamic=True, precision=precision)
-        checkpoint = load_checkpoint(tmp_path / "model.pth")
         export_onnx(checkpoint, tmp_path / "m.onnx", options)
         model = open_model(tmp_path / "m.onnx", "onnxruntime", "cpu")
         assert (model.scale, model.channels) == (4, 1)
         image = natural_image(9, 14, 1)
-        with torch.inference_mode():
-            expected = network(image).numpy()
+        expected = evaluate(checkpoint.folded, image)
         limit = {"float32": 1e-5, "float16": 1e-2}[precision]
-        output = model.run(image.numpy())
+        output = model.run(image)
         assert output.dtype == np.float32
         np.testing.assert_allclose(output, expected, rtol=0, atol=limit)
+
+
+class TestCuda:
+    """The libraries that the package onnxruntime-gpu takes from other packages."""
+
+    def test_they_are_loaded_before_the_session(self, tmp_path, monkeypatch, capsys):
+        seen = []
+
+        def preload_dlls():
+            print("Failed to load libcudart.so.13")
+            seen.append("libraries")
+
+        def session(content, settings, providers):
+            seen.append([name for name, _ in providers])
+            raise RuntimeError("no driver")
+
+        gpu = SimpleNamespace(
+            __version__="1.31.1",
+            SessionOptions=ort.SessionOptions,
+            get_available_providers=lambda: [PROVIDERS["cuda"], PROVIDERS["cpu"]],
+            preload_dlls=preload_dlls,
+            InferenceSession=session,
+        )
+        monkeypatch.setattr(onnxruntime, "import_optional", lambda *_: gpu)
+        path = repeating_onnx(tmp_path / "others.onnx")
+        with pytest.raises(AetherError, match="can load on cuda"):
+            OnnxRuntime.of_file(path, "cuda", "auto")
+        assert seen == ["libraries", [PROVIDERS["cuda"], PROVIDERS["cpu"]]]
+        assert capsys.readouterr().out == ""  # which may be a picture in a pipe
 
 
 class TestExports:

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-import torch
 from helpers import repeating_onnx
 
 from aethernet.errors import AetherError
@@ -50,7 +49,8 @@ class TestOpenVINO:
         name = "INFERENCE_NUM_THREADS"
         monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
         for told, used in ((1, 1), (4, usual.get_property(name))):
-            monkeypatch.setattr(torch, "get_num_threads", lambda told=told: told)
+            monkeypatch.setattr(onnx_files, "told_threads", lambda told=told: told)
+            monkeypatch.setattr(onnx_files, "usable_cores", lambda: 4)
             model = open_model(path, "openvino", "cpu")
             assert model.compiled.get_property(name) == used
 

@@ -13,14 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import SAMPLE, check_one_error, lively_network, without_hidden
 from runtime_helpers import PICTURE, node, write_engine, write_model
 
 import aethernet
 from aethernet.aether_core import VARIANTS
 from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from aethernet.checkpoints.onnx import ShapeRange, describe, to_onnx
+from aethernet.checkpoints.onnx import ShapeRange, describe
+from aethernet.checkpoints.onnx_graph import Writing, to_onnx
 from aethernet.commands import main as cli
 from aethernet.errors import AetherError, MissingExtraError
 from aethernet.runtimes.tensorrt.build import (
@@ -33,7 +36,7 @@ from aethernet.runtimes.tensorrt.library import Library, Messages, open_library
 from aethernet.runtimes.tensorrt.network import ParsedNetwork
 from aethernet.runtimes.tensorrt.run import TensorRTRuntime
 
-onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[onnx]'")
+onnx = pytest.importorskip("onnx", reason="needs pip install onnx onnxruntime")
 
 needs_builder = pytest.mark.skipif(
     not importlib.util.find_spec("tensorrt_rtx"),
@@ -50,7 +53,7 @@ def write_graph(network, path, precision="float32", license=None):
     save_checkpoint(network, path.with_suffix(".safetensors"))
     checkpoint = load_checkpoint(path.with_suffix(".safetensors"))
     path.with_suffix(".safetensors").unlink()
-    model = to_onnx(checkpoint, None, None, precision)
+    model = to_onnx(checkpoint.folded, Writing(precision))
     describe(model, checkpoint, precision, license)
     path.write_bytes(model.SerializeToString())
     return path
@@ -344,7 +347,7 @@ class TestRefusedFlags:
         source = write_model(
             tmp_path / "m.onnx", [node("Relu", "x", "y")], {"x": PICTURE, "y": PICTURE}
         )
-        assert "pip install tensorrt-rtx-cu13" in failure(capsys, "engine", source)
+        assert '"aethernet-sr[tensorrt]"' in failure(capsys, "engine", source)
 
     @needs_no_gpu
     def test_tensorrt_alone_builds_nothing_without_a_gpu(

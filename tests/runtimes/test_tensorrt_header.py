@@ -20,7 +20,6 @@ from aethernet.runtimes.tensorrt.header import (
     read_header,
     rebuild_command,
 )
-from aethernet.runtimes.tensorrt.run import TensorRTRuntime
 
 # What sampleOptions.cpp of TensorRT 10.0, 10.16, 11.0 and 11.1 each parse, of all that
 # concerns us. 11 has no --fp16, --bf16 and --best any more, and takes --stronglyTyped
@@ -52,7 +51,7 @@ class TestHeader:
         with pytest.raises(
             AetherError, match=r"my 2x\.engine\.json, is missing"
         ) as error:
-            TensorRTRuntime.load(engine)
+            read_header(engine)
         assert error.value.path == engine
         assert "aethernet engine MODEL.onnx" in error.value.hint
 
@@ -79,7 +78,7 @@ class TestHeader:
         path = header_path(engine)
         path.write_text(change(path.read_text()))
         with pytest.raises(AetherError, match="no header of an engine, or") as error:
-            TensorRTRuntime.load(engine)
+            read_header(engine)
         assert error.value.path == path
 
     def test_one_of_a_later_version(self, tmp_path):

@@ -4,14 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
-from helpers import SAMPLE, SHIPPED_MODEL, Repeat, lively_network, random_image
+from helpers import PLAIN, SAMPLE, SHIPPED_MODEL, Repeat, lively_file, random_array
+from runtime_helpers import picture_file
 
 from aethernet.checkpoints.verification import natural_image
 from aethernet.errors import AetherError, OutOfMemoryError
 from aethernet.pictures.files import read_picture
 from aethernet.runtimes.base import InputSizes
-from aethernet.runtimes.pytorch import PyTorchRuntime
 from aethernet.runtimes.registry import open_model
 from aethernet.runtimes.tiling import DEFAULT_CONTEXT, Tiled, windows
 
@@ -52,40 +51,42 @@ class TestWindows:
         assert len(windows(300, 300, 140)) == 1
 
 
+def opened(path):
+    return open_model(path, PLAIN, "cpu", "float32")
+
+
 class TestSeams:
     @pytest.mark.parametrize("size", [(61, 83), (64, 40), (40, 131)])
     @pytest.mark.parametrize("scale", [1, 2, 3])
-    def test_context_of_the_receptive_radius_gives_the_whole_picture(self, size, scale):
-        network = lively_network(scale=scale)
-        model = PyTorchRuntime(network, torch.device("cpu"))
-        image = random_image(1, 3, *size).numpy()
+    def test_context_of_the_receptive_radius_gives_the_whole_picture(
+        self, tmp_path, size, scale
+    ):
+        model = opened(lively_file(tmp_path / "m.safetensors", scale=scale))
+        image = random_array(1, 3, *size)
         whole = model.run(image)
         tiled = Tiled(model, 16, RADIUS[scale]).run(image)
         # Other sizes are added up in another order, in float32.
         np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5)
 
-    def test_less_context_can_be_seen(self):
+    def test_less_context_can_be_seen(self, tmp_path):
         # Otherwise RADIUS is too large, and the test above passes for nothing.
-        model = PyTorchRuntime(lively_network(), torch.device("cpu"))
-        image = random_image(1, 3, 61, 83).numpy()
+        model = opened(lively_file(tmp_path / "m.safetensors"))
+        image = random_array(1, 3, 61, 83)
         short = Tiled(model, 16, RADIUS[2] - 2).run(image)
         assert np.abs(short - model.run(image)).max() > 1e-4
 
-    def test_a_model_of_one_size_sees_the_pixels_there_are(self):
+    def test_a_model_of_one_size_sees_the_pixels_there_are(self, tmp_path):
         # Not padding in their place, where a picture is larger than that size.
-        model = PyTorchRuntime(lively_network(), torch.device("cpu"))
-        image = random_image(1, 3, 91, 70).numpy()
+        model = opened(lively_file(tmp_path / "m.safetensors"))
+        image = random_array(1, 3, 91, 70)
         whole = model.run(image)
         model.input_sizes = InputSizes((48, 48), (48, 48))
         tiled = Tiled(model, None, RADIUS[2]).run(image)
         np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5)
 
-    def test_rounded_to_8_bits_almost_nothing_differs(self):
-        network = lively_network()
-        with torch.no_grad():  # into the range of pictures
-            network.conv_last.weight.mul_(0.1)
-        model = PyTorchRuntime(network, torch.device("cpu"))
-        image = natural_image(200, 300).numpy()
+    def test_rounded_to_8_bits_almost_nothing_differs(self, tmp_path):
+        model = opened(picture_file(tmp_path / "m.safetensors"))
+        image = natural_image(200, 300)
         whole, tiled = (
             np.rint(255 * m.run(image).clip(0, 1))
             for m in (model, Tiled(model, 64, 16))
@@ -95,7 +96,7 @@ class TestSeams:
         assert np.count_nonzero(off) <= off.size // 10_000
 
     def test_default_context_hides_seams_of_the_shipped_model(self):
-        model = open_model(SHIPPED_MODEL, "pytorch", "cpu", "float32")
+        model = opened(SHIPPED_MODEL)
         pixels = read_picture(SAMPLE).pixels[130:290, 170:330, :3]
         image = pixels.transpose(2, 0, 1)[np.newaxis].astype(np.float32) / 255
         whole = model.run(np.ascontiguousarray(image))
@@ -107,7 +108,7 @@ class TestSeams:
 
 class TestTiled:
     def test_batches_and_planes_stay_apart(self):
-        image = random_image(3, 3, 50, 70).numpy()
+        image = random_array(3, 3, 50, 70)
         tiled = Tiled(Repeat(), 20, 4).run(image)
         assert np.array_equal(tiled, image.repeat(2, 2).repeat(2, 3))
 
@@ -126,10 +127,18 @@ class TestTiled:
         assert tiles[0] < tiles[1] < tiles[2]
         assert tiles[2] == 1024
 
+    def test_a_model_that_takes_less_memory_has_larger_tiles(self, monkeypatch):
+        monkeypatch.setattr(
+            "aethernet.runtimes.tiling.free_memory", lambda _: 3 * 500**2 * 900
+        )
+        model = Repeat()
+        model.bytes_per_pixel = 900
+        assert Tiled(model, context=10).tile == 480 == 500 - 2 * 10
+
     def test_out_of_memory_halves_the_tile_and_goes_on(self, caplog):
         model = Repeat(capacity=60 * 60)
         tiled = Tiled(model, 0, 4)
-        image = random_image(1, 3, 150, 190).numpy()
+        image = random_array(1, 3, 150, 190)
         assert np.array_equal(tiled.run(image), image.repeat(2, 2).repeat(2, 3))
         assert tiled.tile == 47
         assert "out of memory at 190x150: using tiles of 95" in caplog.text
@@ -144,7 +153,7 @@ class TestTiled:
     def test_a_model_of_one_size_takes_any_picture(self):
         model = Repeat(input_sizes=InputSizes((32, 48), (32, 48)))
         for size in ((100, 130), (32, 48), (5, 200), (1, 1), (33, 47)):
-            image = random_image(1, 3, *size).numpy()
+            image = random_array(1, 3, *size)
             output = Tiled(model, None, 8).run(image)
             assert np.array_equal(output, image.repeat(2, 2).repeat(2, 3))
         assert {batch.shape[2:] for batch in model.seen} == {(32, 48)}

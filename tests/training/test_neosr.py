@@ -14,7 +14,9 @@ from typing import Any
 import neosr_real
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import lively_network, random_image
 from neosr_real import FIDELITY, OPTIONS, Neosr, quoted
 from PIL import Image

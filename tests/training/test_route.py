@@ -7,7 +7,9 @@ import copy
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from frameworks import clone_of, load_trainner
 from helpers import FUSE_SCRIPT, ONNX_SCRIPT, SAMPLE, call_script, random_image
 from neosr_real import of_clone, of_package_index
@@ -16,6 +18,7 @@ from torch import nn
 from trainner_redux_real import train_few_steps as train_in_trainner_redux
 
 from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.rewrites import as_tensors
 from aethernet.commands.main import main
 from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
@@ -24,7 +27,7 @@ from aethernet.runtimes.registry import open_model
 spandrel = pytest.importorskip(
     "spandrel", reason="needs spandrel: pip install -e '.[spandrel]'"
 )
-import spandrel_aethernet  # noqa: E402
+import spandrel_aethernet
 
 # float32 sums in another order: a few rounding errors of values around 1.
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -47,6 +50,10 @@ def trained_in_stand_in(folder):
     path = folder / "net_g_ema_3.pth"
     torch.save({"metadata": {}, "params": ema.state_dict()}, path)
     return path
+
+
+def tensors_of(path):
+    return as_tensors(load_checkpoint(path).state_dict)
 
 
 TRAINED = {
@@ -132,7 +139,7 @@ class TestBack:
         fused = tmp_path / "fused.safetensors"
         assert main(["fuse", str(trained), "-o", str(fused)]) == 0
         network = self.build(fused_init=True).eval()
-        network.load_state_dict(load_checkpoint(fused).state_dict, strict=True)
+        network.load_state_dict(tensors_of(fused), strict=True)
         image = random_image(1, 3, 9, 8)
         expected = load_checkpoint(trained).build()(image)
         torch.testing.assert_close(network(image), expected, **CLOSE)
@@ -141,11 +148,11 @@ class TestBack:
         fused = tmp_path / "fused.safetensors"
         assert main(["fuse", str(trained), "-o", str(fused)]) == 0
         with pytest.raises(RuntimeError, match="fused_conv"):
-            self.build().load_state_dict(load_checkpoint(fused).state_dict)
+            self.build().load_state_dict(tensors_of(fused))
 
     def test_training_goes_on_from_the_training_form(self, trained):
         network = self.build().train()
-        network.load_state_dict(load_checkpoint(trained).state_dict, strict=True)
+        network.load_state_dict(tensors_of(trained), strict=True)
         nn.functional.mse_loss(
             network(random_image(1, 3, 8, 8)), random_image(1, 3, 16, 16)
         ).backward()

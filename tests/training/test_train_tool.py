@@ -8,7 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 import train
 from helpers import ROOT, SAMPLE, SHIPPED_MODEL, call_script, random_image
 from muon import Muon

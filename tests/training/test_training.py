@@ -5,7 +5,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import ROOT, SAMPLE, SHARED, call_script, lively_network, random_image
 from peak_memory import PeakMemory
 from PIL import Image
@@ -205,7 +207,7 @@ class TestMixedPrecision:
 class TestExport:
     def test_training_form_goes_through_the_older_exporter(self, tmp_path):
         # traiNNer-redux's and neosr's converters take it, in training form too.
-        pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
+        pytest.importorskip("onnx", reason="needs pip install onnx onnxruntime")
         network = lively_network()
         image = random_image(1, 3, 8, 7)
         path = tmp_path / "training_form.onnx"

@@ -4,7 +4,9 @@ import math
 import re
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 import yaml
 from frameworks import TRAINNER_FILE, clone_of, dropped_in, load_trainner
 from helpers import SHIPPED_MODEL, lively_network, random_image

@@ -16,12 +16,11 @@ import cluster_helpers
 import numpy as np
 import psutil
 import pytest
-import torch
 from cluster_helpers import Fragile, make_pictures, planned
-from helpers import ROOT, lively_network, repeating_onnx, without_hidden
+from helpers import PLAIN, ROOT, lively_file, repeating_onnx, without_hidden
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
+from aethernet.devices import limit_threads, told_threads
 from aethernet.errors import (
     AetherError,
     CheckpointError,
@@ -66,19 +65,20 @@ WORKERS = 2
 @pytest.fixture(scope="module")
 def worker_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_checkpoint(lively_network(), path)
-    return WorkerModel(path, "pytorch", "cpu", "float32")
+    lively_file(path)
+    return WorkerModel(path, PLAIN, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
 def model(worker_model):
-    return Tiled(open_model(worker_model.path, "pytorch", "cpu", "float32"))
+    return Tiled(open_model(worker_model.path, PLAIN, "cpu", "float32"))
 
 
 @pytest.fixture
-def start_worker(worker_model):
+def start_worker(worker_model, monkeypatch):
     """Makes a worker in this process, and restores the threads that it changes."""
-    before = torch.get_num_threads()
+    before = told_threads() or 1
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before))  # or none, afterwards
 
     def start(model=worker_model, threads=before, overwrite=False):
         files = {model.path.name: model.path.read_bytes()}
@@ -86,7 +86,7 @@ def start_worker(worker_model):
         return Worker(setup)
 
     yield start
-    torch.set_num_threads(before)
+    limit_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +210,9 @@ class TestWorker:
     def test_a_model_that_cannot_be_opened_is_the_answer_to_each_job(
         self, tmp_path, start_worker
     ):
-        path = tmp_path / "m.pth"
+        path = tmp_path / "m.safetensors"
         path.write_text("no model")
-        worker = start_worker(WorkerModel(path, "pytorch", "cpu"))
+        worker = start_worker(WorkerModel(path, PLAIN, "cpu"))
         job = Job(tmp_path / "a.png", tmp_path / "b.png")
         for _ in range(2):
             error = answer_of(worker, job)
@@ -355,7 +355,7 @@ class TestCluster:
         finished.write_bytes(b"made by an earlier run")
         command = ["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
         command += ["--cluster", "--json", "--model", str(worker_model.path)]
-        command += ["--runtime", "pytorch", "--device", "cpu"]
+        command += ["--runtime", PLAIN, "--device", "cpu"]
         assert main(command) == 1
         printed = capsys.readouterr()
         assert f"{tmp_path / 'in/bad.png'}: " in printed.err
@@ -380,9 +380,9 @@ class TestCluster:
 
     def test_a_model_that_no_worker_can_open_is_one_error(self, tmp_path, two_workers):
         make_pictures(tmp_path, 1)
-        (tmp_path / "m.pth").write_text("no model")
+        (tmp_path / "m.safetensors").write_text("no model")
         jobs = [Job(tmp_path / "p00.png", tmp_path / "out.png")]
-        model = WorkerModel(tmp_path / "m.pth", "pytorch", "cpu")
+        model = WorkerModel(tmp_path / "m.safetensors", PLAIN, "cpu")
         with pytest.raises(AetherError, match="cannot open the model") as caught:
             [*upscale_on_cluster(jobs, model, Options(), None)]
         assert caught.value.path == model.path
@@ -506,7 +506,7 @@ from aethernet.upscaling.files import Options
 
 folder, model, address = sys.argv[1:]
 jobs = planned(Path(folder, "in"), Path(folder, "out"))
-worker_model = WorkerModel(Path(model), "pytorch", "cpu", "float32")
+worker_model = WorkerModel(Path(model), PLAIN, "cpu", "float32")
 coming = upscale_on_cluster(jobs, worker_model, Options(), address)
 try:
     for outcome in coming:

@@ -4,9 +4,8 @@ import threading
 
 import numpy as np
 import pytest
-from helpers import Repeat, lively_network, photo, without_hidden
+from helpers import PLAIN, Repeat, lively_file, photo, without_hidden
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.errors import AetherError
 from aethernet.pictures import write
 from aethernet.pictures.files import Picture, PictureReader, read_picture
@@ -21,8 +20,8 @@ from aethernet.upscaling.folders import Job
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_checkpoint(lively_network(), path)
-    return open_model(path, "pytorch", "cpu")
+    lively_file(path)
+    return open_model(path, PLAIN, "cpu")
 
 
 class TestInStrips:

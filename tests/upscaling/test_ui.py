@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import chromium, watch
-from helpers import lively_network, photo, without_hidden
+from helpers import PLAIN, lively_file, photo, without_hidden
 from PIL import ImageCms
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
 from aethernet.errors import AetherError
 from aethernet.pictures.files import Picture, read_picture
+from aethernet.pictures.metadata import Metadata
 from aethernet.pictures.write import write_picture
 from aethernet.upscaling.ui import check_size, find_models, target_name
 
 pytest.importorskip("gradio", reason="needs pip install -e '.[ui]'")
 
-RUNNING = ("--runtime", "pytorch", "--device", "cpu", "--precision", "float32")
+RUNNING = ("--runtime", PLAIN, "--device", "cpu", "--precision", "float32")
 # Notes every host name and address that the server asks for.
 SERVER = """
 import sys
@@ -72,8 +72,8 @@ class Server:
 def models(tmp_path_factory):
     """A folder of two; the names are what the page offers."""
     folder = tmp_path_factory.mktemp("models")
-    save_checkpoint(lively_network(), folder / "a 2x.safetensors")
-    save_checkpoint(lively_network(scale=3), folder / "b <b>3x.pth")
+    lively_file(folder / "a 2x.safetensors")
+    lively_file(folder / "b <b>3x.safetensors", scale=3)
     (folder / "notes.txt").write_text("not a model")
     return folder
 
@@ -135,7 +135,7 @@ def test_the_download_is_what_the_command_makes(page, models, tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     source = tmp_path / "my photo é.png"
     pixels = photo(40, 60, 4, np.uint16)
-    write_picture(Picture(pixels, {"icc-profile-data": profile}), source)
+    write_picture(Picture(pixels, Metadata(profile=profile)), source)
     drop(page, source)
     result = read_picture(download(page, tmp_path))
     assert without_hidden(tmp_path) == ["my photo é.png", "my photo é_2x.png"]
@@ -144,7 +144,7 @@ def test_the_download_is_what_the_command_makes(page, models, tmp_path):
     assert result.pixels.dtype == np.uint16
     assert result.pixels.shape == (80, 120, 4)
     assert np.array_equal(result.pixels, expected.pixels)
-    assert result.metadata["icc-profile-data"] == profile
+    assert result.metadata.profile == profile
     said = page.locator("#result").inner_text()
     assert "60x40 → 120x80" in said
     assert "PyTorch float32 on cpu" in said
@@ -154,11 +154,13 @@ def test_another_model_and_format(page, models, tmp_path):
     source = tmp_path / "in.png"
     write_picture(Picture(photo(20, 30)), source)
     drop(page, source)
-    choose(page, "model", "b <b>3x.pth")
+    choose(page, "model", "b <b>3x.safetensors")
     choose(page, "format", "WebP")
     done = download(page, tmp_path)
     assert done.name == "in_3x.webp"
-    expected = upscaled(source, tmp_path / "expected.webp", models / "b <b>3x.pth")
+    expected = upscaled(
+        source, tmp_path / "expected.webp", models / "b <b>3x.safetensors"
+    )
     assert np.array_equal(read_picture(done).pixels, read_picture(expected).pixels)
 
 
@@ -339,7 +341,7 @@ def test_models_of_one_name_are_told_apart(models, tmp_path):
     again.write_bytes(b"")
     found = find_models([models, again])
     assert [*found.values()][-1] == again
-    assert [*found] == [str(models / again.name), "b <b>3x.pth", str(again)]
+    assert [*found] == [str(models / again.name), "b <b>3x.safetensors", str(again)]
 
 
 def test_large_pictures_are_left_to_the_command():

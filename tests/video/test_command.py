@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import lively_network, without_hidden
+from helpers import PLAIN, lively_file, without_hidden
 from video_helpers import (
     HEIGHT,
     WIDTH,
@@ -17,7 +17,6 @@ from video_helpers import (
     y4m,
 )
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
 from aethernet.commands.values import raw_format, seconds
 from aethernet.video.y4m import RawFormat
@@ -48,8 +47,8 @@ class TestFlags:
 def flags(tmp_path_factory):
     """Flags that make the command run a tiny network."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_checkpoint(lively_network(depths=(1,)), path)
-    return ["--model", str(path), "--runtime", "pytorch", "--device", "cpu"]
+    lively_file(path, depths=(1,))
+    return ["--model", str(path), "--runtime", PLAIN, "--device", "cpu"]
 
 
 class TestCommand:

@@ -7,17 +7,24 @@ Installed with AetherNet this package is `spandrel_aethernet`: `install()` makes
 
 from __future__ import annotations
 
-from typing_extensions import override
+try:
+    from typing_extensions import override
 
-# By these names, because the package `spandrel` itself is not ready yet when it imports
-# this folder as one of its own architectures.
-from spandrel.__helpers.model_descriptor import (
-    Architecture,
-    ImageModelDescriptor,
-    StateDict,
-)
-from spandrel.__helpers.registry import ArchSupport
-from spandrel.util import KeyCondition
+    # By these names, because the package `spandrel` itself is not ready yet when it
+    # imports this folder as one of its own architectures.
+    from spandrel.__helpers.model_descriptor import (
+        Architecture,
+        ImageModelDescriptor,
+        StateDict,
+    )
+    from spandrel.__helpers.registry import ArchSupport
+    from spandrel.util import KeyCondition
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"AetherNet for spandrel needs {error.name}, which is missing. "
+        'Install it: python -m pip install "aethernet-sr[spandrel]".',
+        name=error.name,
+    ) from error
 
 from .__arch.aether_core import (
     AetherNet,

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from aethernet.aether_core import VARIANTS, AetherNet
-from aethernet.bench.peers import PEERS, build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peer_networks import build_peer, count_multiply_adds, peer_onnx
+from aethernet.bench.peers import PEERS
 from aethernet.bench.torch_exporter import plain_onnx
 from aethernet.checkpoints.checkpoint import (
     Checkpoint,
@@ -23,8 +24,7 @@ from aethernet.checkpoints.onnx import (
     ShapeRange,
     export_onnx,
 )
-from aethernet.checkpoints.rewrites import rewritten
-from aethernet.checkpoints.verification import exact_float32
+from aethernet.checkpoints.rewrites import exact_float32, fold_network, rewritten
 from aethernet.errors import AetherError
 from aethernet.runtimes.registry import (
     RUNTIMES,
@@ -61,6 +61,8 @@ class BenchPlan:
     device: str = "cpu"
     memory: bool = True
     """Measure peak memory too, in one process for each contender (some seconds)."""
+    cpu_time: bool = False
+    """Show processor time too, and ratios of it."""
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.height, self.runs)
@@ -190,9 +192,9 @@ class Workshop:
                 count = count_multiply_adds(network, plan.height, plan.width)
             else:
                 network = self._build(contender)
-                count = multiply_adds_per_pixel(network)
+                count = multiply_adds_per_pixel(network.hyperparameters)
                 if is_rewritten:  # fewer, although the edges are computed twice
-                    fewer = rewritten(network)
+                    fewer = rewritten(fold_network(network))
                     count = count_multiply_adds(fewer, plan.height, plan.width)
             self._networks[key] = network, count
         return self._networks[key]

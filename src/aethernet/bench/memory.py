@@ -102,7 +102,7 @@ def _measured(
     contender: Contender, file: Path | None, device: str, height: int, width: int
 ) -> int | None:
     _load_libraries(contender)
-    image = natural_image(height, width).numpy()
+    image = natural_image(height, width)
     before = resident_bytes()
     model = load(contender, file, device)
     _forget_peak()

@@ -18,6 +18,8 @@ _HEADER = (
     *("MP/s", "MiB", "MACs/px", "GFLOP/s", "of ceiling", "runs"),
 )
 
+_AFTER_LEAST = 7  # where `--cpu-time` adds a column
+
 _TEXT_COLUMNS = 4  # aligned left, before the numbers
 
 
@@ -44,6 +46,7 @@ def figures(entry: Entry, report: BenchReport) -> dict[str, Any]:
     if entry.reason or not times:
         return known
     plan = report.plan
+    cpu_times = [second for second in entry.cpu_seconds if second is not None]
     median = statistics.median(times)
     lower, _, upper = (
         statistics.quantiles(times, method="inclusive")
@@ -58,6 +61,8 @@ def figures(entry: Entry, report: BenchReport) -> dict[str, Any]:
         "ms_quartiles": [lower, upper],
         "ms_least": min(times),
         "ms_by_round": [s if s is None else 1000 * s for s in entry.seconds],
+        "cpu_ms": None if not cpu_times else 1000 * statistics.median(cpu_times),
+        "cpu_ms_by_round": [s if s is None else 1000 * s for s in entry.cpu_seconds],
         "runs": len(times),
         "megapixels_per_second": pixels * plan.scale**2 / median / 1e3,
         "peak_mib": None if entry.peak_bytes is None else entry.peak_bytes / 2**20,
@@ -90,7 +95,12 @@ def as_table(report: BenchReport) -> str:
     found = [figures(entry, report) for entry in report.entries]
     rows = [_row(f) for f in found if "ms" in f]
     if rows:
-        lines += ["", *in_columns([_HEADER, *rows], range(_TEXT_COLUMNS, len(_HEADER)))]
+        table = [[*_HEADER], *map(list, rows)]
+        if plan.cpu_time:
+            cpu = [f"{f['cpu_ms']:.1f}" for f in found if "ms" in f]
+            for row, cell in zip(table, ["CPU ms", *cpu], strict=True):
+                row.insert(_AFTER_LEAST, cell)
+        lines += ["", *in_columns(table, range(_TEXT_COLUMNS, len(table[0])))]
     for f in found:
         if f["runtime"] == "auto" and "ms" in f:
             lines += ["", f"auto chose {f['description']}"]

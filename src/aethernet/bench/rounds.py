@@ -65,6 +65,8 @@ class Entry:
     """Peak memory while running, beyond what was used before loading."""
     seconds: list[float | None] = field(default_factory=list)
     """By round; None where its time was used up."""
+    cpu_seconds: list[float | None] = field(default_factory=list)
+    """Of all threads of this process, by round."""
     reason: str = ""
     """Why there are no figures."""
 
@@ -97,6 +99,7 @@ class BenchReport:
     """By precision."""
     entries: list[Entry]
     ratios: list[Ratio]
+    """Of times; then those of processor time, if the plan asks for them."""
 
     def ceiling(self, precision: str) -> float:
         """GFLOP/s in this precision, or in float32 where that is faster.
@@ -123,7 +126,7 @@ def run_benchmark(plan: BenchPlan) -> BenchReport:
     machine = describe_machine(device, runtime_distributions())
     entries = [Entry(contender) for contender in contenders(plan)]
     try:
-        image = natural_image(plan.height, plan.width).numpy()
+        image = natural_image(plan.height, plan.width)
     except RuntimeError as error:
         raise AetherError(
             f"There is no memory for an input of {plan.width}x{plan.height}.",
@@ -143,7 +146,10 @@ def run_benchmark(plan: BenchPlan) -> BenchReport:
             if precision in used
         }
         ceilings = take_turns(entries, calls, products, plan)
-    return BenchReport(plan, machine, ceilings, entries, ratios(entries))
+    found = ratios(entries)
+    if plan.cpu_time:
+        found += ratios(entries, cpu_time=True)
+    return BenchReport(plan, machine, ceilings, entries, found)
 
 
 def _prepare(
@@ -213,16 +219,19 @@ def take_turns(
         for number in range(1, plan.runs + 1):
             _log.info("round %d of %d", number, plan.runs)
             for name, (_, product) in products.items():
-                ceilings[name].seconds.append(timed_turn(product))
+                ceilings[name].seconds.append(timed_turn(product)[0])
             for index, (entry, call) in enumerate(zip(entries, calls, strict=True)):
                 if call is None or entry.reason:
                     continue
                 if spent[index] > plan.seconds:
                     entry.seconds.append(None)
+                    entry.cpu_seconds.append(None)
                     continue
                 start = time.perf_counter()
                 try:
-                    entry.seconds.append(timed_turn(call))
+                    seconds, cpu_seconds = timed_turn(call)
+                    entry.seconds.append(seconds)
+                    entry.cpu_seconds.append(cpu_seconds)
                 except Exception as error:  # the other contenders go on
                     entry.reason = f"Failed in round {number}: {first_line(error)}"
                 spent[index] += time.perf_counter() - start
@@ -231,17 +240,28 @@ def take_turns(
     return ceilings
 
 
-def timed_turn(call: Callable[[], object]) -> float:
-    """Seconds of a call, after a first one that brings its weights into the caches."""
+def timed_turn(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of a call, after a first one that brings its weights into the caches.
+
+    Returns:
+        Seconds, and processor seconds of all threads of this process.
+    """
     time.sleep(SETTLE_SECONDS)
     call()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    cpu_seconds = time.process_time() - cpu_start
+    return time.perf_counter() - start, cpu_seconds
 
 
-def ratios(entries: Iterable[Entry]) -> list[Ratio]:
-    """The ratios of interest, for the rounds in which both contenders ran."""
+def ratios(entries: Iterable[Entry], cpu_time: bool = False) -> list[Ratio]:
+    """The ratios of interest, for the rounds in which both contenders ran.
+
+    Args:
+        entries: with their results.
+        cpu_time: compare processor time. Other programs on the machine lengthen it
+            less than the time that passes.
+    """
     found: dict[tuple[str, ...], Entry] = {}
     names: dict[str, None] = {}
     for entry in entries:
@@ -254,24 +274,34 @@ def ratios(entries: Iterable[Entry]) -> list[Ratio]:
     def add(name: str, top: Entry | None, bottom: Entry | None, unit: float) -> None:
         if top is None or bottom is None or top.reason or bottom.reason:
             return
-        pairs = zip(top.seconds, bottom.seconds, strict=False)
+        if cpu_time:
+            pairs = zip(top.cpu_seconds, bottom.cpu_seconds, strict=False)
+        else:
+            pairs = zip(top.seconds, bottom.seconds, strict=False)
         values = [unit * a / b for a, b in pairs if a is not None and b is not None]
         if values:
             ratios.append(Ratio(name, values))
 
+    time_of, rate = (
+        ("CPU time of", "GFLOP per CPU second") if cpu_time else ("time of", "GFLOP/s")
+    )
     for name in names:
         plain = found.get((name, PLAIN, "onnxruntime", "float32"))
         exported = found.get((name, REWRITTEN, "onnxruntime", "float32"))
+        native = found.get((name, REWRITTEN, "native", "float32"))
         auto = found.get((name, REWRITTEN, "auto", "auto"))
         fused = found.get((name, FUSED, "pytorch", "float32"))
         training = found.get((name, TRAINING, "pytorch", "float32"))
         onnx = "in ONNX Runtime float32"
-        add(f"{name}: time of auto / plain export {onnx}", auto, plain, 1)
-        add(f"{name}: time of our export / plain export {onnx}", exported, plain, 1)
-        add(f"{name}: time of fused / training form in PyTorch", fused, training, 1)
+        add(f"{name}: {time_of} auto / plain export {onnx}", auto, plain, 1)
+        add(f"{name}: {time_of} native / plain export {onnx}", native, plain, 1)
+        add(f"{name}: {time_of} our export / plain export {onnx}", exported, plain, 1)
+        add(f"{name}: {time_of} fused / training form in PyTorch", fused, training, 1)
         compact = found.get(("compact", PUBLISHED, "onnxruntime", "float32"))
-        if compact and exported:
-            # GFLOP/s of ours over theirs: their time over ours, by the arithmetic.
-            unit = exported.multiply_adds_per_pixel / compact.multiply_adds_per_pixel
-            add(f"{name}: GFLOP/s / Compact's {onnx}", compact, exported, unit)
+        for ours, where in ((native, "in the native runtime "), (exported, "")):
+            if compact and ours:
+                # Of ours over theirs: their time over ours, by the arithmetic.
+                unit = ours.multiply_adds_per_pixel / compact.multiply_adds_per_pixel
+                what = f"{name}: {rate} {where}/ Compact's {onnx}"
+                add(what, compact, ours, unit)
     return ratios

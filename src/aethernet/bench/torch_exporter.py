@@ -53,7 +53,7 @@ def exported(
         AetherError: when it cannot be exported with this opset.
         MissingExtraError: when onnx or onnxscript is not installed.
     """
-    onnx = import_optional("onnx", "onnx")
+    onnx = import_optional("onnx")
     import_optional("onnxscript", "bench")
     example = _example_input(in_chans, fixed or _EXAMPLE_SIZE, dtype)
     free = {0: "batch", 2: "height", 3: "width"}

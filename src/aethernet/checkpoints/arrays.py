@@ -1,80 +1,54 @@
-"""Checkpoints in `.safetensors` files, read into NumPy arrays without PyTorch."""
+"""`.safetensors` files as NumPy arrays, read and written without PyTorch."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from aethernet.checkpoints.layout import (
-    arguments_from_metadata,
-    hyperparameters_from_shapes,
-    variant_name,
-    without_prefixes,
-)
-from aethernet.errors import CheckpointError, first_line, import_optional
-from aethernet.files import check_source
+from aethernet.checkpoints.formats import damaged_safetensors
+from aethernet.errors import CheckpointError, import_optional
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[Any]
 
-# NumPy has no bfloat16: its bits are the upper half of a float32.
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+"""Types that weights can have, as `Stored.dtype` names them."""
 
-
-@dataclass(frozen=True)
-class ArrayCheckpoint:
-    """An AetherNet checkpoint as NumPy arrays."""
-
-    path: Path
-    state_dict: dict[str, Array]
-    """float64, float32 or float16 as in the file; bfloat16 as float32."""
-    hyperparameters: dict[str, Any]
-    """Arguments of `AetherNet`: from the shapes, and from what the metadata says."""
-    metadata: dict[str, str]
-
-    @property
-    def variant(self) -> str | None:
-        """ "aether_small", "aether_medium", "aether_large", or None for other sizes."""
-        return variant_name(self.hyperparameters)
+# As the header of a .safetensors file spells the types, and as NumPy reads them. NumPy
+# has no bfloat16: its bits are the upper half of a float32.
+_DTYPES = {
+    "F64": ("float64", "<f8"),
+    "F32": ("float32", "<f4"),
+    "F16": ("float16", "<f2"),
+    "BF16": ("bfloat16", "<u2"),
+    "I64": ("int64", "<i8"),
+    "I32": ("int32", "<i4"),
+    "I16": ("int16", "<i2"),
+    "I8": ("int8", "i1"),
+    "U64": ("uint64", "<u8"),
+    "U32": ("uint32", "<u4"),
+    "U16": ("uint16", "<u2"),
+    "U8": ("uint8", "u1"),
+    "BOOL": ("bool", "?"),
+}
 
 
-def load_arrays(path: str | Path) -> ArrayCheckpoint:
-    """Read an AetherNet checkpoint from a `.safetensors` file.
+class Stored(NamedTuple):
+    """An array, and the type in which its file holds it."""
+
+    values: Array
+    """In that type; bfloat16 as float32, which holds each of its values."""
+    dtype: str
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The arrays in a `.safetensors` file of any network, by key, and its metadata.
 
     Raises:
-        CheckpointError: when it is not a `.safetensors` file, is damaged, holds another
-            network, or weights that are not finite floating-point numbers.
-        AetherError: when there is no such file, or it cannot be read.
+        CheckpointError: when the file is damaged, or holds a type that NumPy lacks.
+        MissingExtraError: when `safetensors` is not installed.
     """
-    path = Path(path)
-    check_source(path, "a checkpoint")
-    if path.suffix.lower() != ".safetensors":
-        raise CheckpointError(
-            f"Only .safetensors files are read without PyTorch, not {path.suffix!r}.",
-            path,
-            "Install PyTorch: pip install torch.",
-        )
-    tensors, metadata = _read(path)
-    state_dict = without_prefixes(tensors)
-    for key, array in state_dict.items():
-        if not np.isfinite(array).all():
-            raise CheckpointError(
-                f"Key {key!r} holds NaN or infinite weights, so the training diverged.",
-                path,
-                "Use an earlier checkpoint.",
-            )
-    shapes = {key: array.shape for key, array in state_dict.items()}
-    try:
-        found = hyperparameters_from_shapes(shapes)
-        told = arguments_from_metadata(metadata, found)
-    except CheckpointError as error:
-        raise error.about(path) from None
-    return ArrayCheckpoint(path, state_dict, {**found, **told}, metadata)
-
-
-def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     safetensors = import_optional("safetensors")
     try:
         with safetensors.safe_open(path, framework="np") as file:
@@ -82,23 +56,35 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         entries = safetensors.deserialize(path.read_bytes())
         return _arrays(entries, path), metadata
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"Not a .safetensors file, or a truncated one: {first_line(error)}.", path
-        ) from error
+        raise damaged_safetensors(path, error) from error
 
 
-def _arrays(entries: Iterable[tuple[str, Any]], path: Path) -> dict[str, Array]:
+def safetensors_bytes(
+    state_dict: Mapping[str, Array], metadata: Mapping[str, str]
+) -> bytes:
+    """The content of a `.safetensors` file.
+
+    Raises:
+        MissingExtraError: when `safetensors` is not installed.
+    """
+    safetensors = import_optional("safetensors.numpy")
+    # transformers and others look for "format" in the header.
+    return safetensors.save(dict(state_dict), {"format": "pt", **metadata})
+
+
+def _arrays(entries: Iterable[tuple[str, Any]], path: Path) -> dict[str, Stored]:
     """Arrays of the entries of a file; raises ValueError for impossible shapes."""
     arrays = {}
     for key, entry in entries:
-        kind = entry["dtype"]
-        if kind not in _DTYPES:
-            counter = key.split(".")[-1] == "n_averaged"
-            if counter:
-                continue
-            raise CheckpointError(f"Key {key!r} holds {kind}, not float weights.", path)
-        array = np.frombuffer(bytes(entry["data"]), _DTYPES[kind])
-        if kind == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        arrays[key] = array.reshape(entry["shape"])
+        if entry["dtype"] not in _DTYPES:
+            raise CheckpointError(
+                f"The key {key!r} holds {entry['dtype']}, not floating-point weights "
+                "of 16 bits or more.",
+                path,
+            )
+        name, kind = _DTYPES[entry["dtype"]]
+        values: Array = np.frombuffer(entry["data"], kind)
+        if name == "bfloat16":
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        arrays[key] = Stored(values.reshape(entry["shape"]), name)
     return arrays

@@ -1,41 +1,46 @@
 """The only reader and writer of checkpoints.
 
-A checkpoint is a file; a state dict is its content. Files are not trusted: safetensors
-holds no code, and PyTorch's zip and pickle formats are read with `weights_only=True`,
-which runs none.
+A checkpoint is a file; a state dict is its content, NumPy arrays by key. Files are not
+trusted: `.safetensors` holds no code, and PyTorch's formats are read so that none runs.
+Only these need PyTorch, see `pickled`.
 """
 
-import io
 import json
-import pickle
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from aethernet.aether_core import (
-    AetherNet,
-    hyperparameters_from_state_dict,
+from aethernet.checkpoints.arrays import (
+    FLOATS,
+    Array,
+    Stored,
+    read_safetensors,
+    safetensors_bytes,
+)
+from aethernet.checkpoints.folded import Folded, fold
+from aethernet.checkpoints.formats import PICKLE_SUFFIXES, SUFFIXES
+from aethernet.checkpoints.layout import (
+    arguments_from_metadata,
+    hyperparameters_from_shapes,
     variant_name,
+    without_prefixes,
 )
-from aethernet.checkpoints.formats import (
-    PICKLE_SUFFIXES,
-    SUFFIXES,
-    damaged_safetensors,
-)
-from aethernet.checkpoints.layout import arguments_from_metadata, without_prefixes
+from aethernet.checkpoints.pickled import as_stored, pickle_bytes, read_pickle
 from aethernet.errors import (
     CheckpointError,
     ContradictionError,
     VerificationError,
     import_optional,
 )
-from aethernet.files import check_source, replacing
+from aethernet.files import check_source, check_target, replacing
 from aethernet.version import __version__
+
+if TYPE_CHECKING:
+    from aethernet.aether_core import AetherNet
 
 # Keys under which training frameworks keep the state dict, best first: authors validate
 # the exponential moving average, and publish it.
@@ -51,9 +56,7 @@ WRAPPERS = (
 )
 
 # Types that a checkpoint can be written in.
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
-
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ class CheckpointOptions:
     """Scale that the weights must have. None: not compared."""
     in_chans: int | None = None
     """Number of image channels that the weights must take. None: not compared."""
-    device: str | torch.device = "cpu"
-    """Device on which PyTorch computes the reference for files made from it."""
+    device: str | None = None
+    """Device on which PyTorch computes the reference for files made from it. None: as
+    `comparison` chooses."""
 
 
 DEFAULT_OPTIONS = CheckpointOptions()
@@ -82,7 +86,7 @@ class Weights:
 
     path: Path
     state_dict: dict[str, Any]
-    """Values may be anything."""
+    """Arrays of a .safetensors file; of another one tensors, but maybe anything."""
     wrapper: str | None
     """The key that held the state dict, e.g. "params_ema"; None if there was none."""
     other_wrappers: tuple[str, ...]
@@ -97,12 +101,14 @@ class Weights:
 class Checkpoint(Weights):
     """The content of an AetherNet checkpoint."""
 
-    state_dict: dict[str, Tensor]
-    """Floating point, on the CPU, in the dtype of the file."""
+    state_dict: dict[str, Array]
+    """float64, float32 or float16 as in the file; bfloat16 as float32."""
+    dtype: str
+    """Of the weights in the file: "float32", "bfloat16", .."""
     hyperparameters: dict[str, Any]
     """Arguments of `AetherNet` that fit the state dict with `strict=True`."""
-    device: str | torch.device = "cpu"
-    """Device on which `reference` computes."""
+    device: str | None = None
+    """As in `CheckpointOptions`."""
 
     @property
     def form(self) -> str:
@@ -124,21 +130,25 @@ class Checkpoint(Weights):
         return variant_name(self.hyperparameters)
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.state_dict["conv_first.weight"].dtype
+    def img_range(self) -> float:
+        """By which the network multiplies the image inside."""
+        return self.hyperparameters.get("img_range", 1.0)
 
-    def build(self) -> AetherNet:
-        """The network with these weights: float32, on the CPU, in evaluation mode."""
-        network = AetherNet(**self.hyperparameters)
-        network.load_state_dict(self.state_dict)
-        return network.eval()
+    @cached_property
+    def folded(self) -> Folded:
+        """The network as it is run, in float32; folded once."""
+        return fold(self.state_dict, self.img_range)
 
-    def reference(self) -> AetherNet:
-        """As `build`, on `device` and in channels last, which halves the time on a CPU.
+    def build(self) -> "AetherNet":
+        """The network with these weights in PyTorch: float32, on the CPU, evaluating.
 
-        Files made from the checkpoint are compared with its output.
+        Raises:
+            MissingExtraError: when PyTorch is not installed.
         """
-        return self.build().to(memory_format=torch.channels_last).to(self.device)
+        import_optional("torch", "torch")
+        from aethernet.checkpoints.rewrites import build_network
+
+        return build_network(self.hyperparameters, self.state_dict)
 
 
 def form_name(is_fused: bool) -> str:
@@ -161,19 +171,23 @@ def load_checkpoint(
         ContradictionError: when the weights are not what `options` expects.
         AetherError: when there is no such file, or it cannot be read.
     """
-    weights = load_weights(path, options.param_key)
+    weights = _read(Path(path), options.param_key)
+    stored = {
+        key: value if isinstance(value, Stored) else as_stored(value)
+        for key, value in weights.state_dict.items()
+    }
     try:
-        derived = hyperparameters_from_state_dict(weights.state_dict)
-    except ValueError as error:
-        raise CheckpointError(str(error), weights.path) from error
-    _check_values(weights)
-    try:
+        derived = hyperparameters_from_shapes(
+            {key: value.values.shape for key, value in stored.items()}
+        )
+        _check_values(stored)
         told = arguments_from_metadata(weights.metadata, derived)
     except CheckpointError as error:
         raise error.about(weights.path) from error
     checkpoint = Checkpoint(
         path=weights.path,
-        state_dict=weights.state_dict,
+        state_dict={key: value.values for key, value in stored.items()},
+        dtype=stored["conv_first.weight"].dtype,
         wrapper=weights.wrapper,
         other_wrappers=weights.other_wrappers,
         metadata=weights.metadata,
@@ -197,14 +211,24 @@ def load_weights(path: str | Path, param_key: str | None = None) -> Weights:
             Python objects other than tensors and plain values.
         AetherError: when there is no such file, or it cannot be read.
     """
-    path = Path(path)
+    weights = _read(Path(path), param_key)
+    plain = {
+        key: value.values if isinstance(value, Stored) else value
+        for key, value in weights.state_dict.items()
+    }
+    return replace(weights, state_dict=plain)
+
+
+def _read(path: Path, param_key: str | None) -> Weights:
+    """As `load_weights`, but arrays of a .safetensors file are still `Stored`."""
     check_source(path, "a checkpoint")
     if path.stat().st_size == 0:
         raise CheckpointError("The file is empty (0 bytes).", path)
+    content: Mapping[Any, Any]
     if path.suffix.lower() == ".safetensors":
-        content, metadata = _read_safetensors(path)
+        content, metadata = read_safetensors(path)
     elif path.suffix.lower() in PICKLE_SUFFIXES:
-        content = _read_pickle(path)
+        content = read_pickle(path)
         metadata = _plain_metadata(content)
     else:
         raise CheckpointError(
@@ -217,43 +241,90 @@ def load_weights(path: str | Path, param_key: str | None = None) -> Weights:
     return Weights(path, state_dict, wrapper, others, metadata, steps)
 
 
+def check_checkpoint_target(path: Path, source: Path | None = None) -> None:
+    """Check that a checkpoint can be written, before any work is done for it.
+
+    Args:
+        path: of the file to write.
+        source: the file it is made from, which it must not replace.
+
+    Raises:
+        CheckpointError: when the suffix is not one that is written.
+        AetherError: as `check_target`.
+    """
+    if path.suffix.lower() not in (".safetensors", ".pth"):
+        raise CheckpointError(
+            "Cannot be written: the suffix is neither .safetensors nor .pth.", path
+        )
+    check_target(path, source)
+
+
 def save_checkpoint(
-    network: AetherNet,
+    network: "AetherNet",
     path: str | Path,
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "float32",
     check: Callable[[Checkpoint], None] | None = None,
 ) -> None:
-    """Write the network's weights, read them back, compare, then move into place.
+    """Write a PyTorch network's weights, see `write_checkpoint`.
 
     Args:
         network: either form, any device and dtype.
+        path, dtype, check: as for `write_checkpoint`.
+    """
+    state_dict = {
+        key: value.detach().cpu().double().numpy()  # holds every other type
+        for key, value in network.state_dict().items()
+    }
+    write_checkpoint(state_dict, network.hyperparameters, path, dtype, check)
+
+
+def write_checkpoint(
+    state_dict: Mapping[str, Array],
+    hyperparameters: Mapping[str, Any],
+    path: str | Path,
+    dtype: str = "float32",
+    check: Callable[[Checkpoint], None] | None = None,
+) -> None:
+    """Write weights, read them back, compare, then move the file into place.
+
+    Args:
+        state_dict: floating-point arrays by key, of either form.
+        hyperparameters: arguments of `AetherNet` that fit them.
         path: `.safetensors`, with metadata; or `.pth`, as `{"params": state_dict,
             "metadata": ..}`, which neosr, traiNNer-redux and spandrel read.
-        dtype: of the file, `torch.float32` or `torch.float16`.
+        dtype: of the file, a member of `DTYPES`.
         check: called with the content of the written file before the file is moved to
             `path`. An error that it raises is passed on, and no file is kept.
 
     Raises:
         CheckpointError: when `path` has another suffix, `dtype` is another one, or a
             weight is not finite in it.
-        VerificationError: when the file does not hold the network's weights.
+        VerificationError: when the file does not hold the weights.
+        MissingExtraError: when a `.pth` file is to be written without PyTorch.
         AetherError: when the file cannot be written.
     """
     path = Path(path)
-    if dtype not in DTYPES.values():
+    if dtype not in DTYPES:
         raise CheckpointError(f"Checkpoints are {' or '.join(DTYPES)}, not {dtype}.")
-    if path.suffix.lower() not in (".safetensors", ".pth"):
-        raise CheckpointError(
-            "Cannot be written: the suffix is neither .safetensors nor .pth.", path
-        )
-    state_dict = _stored_state_dict(network, path, dtype)
-    content = _file_content(network, path, state_dict, dtype)
+    check_checkpoint_target(path)
+    stored = _rounded(state_dict, path, dtype)
+    metadata = {
+        "architecture": "AetherNet",
+        "hyperparameters": json.dumps(dict(hyperparameters)),
+        "form": form_name(hyperparameters["fused_init"]),
+        "dtype": dtype,
+        "aethernet_version": __version__,
+    }
+    if path.suffix.lower() == ".safetensors":
+        content = safetensors_bytes(stored, metadata)
+    else:
+        content = pickle_bytes(stored, metadata, path)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
         written = load_checkpoint(temporary)
-        if written.state_dict.keys() != state_dict.keys() or not all(
-            torch.equal(written.state_dict[key], value)
-            for key, value in state_dict.items()
+        if written.state_dict.keys() != stored.keys() or not all(
+            np.array_equal(written.state_dict[key], value)
+            for key, value in stored.items()
         ):
             raise VerificationError(
                 "Not written: the weights read back are not those that were written.",
@@ -263,85 +334,18 @@ def save_checkpoint(
             check(written)
 
 
-def _stored_state_dict(
-    network: AetherNet, path: Path, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    state_dict = {
-        key: value.detach().to("cpu", dtype).contiguous()
-        for key, value in network.state_dict().items()
-    }
+def _rounded(
+    state_dict: Mapping[str, Array], path: Path, dtype: str
+) -> dict[str, Array]:
+    rounded = {}
     for key, value in state_dict.items():
-        if not torch.isfinite(value).all():
+        with np.errstate(over="ignore"):
+            rounded[key] = np.ascontiguousarray(value, dtype)
+        if not np.isfinite(rounded[key]).all():
             raise CheckpointError(
                 f"Cannot be written: {key!r} is not finite in {dtype}.", path
             )
-    return state_dict
-
-
-def _file_content(
-    network: AetherNet, path: Path, state_dict: dict[str, Tensor], dtype: torch.dtype
-) -> bytes:
-    metadata = {
-        "architecture": "AetherNet",
-        "hyperparameters": json.dumps(network.hyperparameters),
-        "form": form_name(network.is_fused),
-        "dtype": str(dtype).removeprefix("torch."),
-        "aethernet_version": __version__,
-    }
-    if path.suffix.lower() == ".safetensors":
-        safetensors = import_optional("safetensors.torch")
-        # transformers and others look for "format" in the header.
-        return safetensors.save(state_dict, {"format": "pt", **metadata})
-    buffer = io.BytesIO()
-    torch.save({"params": state_dict, "metadata": metadata}, buffer)
-    return buffer.getvalue()
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    safetensors = import_optional("safetensors")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise damaged_safetensors(path, error) from error
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"PK\x03\x04" and magic[:1] != b"\x80":  # zip, or a bare pickle
-        raise CheckpointError("Not a PyTorch checkpoint, despite its suffix.", path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about TorchScript, which is refused
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # RuntimeError, EOFError, KeyError and others
-        raise _unpickling_error(path, error) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"The file holds a {type(content).__name__}, not a dict of weights.", path
-        )
-    return dict(content)
-
-
-def _unpickling_error(path: Path, error: Exception) -> CheckpointError:
-    """What is wrong with a file that torch refuses.
-
-    The message of torch is left out: it advises to load with weights_only=False.
-    """
-    if "TorchScript" in str(error):
-        return CheckpointError("A TorchScript archive, not a state dict.", path)
-    if isinstance(error, pickle.UnpicklingError) and "truncated" not in str(error):
-        return CheckpointError(
-            "The file holds Python objects other than tensors. They could run code "
-            "when loaded, so the file was not loaded.",
-            path,
-            "Ask its author for the bare state dict.",
-        )
-    return CheckpointError(
-        "The file is truncated or damaged.", path, "Download or copy it again."
-    )
+    return rounded
 
 
 def _plain_metadata(content: Mapping[str, Any]) -> dict[str, str]:
@@ -391,24 +395,17 @@ def _wrapped(
                 yield from _wrapped(value, f"{prefix}{key}.", depth - 1)
 
 
-def _check_values(weights: Weights) -> None:
-    for key, value in weights.state_dict.items():
-        kind: object = (
-            value.dtype if isinstance(value, Tensor) else type(value).__name__
-        )
-        if kind in _FLOATS and (value.layout, value.is_meta) != (torch.strided, False):
-            kind = f"a {'meta' if value.is_meta else value.layout} tensor"
-        if kind not in _FLOATS:
+def _check_values(stored: Mapping[str, Stored]) -> None:
+    for key, (values, dtype) in stored.items():
+        if dtype not in FLOATS:
             raise CheckpointError(
-                f"The key {key!r} holds {kind}, not floating-point weights.",
-                weights.path,
+                f"The key {key!r} holds {dtype}, not floating-point weights."
             )
-        if not torch.isfinite(value).all():
+        if not np.isfinite(values).all():
             raise CheckpointError(
                 f"The key {key!r} holds NaN or infinite weights, so the training "
                 "diverged.",
-                weights.path,
-                "Use an earlier checkpoint.",
+                hint="Use an earlier checkpoint.",
             )
 
 

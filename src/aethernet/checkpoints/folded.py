@@ -28,12 +28,10 @@ weight and is computed in float64:
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from aethernet.checkpoints.arrays import load_arrays
 from aethernet.checkpoints.layout import (
     UPSAMPLE_CHANNELS,
     UPSAMPLE_FACTORS,
@@ -125,17 +123,6 @@ class Folded:
     tail: Tail
 
 
-def load_folded(path: str | Path) -> Folded:
-    """Read and fold a `.safetensors` checkpoint, in float32.
-
-    Raises:
-        CheckpointError, AetherError: as `arrays.load_arrays`.
-    """
-    checkpoint = load_arrays(path)
-    img_range = checkpoint.hyperparameters.get("img_range", 1.0)
-    return fold(checkpoint.state_dict, img_range)
-
-
 def fold(
     state_dict: Mapping[str, Array],
     img_range: float = 1.0,
@@ -195,19 +182,27 @@ def _held(weight: Array, bias: Array, dtype: npt.DTypeLike) -> Convolution:
     return Convolution(*parts)
 
 
+def depthwise_kernel(exact: Mapping[str, Array], prefix: str) -> tuple[Array, Array]:
+    """The kernel `(C, 1, rows, columns)` and the bias of a block's convolution.
+
+    Args:
+        exact: a state dict in float64, of either form.
+        prefix: of the keys, "layers.0.0.conv.".
+    """
+    if f"{prefix}fused_conv.weight" in exact:
+        return exact[f"{prefix}fused_conv.weight"], exact[f"{prefix}fused_conv.bias"]
+    large, small = (exact[f"{prefix}{which}_conv.weight"] for which in ("lk", "sk"))
+    margin = (large.shape[-1] - small.shape[-1]) // 2
+    sides = [(0, 0), (0, 0), (margin, margin), (margin, margin)]
+    kernel = large + np.pad(small, sides)
+    return kernel, exact[f"{prefix}lk_bias"] + exact[f"{prefix}sk_bias"]
+
+
 _Hold = Callable[[Array, Array], Convolution]
-_PARTS = ("weight", "bias")
 
 
 def _block(exact: Mapping[str, Array], prefix: str, held: _Hold) -> Block:
-    conv = f"{prefix}conv."
-    if f"{conv}fused_conv.weight" in exact:
-        kernel, bias = (exact[f"{conv}fused_conv.{part}"] for part in _PARTS)
-    else:
-        kernel, small = (exact[f"{conv}{which}_conv.weight"] for which in ("lk", "sk"))
-        margin = (kernel.shape[-1] - small.shape[-1]) // 2
-        kernel = kernel + np.pad(small, [(0, 0), (0, 0), (margin,) * 2, (margin,) * 2])
-        bias = exact[f"{conv}lk_bias"] + exact[f"{conv}sk_bias"]
+    kernel, bias = depthwise_kernel(exact, f"{prefix}conv.")
 
     def projection(name: str, scale: Array, shift: Array) -> Convolution:
         weight = exact[f"{prefix}ffn.{name}.weight"]

@@ -1,18 +1,23 @@
 """Facts about checkpoints and ONNX files, for people to read."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from aethernet.aether_core import AetherNet, variant_name
 from aethernet.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointOptions,
     form_name,
     load_checkpoint,
+)
+from aethernet.checkpoints.layout import (
+    UPSAMPLE_FACTORS,
+    check_arguments,
+    expected_shapes,
+    receptive_radius,
+    variant_name,
 )
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import check_source
@@ -39,48 +44,57 @@ def describe_file(path: str | Path, param_key: str | None = None) -> Facts:
     return _describe_checkpoint(load_checkpoint(path, options))
 
 
-def multiply_adds_per_pixel(network: AetherNet) -> int:
+def multiply_adds_per_pixel(hyperparameters: Mapping[str, Any]) -> int:
     """Multiply-adds of one forward pass per LR pixel.
 
     Each weight of a convolution or a product is used once per position. Positions are
     LR pixels up to the first PixelShuffle; a PixelShuffle multiplies their number by
     its factor squared. The small kernel of the training form is added to the large one
     before it is used.
+
+    Args:
+        hyperparameters: arguments of `AetherNet`, as `Checkpoint` has them.
     """
     total, positions = 0, 1
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and not name.endswith("sk_conv"):
-            total += module.weight.numel() * positions
-        elif isinstance(module, nn.PixelShuffle):
-            positions *= module.upscale_factor**2
+    factors = iter(UPSAMPLE_FACTORS[hyperparameters["scale"]])
+    for key, shape in expected_shapes(hyperparameters).items():
+        if len(shape) > 1 and "sk_conv" not in key:
+            total += math.prod(shape) * positions
+            if key.startswith("upsample."):
+                positions *= next(factors) ** 2
     return total
 
 
-def describe_network(hyperparameters: dict[str, Any]) -> Facts:
+def describe_network(hyperparameters: Mapping[str, Any]) -> Facts:
     """Facts about the network that `AetherNet(**hyperparameters)` makes.
 
+    Args:
+        hyperparameters: as `Checkpoint` has them.
+
     Raises:
-        TypeError, ValueError, ArithmeticError, RuntimeError: when it is impossible.
+        LookupError, TypeError, ArithmeticError, ValueError: when it is impossible.
     """
-    with torch.device("meta"):  # takes no memory
-        network = AetherNet(**hyperparameters)
-    hyperparameters = network.hyperparameters
-    depths = hyperparameters["depths"]
-    kernels = str(hyperparameters["lk_kernel"])
-    if not network.is_fused:
+    check_arguments(hyperparameters)
+    depths = tuple(hyperparameters["depths"])
+    kernels, fused = str(hyperparameters["lk_kernel"]), hyperparameters["fused_init"]
+    if not fused:
         kernels += f" and {hyperparameters['sk_kernel']}"
     scale = hyperparameters["scale"]
+    variant = variant_name({**hyperparameters, "depths": depths})
+    count = sum(map(math.prod, expected_shapes(hyperparameters).values()))
+    cost = multiply_adds_per_pixel(hyperparameters)
+    radius = receptive_radius(hyperparameters)
     return [
-        ("form", form_name(network.is_fused)),
-        ("variant", variant_name(hyperparameters) or "not a named one"),
+        ("form", form_name(fused)),
+        ("variant", variant or "not a named one"),
         ("scale", f"{scale}x" + (" (restoration)" if scale == 1 else "")),
-        ("image channels", str(network.in_chans)),
+        ("image channels", str(hyperparameters["in_chans"])),
         ("width", f"{hyperparameters['embed_dim']} channels"),
         ("depth", f"{sum(depths)} blocks in {len(depths)} groups {depths}"),
         ("depthwise kernels", kernels),
-        ("parameters", f"{sum(p.numel() for p in network.parameters()):,}"),
-        ("multiply-adds", f"{multiply_adds_per_pixel(network):,} per input pixel"),
-        ("receptive radius", f"{network.receptive_radius} input pixels on each side"),
+        ("parameters", f"{count:,}"),
+        ("multiply-adds", f"{cost:,} per input pixel"),
+        ("receptive radius", f"{radius} input pixels on each side"),
     ]
 
 
@@ -91,7 +105,7 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> Facts:
     return [
         ("file", str(checkpoint.path)),
         *describe_network(checkpoint.hyperparameters),
-        ("dtype", str(checkpoint.dtype).removeprefix("torch.")),
+        ("dtype", checkpoint.dtype),
         ("wrapper", wrapper),
         *_metadata(checkpoint.metadata),
     ]
@@ -118,7 +132,7 @@ def _describe_onnx(path: Path) -> Facts:
             TypeError,
             ArithmeticError,
             ValueError,
-            RuntimeError,
+            RecursionError,
         ) as error:
             raise AetherError("The AetherNet metadata is damaged.", path) from error
     else:

@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from aethernet.checkpoints.checkpoint import Checkpoint
-from aethernet.checkpoints.comparison import verification_images
+from aethernet.checkpoints.comparison import (
+    Network,
+    network_of,
+    verification_images,
+)
 from aethernet.checkpoints.onnx import (
     ExportOptions,
     OnnxExport,
     check_export,
     describe,
     export_result,
-    to_onnx,
 )
-from aethernet.checkpoints.onnx_check import open_session, verify
+from aethernet.checkpoints.onnx_check import open_session, session_run, verify
+from aethernet.checkpoints.onnx_graph import to_onnx
 from aethernet.checkpoints.tolerances import MIN_PSNR, Tolerance
 from aethernet.errors import AetherError, first_line, import_optional
 from aethernet.files import replacing
@@ -54,15 +57,16 @@ def export_int8(
 
     The largest absolute value of each activation on the pictures becomes 127
     (symmetric, as TensorRT requires); weights have one scale per channel. The file is
-    then compared with PyTorch float32 on each picture.
+    then compared on each picture with the same graph in float32, which is itself
+    compared with the network as `export_onnx` does.
 
     Args:
-        source: either form; PyTorch computes on its `device`.
+        source: either form.
         target: `.onnx`.
         pictures: by name, `(batch, in_chans, H, W)`, float32, 0..1, of the fixed size
             if the file has one: pictures like those the model will see
             (`pictures.calibration`).
-        options: `precision`, `atol` and `rtol` do not apply.
+        options: `precision`, `float32_io`, `atol` and `rtol` do not apply.
         min_psnr: dB that the file has to reach on each picture.
 
     Returns:
@@ -73,24 +77,35 @@ def export_int8(
         VerificationError: when a picture stays below `min_psnr`; nothing is written.
         MissingExtraError, AetherError: as for `export_onnx`.
     """
-    target, options = Path(target), options or ExportOptions()
+    target = Path(target)
+    options = replace(options or ExportOptions(), precision="int8")
     check_export(target)
     _log.info("exporting")
-    model = to_onnx(source, options.fixed_size, options.opset, "float32")
+    plain = _plain(source, options)
+    model = to_onnx(source.folded, options.writing)
     _log.info("calibrating on %d pictures", len(pictures))
     nodes = convolutions(model)["projections"]
     model = quantized(model, [*pictures.values()], nodes)
-    images = [(name, torch.from_numpy(image)) for name, image in pictures.items()]
+    frames = verification_images(source.in_chans, options.verify, options.fixed_size)
     with replacing(target) as temporary:
         describe(model, source, "int8", options.license)
         content = model.SerializeToString()
         temporary.write_bytes(content)
         session = open_session(content)
-        differences = verify(session, source, images, Tolerance(min_psnr))
-        frames = verification_images(source, options.fixed_size)
-        differences |= verify(session, source, frames, None)
-    options = replace(options, precision="int8")
-    return export_result(model, source, target, options, differences)
+        cases = plain.cases(pictures.items())
+        differences = verify(session, cases, Tolerance(min_psnr))
+        differences |= verify(session, plain.cases(frames), None)
+    return export_result(model, source, target, options, differences, plain.by)
+
+
+def _plain(source: Checkpoint, options: ExportOptions) -> Network:
+    """The float32 graph with free sizes in ONNX Runtime, compared with the network."""
+    writing = replace(options, dynamic=True).writing
+    session = open_session(to_onnx(source.folded, writing).SerializeToString())
+    images = verification_images(source.in_chans, options.verify)
+    cases = network_of(source, options.verify).cases(images)
+    verify(session, cases, Tolerance.of("float32"))
+    return Network("the same file in float32", session_run(session))
 
 
 def convolutions(model: Any) -> dict[str, list[str]]:

@@ -15,6 +15,9 @@ from aethernet.errors import CheckpointError, first_line
 
 T = TypeVar("T")
 
+PRECISIONS = ("float32", "float16", "bfloat16")
+"""Types that a network can be computed in."""
+
 UPSAMPLE_FACTORS: dict[int, tuple[int, ...]]  # of the PixelShuffle steps, by scale
 UPSAMPLE_FACTORS = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 UPSAMPLE_CHANNELS = 64
@@ -155,6 +158,37 @@ def expected_shapes(arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         if not name.endswith((".lk_conv", ".sk_conv")):
             shapes[f"{name}.bias"] = shape[:1]
     return shapes
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check arguments of `AetherNet`, by the rules of `aether_core`.
+
+    Args:
+        arguments: at least those that `hyperparameters_from_shapes` returns.
+
+    Raises:
+        LookupError, TypeError, ArithmeticError: when one is missing or no number.
+        ValueError: when they describe no network.
+    """
+    large, small = arguments["lk_kernel"], arguments["sk_kernel"]
+    hidden = int(arguments["embed_dim"] * arguments["mlp_ratio"])
+    starts = [arguments["in_chans"], arguments["embed_dim"], hidden]
+    if (
+        min([*starts, min(arguments["depths"], default=0)]) < 1
+        or not large % 2 == small % 2 == 1 <= small <= large
+        or arguments["scale"] not in UPSAMPLE_FACTORS
+        or not 0 < arguments.get("img_range", 1.0) < math.inf
+    ):
+        raise ValueError(f"These arguments describe no network: {arguments}.")
+
+
+def receptive_radius(arguments: Mapping[str, Any]) -> int:
+    """How many LR pixels on each side can influence an output pixel."""
+    radius = 1  # conv_last
+    for factor in reversed(UPSAMPLE_FACTORS[arguments["scale"]]):
+        radius = math.ceil(radius / factor) + 1  # PixelShuffle, then its 3x3
+    radius += sum(arguments["depths"]) * (arguments["lk_kernel"] // 2)
+    return radius + 3  # conv_before_upsample, conv_after_body, conv_first
 
 
 def _block_layers(

@@ -29,7 +29,7 @@ from aethernet.checkpoints.folded import (
 )
 from aethernet.checkpoints.onnx_graph import edge_mask
 from aethernet.errors import AetherError
-from aethernet.files import replacing
+from aethernet.files import check_target, replacing
 
 PRECISIONS = ("float32", "float16")
 
@@ -103,6 +103,8 @@ def check_ncnn_target(target: Path) -> None:
     """
     if target.suffix.lower() != ".param":
         raise AetherError("Cannot be written: the suffix is not .param.", target)
+    for file in (target, target.with_suffix(".bin")):
+        check_target(file)
 
 
 def write_ncnn(

@@ -1,24 +1,26 @@
 """Write checkpoints as ONNX files, and verify that these compute the same."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aethernet.checkpoints.checkpoint import Checkpoint
-from aethernet.checkpoints.comparison import verification_images
+from aethernet.checkpoints.comparison import (
+    VERIFICATIONS,
+    network_of,
+    verification_images,
+)
 from aethernet.checkpoints.onnx_check import (
     open_session,
     rounding_session,
     verify,
 )
-from aethernet.checkpoints.onnx_graph import Norm, Writing, onnx_properties
-from aethernet.checkpoints.onnx_graph import to_onnx as written
-from aethernet.checkpoints.rewrites import fold_tensors
+from aethernet.checkpoints.onnx_graph import Norm, Writing, onnx_properties, to_onnx
 from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import Difference
-from aethernet.errors import AetherError, import_optional
-from aethernet.files import command_line, replacing
+from aethernet.errors import AetherError, VerificationError, import_optional
+from aethernet.files import check_target, command_line, replacing
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class ShapeRange:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How an ONNX file is written, and how close to PyTorch it has to compute."""
+    """How an ONNX file is written, and how close to its network it has to compute."""
 
     dynamic: bool = False
     """Leave batch, height and width free; else they are `shapes.typical`."""
@@ -61,6 +63,8 @@ class ExportOptions:
     precision: str = "float32"
     """ "float32"; "float16", with input and output in float16; "bfloat16", with input
     and output in float32. LayerNorm is always in float32."""
+    float32_io: bool = False
+    """Input and output are float32 also with "float16"."""
     norm: Norm = "operator"
     """How LayerNorm is written, see `onnx_graph.Writing`."""
     license: str | None = None
@@ -70,11 +74,25 @@ class ExportOptions:
     rtol: float | None = None
     """Limits: `|output - expected| <= atol + rtol * |expected|`. If both are None, the
     limits are `FLOAT32_ATOL` and `FLOAT32_RTOL` in float32, else `MIN_PSNR` dB."""
+    verify: str = "quick"
+    """How much is compared, a member of `comparison.VERIFICATIONS`."""
+
+    def __post_init__(self) -> None:
+        if self.verify not in VERIFICATIONS:
+            raise AetherError(f"There is no verification {self.verify!r}.")
 
     @property
     def fixed_size(self) -> tuple[int, int, int] | None:
         """Batch, height and width that the file takes; None if they are free."""
         return None if self.dynamic else self.shapes.typical
+
+    @property
+    def writing(self) -> Writing:
+        """How the graph is written; int8 is made of a float32 graph."""
+        precision = "float32" if self.precision == "int8" else self.precision
+        return Writing(
+            precision, self.float32_io, self.opset, self.fixed_size, self.norm
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,9 @@ class OnnxExport:
 
     opset: int
     differences: dict[str, Difference]
-    """By frame and size: ONNX Runtime on the file against PyTorch float32."""
+    """By frame and size: ONNX Runtime on the file against the reference."""
+    reference: str
+    """What computed the reference, e.g. "NumPy float32"."""
     trtexec: str
     """The command that builds a TensorRT engine from the file."""
 
@@ -93,13 +113,14 @@ def export_onnx(
 ) -> OnnxExport:
     """Write a checkpoint as an ONNX file: "input" to "output", NCHW, 0..1.
 
-    The file holds the folded network (`checkpoints.folded`). It is run in
-    ONNX Runtime and compared with the checkpoint's own network in PyTorch float32 on a
-    photograph, noise and extreme frames, and with free sizes on five sizes down to 1x1.
-    It is kept only if all of them agree.
+    The file holds the folded network (`checkpoints.folded`). It is run in ONNX Runtime
+    and compared with the checkpoint's own network (`comparison.network_of`) on a
+    photograph, noise, extreme frames and sizes down to 1x1. It is kept only if all of
+    them agree. A quick verification of a fixed size compares the same graph with free
+    sizes on small pictures.
 
     Args:
-        source: either form; PyTorch computes on its `device`.
+        source: either form.
         target: `.onnx`.
         options: None is `ExportOptions()`.
 
@@ -113,19 +134,40 @@ def export_onnx(
     check_export(target)
     _log.info("exporting")
     with replacing(target) as temporary:
-        model = to_onnx(
-            source, options.fixed_size, options.opset, options.precision, options.norm
-        )
+        model = to_onnx(source.folded, options.writing)
         describe(model, source, options.precision, options.license)
         temporary.write_bytes(model.SerializeToString())
-        content = temporary.read_bytes()
+        content, size = temporary.read_bytes(), options.fixed_size
+        if size and options.verify == "quick":
+            content, size = _with_free_sizes(content, source, options), None
+        network = network_of(source, options.verify)
+        images = verification_images(source.in_chans, options.verify, size)
+        cases = network.cases(images)
         half = options.precision in ("float16", "bfloat16")
         session = rounding_session(content) if half else open_session(content)
-        images = [*verification_images(source, options.fixed_size)]
-        differences = verify(session, source, images, tolerance)
+        differences = verify(session, cases, tolerance)
         if options.precision == "float16":  # the file itself, too; bfloat16 needs a GPU
-            verify(open_session(content), source, images[:1], tolerance)
-    return export_result(model, source, target, options, differences)
+            verify(open_session(content), cases[:1], tolerance)
+    return export_result(model, source, target, options, differences, network.by)
+
+
+def _with_free_sizes(
+    content: bytes, source: Checkpoint, options: ExportOptions
+) -> bytes:
+    """The content of an ONNX file of a fixed size, with free sizes.
+
+    Raises:
+        VerificationError: when the file has other nodes or weights than that.
+    """
+    onnx = import_optional("onnx", "onnx")
+    model = to_onnx(source.folded, replace(options, dynamic=True).writing)
+    fixed, free = onnx.load_from_string(content).graph, model.graph
+    if [*fixed.node] != [*free.node] or [*fixed.initializer] != [*free.initializer]:
+        raise VerificationError(
+            "The ONNX file of a fixed size differs from that of free sizes. Nothing "
+            "was written."
+        )
+    return model.SerializeToString()
 
 
 def check_export(target: Path) -> None:
@@ -133,10 +175,12 @@ def check_export(target: Path) -> None:
 
     Raises:
         MissingExtraError: when a library for ONNX is not installed.
-        AetherError: when `target` has another suffix than `.onnx`.
+        AetherError: when `target` has another suffix than `.onnx`, or cannot be
+            written.
     """
     if target.suffix.lower() != ".onnx":
         raise AetherError("Cannot be written: the suffix is not .onnx.", target)
+    check_target(target)
     check_libraries()
 
 
@@ -156,11 +200,12 @@ def export_result(
     target: Path,
     options: ExportOptions,
     differences: dict[str, Difference],
+    reference: str,
 ) -> OnnxExport:
     """The result of writing an ONNX model to `target`."""
     shapes = options.shapes if options.dynamic else None
     command = trtexec_command(target, source.in_chans, shapes, options.precision)
-    return OnnxExport(opset_of(model), differences, command)
+    return OnnxExport(opset_of(model), differences, reference, command)
 
 
 def trtexec_command(
@@ -189,29 +234,6 @@ def trtexec_command(
     if precision != "float32":
         words.append("--stronglyTyped")
     return command_line(words)
-
-
-def to_onnx(
-    checkpoint: Checkpoint,
-    fixed: tuple[int, int, int] | None,
-    opset: int | None,
-    precision: str,
-    norm: Norm = "operator",
-) -> Any:
-    """The folded network as an ONNX model.
-
-    Args:
-        checkpoint: either form.
-        fixed: batch, height and width; None leaves them free.
-        opset, precision, norm: as in `ExportOptions`.
-
-    Raises:
-        AetherError: when there is no such opset or precision, or a weight is too large
-            for it.
-    """
-    writing = Writing(precision, opset=opset, size=fixed, norm=norm)
-    img_range = checkpoint.hyperparameters.get("img_range", 1.0)
-    return written(fold_tensors(checkpoint.state_dict, img_range), writing)
 
 
 def describe(

@@ -1,13 +1,11 @@
-"""Run an ONNX file in ONNX Runtime and compare it with PyTorch."""
+"""Run an ONNX file in ONNX Runtime and compare it with its network."""
 
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from aethernet.checkpoints.checkpoint import Checkpoint
-from aethernet.checkpoints.comparison import verify_outputs
+from aethernet.checkpoints.comparison import Case, Run, verify_outputs
 from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import Difference
 from aethernet.errors import import_optional
@@ -39,32 +37,25 @@ def rounding_session(content: bytes) -> Any:
 
 
 def verify(
-    session: Any,
-    checkpoint: Checkpoint,
-    images: Iterable[tuple[str, Tensor]],
-    tolerance: Tolerance | None,
+    session: Any, cases: Iterable[Case], tolerance: Tolerance | None
 ) -> dict[str, Difference]:
-    """Compare an ONNX file in ONNX Runtime with its checkpoint in PyTorch float32.
+    """Compare an ONNX file in ONNX Runtime with its network, see `verify_outputs`.
 
     Args:
         session: from `open_session` or `rounding_session`.
-        checkpoint: PyTorch computes on its `device`.
-        images: by name, `(B, in_chans, H, W)`, float32, 0..1.
-        tolerance: None accepts all finite values of the right shape.
-
-    Returns:
-        By the name of the image.
-
-    Raises:
-        VerificationError: at the first image on which the outputs differ too much.
+        cases, tolerance: as for `verify_outputs`.
     """
     half = session.get_inputs()[0].type == "tensor(float16)"
+    return verify_outputs(session_run(session), "ONNX file", cases, tolerance, half)
 
-    def run(image: Tensor) -> Tensor:
-        feed = (image.half() if half else image).numpy()
-        return torch.from_numpy(session.run(["output"], {"input": feed})[0])
 
-    return verify_outputs(run, "ONNX file", checkpoint, images, tolerance, half)
+def session_run(session: Any) -> Run:
+    """What computes a session of ONNX Runtime; its input gets the type it takes."""
+    half = session.get_inputs()[0].type == "tensor(float16)"
+    dtype = np.float16 if half else np.float32
+    return lambda image: session.run(
+        ["output"], {"input": np.ascontiguousarray(image, dtype)}
+    )[0]
 
 
 def _rounding(content: bytes) -> bytes:

@@ -27,7 +27,7 @@ from aethernet.checkpoints.folded import (
     Folded,
     Tail,
 )
-from aethernet.checkpoints.layout import variant_name
+from aethernet.checkpoints.layout import PRECISIONS, variant_name
 from aethernet.errors import AetherError, import_optional
 from aethernet.version import __version__
 
@@ -35,8 +35,6 @@ OLDEST_OPSET = 17
 GELU_OPSET = 20
 BFLOAT16_OPSET = 22
 NEWEST_OPSET = 25
-
-PRECISIONS = ("float32", "float16", "bfloat16")
 
 Norm = Literal["operator", "parts"]
 
@@ -48,7 +46,8 @@ class Writing:
     """How a network is written."""
 
     precision: str = "float32"
-    """Of weights and activations, a member of `PRECISIONS`. LayerNorm is in float32."""
+    """Of weights and activations, a member of `layout.PRECISIONS`. LayerNorm is in
+    float32."""
     float32_io: bool = False
     """Input and output are float32 whatever the precision; with bfloat16 always."""
     opset: int | None = None
@@ -143,7 +142,7 @@ def onnx_properties(
 
     Args:
         hyperparameters: arguments of `AetherNet`, of either form.
-        precision: a member of `PRECISIONS`, or "int8".
+        precision: a member of `layout.PRECISIONS`, or "int8".
         opset: of the file.
         license: of the weights, an SPDX identifier.
     """

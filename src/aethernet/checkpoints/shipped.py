@@ -8,6 +8,7 @@ name of the same kind, a size, a SHA-256 and addresses. `downloads.download` fet
 into the user's data folder; from then on its name works wherever a model is named.
 """
 
+import difflib
 import json
 import os
 import re
@@ -139,6 +140,8 @@ def find_model(name: str | Path) -> Path:
     else:
         names = ", ".join(known) or "none in this installation"
         hint = f"Shipped models: {names}."
+        if near := difflib.get_close_matches(str(name), known, n=1):
+            hint = f"Did you mean {near[0]}? {hint}"
     raise AetherError(
         "There is no such file, and no model of this name ships.", path, hint
     )

@@ -1,17 +1,18 @@
 """How far an exported file may differ from the network it was made from."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from aethernet.checkpoints.verification import compare
 from aethernet.errors import AetherError
 
-# Limits for files against PyTorch float32. A float32 file differs by rounding: 2e-6 on
-# the shipped model, more on deeper ones; 1e-4 is 1/40 of an 8-bit step. The other types
-# round as part of the format, to 11, 8 and 8 bits, and have to reach a PSNR in dB.
+# Limits for files against the network in float32. A float32 file differs by rounding:
+# 2e-6 on the shipped model, more on deeper ones; 1e-4 is 1/40 of an 8-bit step. The
+# other types round as part of the format, to 11, 8 and 8 bits, and have to reach a PSNR
+# in dB.
 FLOAT32_ATOL, FLOAT32_RTOL = 1e-4, 1e-4
 MIN_PSNR = {"float16": 50.0, "bfloat16": 40.0, "int8": 40.0}
 
@@ -42,13 +43,15 @@ class Tolerance:
         atol = FLOAT32_ATOL if atol is None else atol
         return cls(None, atol, FLOAT32_RTOL if rtol is None else rtol)
 
-    def problem(self, output: Tensor, expected: Tensor) -> str | None:
-        """Why two tensors of one shape are too different, or None if they are not."""
+    def problem(
+        self, output: npt.NDArray[Any], expected: npt.NDArray[Any]
+    ) -> str | None:
+        """Why two arrays of one shape are too different, or None if they are not."""
         if self.min_psnr is not None:
             if compare(output, expected).psnr >= self.min_psnr:
                 return None
             return f"less than {self.min_psnr:g} dB"
-        output, expected = output.double(), expected.double()
-        if torch.allclose(output, expected, rtol=self.rtol, atol=self.atol):
+        output, expected = (np.asarray(x, np.float64) for x in (output, expected))
+        if np.allclose(output, expected, rtol=self.rtol, atol=self.atol):
             return None
         return f"more than atol {self.atol:g} + rtol {self.rtol:g}"

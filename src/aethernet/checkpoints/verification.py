@@ -1,18 +1,19 @@
 """Pictures on which two forms of a network are compared, and the comparison."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 # A part of "Chelsea" by Stéfan van der Walt (CC0), 96x64 pixels. A binary PPM is read
-# without an image library, so the checks run where only torch is installed.
+# without an image library, so the checks run where none is installed.
 _NATURAL_IMAGE = Path(__file__).with_name("natural_image.ppm")
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+Image = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -32,34 +33,24 @@ class Difference:
         return f"max abs error {self.max_abs_error:.2e}, PSNR {self.psnr:.1f} dB"
 
 
-def compare(output: Tensor, expected: Tensor) -> Difference:
-    """Compare two tensors of one shape, in float64.
+def compare(output: npt.NDArray[Any], expected: npt.NDArray[Any]) -> Difference:
+    """Compare two arrays of one shape, in float64.
 
     Raises:
         ValueError: when the shapes differ.
     """
     if output.shape != expected.shape:
         raise ValueError(f"Cannot compare {[*output.shape]} with {[*expected.shape]}.")
-    error = output.double().cpu() - expected.double().cpu()
-    if not torch.isfinite(error).all():
+    with np.errstate(invalid="ignore"):  # of infinite values
+        error = np.asarray(output, np.float64) - np.asarray(expected, np.float64)
+    if not np.isfinite(error).all():
         return Difference(float("inf"), float("-inf"), finite=False)
-    mse = error.square().mean()
-    return Difference(error.abs().max().item(), (-10 * mse.log10()).item(), finite=True)
+    with np.errstate(divide="ignore"):  # of equal outputs
+        psnr = -10 * np.log10(np.square(error).mean())
+    return Difference(float(np.abs(error).max()), float(psnr), finite=True)
 
 
-@contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """Stop a GPU from computing float32 convolutions in TF32 (10-bit mantissa)."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
-
-
-def natural_image(height: int, width: int, channels: int = 3) -> Tensor:
+def natural_image(height: int, width: int, channels: int = 3) -> Image:
     """A photograph `(1, channels, height, width)`, float32, 0..1.
 
     It is mirrored to fill the size. One channel is luma; other numbers than 1 and 3
@@ -67,40 +58,41 @@ def natural_image(height: int, width: int, channels: int = 3) -> Tensor:
     """
     _, size, _, pixels = _NATURAL_IMAGE.read_bytes().split(b"\n", 3)
     columns, rows = map(int, size.split())
-    image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8)
-    image = image.view(rows, columns, 3).permute(2, 0, 1).float() / 255
+    interleaved = np.frombuffer(pixels, np.uint8).reshape(rows, columns, 3)
+    image: Image = np.moveaxis(interleaved, -1, 0).astype(np.float32)
+    image /= 255
     if channels == 1:
-        image = (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0, keepdim=True)
+        weights = np.array(_LUMA, np.float32)[:, None, None]
+        image = (image * weights).sum(0, keepdims=True)
     else:
-        image = image[torch.arange(channels) % 3]
+        image = image[np.arange(channels) % 3]
     image = image[:, _mirrored(height, rows)][:, :, _mirrored(width, columns)]
-    return image.unsqueeze(0)
+    return np.ascontiguousarray(image[None])
 
 
-def noise_image(height: int, width: int, channels: int = 3) -> Tensor:
+def noise_image(height: int, width: int, channels: int = 3) -> Image:
     """Uniform noise `(1, channels, height, width)`, float32, 0..1; never changes."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(1, channels, height, width, generator=generator)
+    generator = np.random.default_rng(0)
+    return generator.random((1, channels, height, width), np.float32)
 
 
-def verification_frames(
-    height: int, width: int, channels: int = 3
-) -> dict[str, Tensor]:
+def verification_frames(height: int, width: int, channels: int = 3) -> dict[str, Image]:
     """Ordinary and extreme pictures by name, `(1, channels, height, width)`, float32.
 
-    The flat ones and the checkerboard drive activations to where half precision fails.
+    The first two are the ordinary ones. The flat ones and the checkerboard drive
+    activations to where half precision fails.
     """
     natural = natural_image(height, width, channels)
-    checkerboard = (torch.arange(height).view(-1, 1) + torch.arange(width)) % 2
+    checkerboard = np.indices((height, width)).sum(0) % 2
     return {
         "natural image": natural,
         "noise": noise_image(height, width, channels),
-        "all 0": torch.zeros_like(natural),
-        "all 1": torch.ones_like(natural),
-        "checkerboard": checkerboard.to(natural).expand_as(natural),
+        "all 0": np.zeros_like(natural),
+        "all 1": np.ones_like(natural),
+        "checkerboard": np.zeros_like(natural) + checkerboard.astype(np.float32),
     }
 
 
-def _mirrored(length: int, period: int) -> Tensor:
-    index = torch.arange(length) % (2 * period)
-    return torch.where(index < period, index, 2 * period - 1 - index)
+def _mirrored(length: int, period: int) -> npt.NDArray[np.intp]:
+    index = np.arange(length) % (2 * period)
+    return np.where(index < period, index, 2 * period - 1 - index)

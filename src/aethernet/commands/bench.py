@@ -4,11 +4,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from aethernet.aether_core import VARIANTS
+from aethernet.checkpoints.layout import VARIANTS
 from aethernet.checkpoints.shipped import find_model
 from aethernet.commands.conversion import SCALES
+from aethernet.commands.model_flags import add_threads
 from aethernet.commands.values import size
-from aethernet.devices import choose_device, device_kind, has_bfloat16_units
+from aethernet.devices import (
+    choose_device,
+    device_kind,
+    has_bfloat16_units,
+    limit_threads,
+)
+from aethernet.errors import import_optional
 from aethernet.files import check_target
 from aethernet.runtimes.base import PRECISIONS
 from aethernet.runtimes.registry import RUNTIMES, runtimes_for
@@ -16,12 +23,15 @@ from aethernet.runtimes.registry import RUNTIMES, runtimes_for
 
 def bench(arguments: argparse.Namespace) -> None:
     """Run a benchmark, print its table, and write --json and --plot."""
+    import_optional("torch", "bench")
     from aethernet.bench.contenders import BenchPlan
     from aethernet.bench.plot import check_plot, draw
     from aethernet.bench.report import as_table, write_json
     from aethernet.bench.rounds import run_benchmark
     from aethernet.checkpoints.checkpoint import CheckpointOptions, load_checkpoint
 
+    if arguments.threads:
+        limit_threads(arguments.threads)
     if arguments.json:
         check_target(arguments.json)
     if arguments.plot:
@@ -45,6 +55,7 @@ def bench(arguments: argparse.Namespace) -> None:
         seconds=arguments.seconds,
         device=device,
         memory=arguments.memory,
+        cpu_time=arguments.cpu_time,
     )
     report = run_benchmark(plan)
     print(as_table(report))
@@ -119,11 +130,17 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="default: a GPU if there is one"
     )
+    add_threads(parser)
     parser.add_argument(
         "--no-memory",
         dest="memory",
         action="store_false",
         help="do not measure memory, which takes a process for each contender",
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="also show processor time and its ratios, for machines with other work",
     )
     parser.add_argument(
         "--json",

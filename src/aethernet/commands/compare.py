@@ -12,9 +12,15 @@ from aethernet.text import in_columns
 def compare(arguments: argparse.Namespace) -> None:
     """Job: write a page about `lr`, its HR pictures if there are any, and `model`."""
     from aethernet.quality.baselines import model_names
-    from aethernet.quality.compare import LARGE_PAGE, find_pairs, write_page
+    from aethernet.quality.compare import (
+        LARGE_PAGE,
+        check_page,
+        find_pairs,
+        write_page,
+    )
 
     logging.getLogger("pyvips").setLevel(logging.ERROR)
+    check_page(arguments.output)
     pairs = find_pairs(arguments.lr, arguments.hr)
     paths = models_of(arguments)
     load = model_loader(arguments)

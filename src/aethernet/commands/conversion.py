@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS
 from aethernet.checkpoints.checkpoint import WRAPPERS, Checkpoint, CheckpointOptions
+from aethernet.checkpoints.comparison import VERIFICATIONS
+from aethernet.checkpoints.layout import UPSAMPLE_FACTORS, VARIANTS
 from aethernet.checkpoints.verification import Difference
 from aethernet.devices import choose_device
 from aethernet.text import in_columns
@@ -19,7 +20,14 @@ HELP_PARAM_KEY = (
     "key of the state dict to read, e.g. params or net_g.params; default: the first "
     "that the file has of " + ", ".join(WRAPPERS)
 )
-HELP_DEVICE = "where PyTorch checks the result: cpu (default), cuda, cuda:1, .."
+HELP_DEVICE = (
+    "check the result with PyTorch, on cpu, cuda, cuda:1, ..; default: with NumPy, or "
+    "with PyTorch on the CPU if it is loaded to read the checkpoint"
+)
+HELP_VERIFY = (
+    "quick (default): check small pictures, in seconds; full: larger ones of more "
+    "sizes, with PyTorch if it is installed"
+)
 
 
 def add_conversion(parser: argparse.ArgumentParser, written: str) -> None:
@@ -33,7 +41,15 @@ def add_conversion(parser: argparse.ArgumentParser, written: str) -> None:
     parser.add_argument("--model-type", choices=MODEL_TYPES, help=HELP_MODEL_TYPE)
     parser.add_argument("--scale", type=int, choices=SCALES, help=HELP_SCALE)
     parser.add_argument("--param-key", metavar="KEY", help=HELP_PARAM_KEY)
-    parser.add_argument("--device", default="cpu", help=HELP_DEVICE)
+    add_checking(parser)
+
+
+def add_checking(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how the result is checked."""
+    parser.add_argument("--device", help=HELP_DEVICE)
+    parser.add_argument(
+        "--verify", choices=VERIFICATIONS, default=VERIFICATIONS[0], help=HELP_VERIFY
+    )
 
 
 def checkpoint_options(
@@ -44,12 +60,13 @@ def checkpoint_options(
     Raises:
         AetherError: when PyTorch cannot use the device.
     """
+    device = arguments.device and str(choose_device(arguments.device))
     return CheckpointOptions(
         param_key=arguments.param_key,
         model_type=arguments.model_type,
         scale=arguments.scale,
         in_chans=in_chans,
-        device=choose_device(arguments.device),
+        device=device,
     )
 
 
@@ -67,9 +84,11 @@ def print_source(checkpoint: Checkpoint) -> None:
 
 def print_img_range(checkpoint: Checkpoint) -> None:
     """Print a warning when `img_range` is not what spandrel assumes."""
-    img_range = checkpoint.hyperparameters.get("img_range", 1.0)
-    if img_range != 1:
-        print(f"img_range is {img_range}: spandrel cannot read it and assumes 1.")
+    if checkpoint.img_range != 1:
+        print(
+            f"img_range is {checkpoint.img_range}: spandrel cannot read it and "
+            "assumes 1."
+        )
 
 
 def print_differences(title: str, differences: dict[str, Difference]) -> None:

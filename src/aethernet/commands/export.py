@@ -9,6 +9,7 @@ from aethernet.checkpoints.checkpoint import (
     load_checkpoint,
 )
 from aethernet.checkpoints.int8 import export_int8
+from aethernet.checkpoints.layout import PRECISIONS
 from aethernet.checkpoints.ncnn import PRECISIONS as NCNN_PRECISIONS
 from aethernet.checkpoints.ncnn import check_ncnn_target
 from aethernet.checkpoints.ncnn_export import NcnnExport, NcnnOptions, export_ncnn
@@ -23,7 +24,6 @@ from aethernet.checkpoints.onnx_graph import (
     BFLOAT16_OPSET,
     NEWEST_OPSET,
     OLDEST_OPSET,
-    PRECISIONS,
 )
 from aethernet.checkpoints.shipped import find_model
 from aethernet.checkpoints.tolerances import MIN_PSNR
@@ -43,8 +43,8 @@ def define(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     parser.description = (
         "Export a checkpoint to ONNX or ncnn. The training form is fused first. The "
-        "file is run in ONNX Runtime or ncnn and compared with PyTorch; a file that "
-        "differs is not kept."
+        "file is run in ONNX Runtime or ncnn and compared with the network; a file "
+        "that differs is not kept."
     )
     parser.epilog = (
         "example: aethernet export my_2x.safetensors -o my_2x.onnx --precision float16"
@@ -61,8 +61,8 @@ def define(parser: argparse.ArgumentParser) -> None:
         choices=(*PRECISIONS, "int8"),
         default="float32",
         help="of weights and activations; LayerNorm is always in float32. float16 also "
-        "has float16 input and output; int8 needs --calibrate; ncnn has float32 and "
-        "float16 weights; default: float32",
+        "has float16 input and output, see --io; int8 needs --calibrate; ncnn has "
+        "float32 and float16 weights; default: float32",
     )
     parser.add_argument(
         "--calibrate",
@@ -96,6 +96,12 @@ def add_export_options(parser: argparse.ArgumentParser, opset_flag: str) -> None
         f"{OLDEST_OPSET}, for bfloat16 {BFLOAT16_OPSET}",
     )
     parser.add_argument(
+        "--io",
+        choices=("float32",),
+        help="float32: a float16 file gets float32 input and output, for programs with "
+        "float32 buffers; all other files have that anyway",
+    )
+    parser.add_argument(
         "--license",
         metavar="ID",
         help="licence of the weights for the metadata, e.g. CC0-1.0; default: the one "
@@ -105,7 +111,7 @@ def add_export_options(parser: argparse.ArgumentParser, opset_flag: str) -> None
         "--atol",
         type=float,
         metavar="A",
-        help="|ONNX - PyTorch| may be A + R * |PyTorch|; default: 1e-4, but a PSNR of "
+        help="|file - network| may be A + R * |network|; default: 1e-4, but a PSNR of "
         "50 dB for float16 and 40 dB for bfloat16",
     )
     parser.add_argument("--rtol", type=float, metavar="R", help="default: 1e-4")
@@ -127,9 +133,11 @@ def _export(arguments: argparse.Namespace) -> None:
         shapes=arguments.static or ShapeRange(),
         opset=arguments.opset,
         precision=arguments.precision,
+        float32_io=arguments.io == "float32",
         license=arguments.license,
         atol=arguments.atol,
         rtol=arguments.rtol,
+        verify=arguments.verify,
     )
     reading = checkpoint_options(arguments)
     if options.precision != "int8":
@@ -156,7 +164,9 @@ def _format(arguments: argparse.Namespace) -> str:
 def _export_ncnn(arguments: argparse.Namespace) -> None:
     target = arguments.output
     check_ncnn_target(target)
-    options = NcnnOptions(arguments.precision, arguments.atol, arguments.rtol)
+    options = NcnnOptions(
+        arguments.precision, arguments.atol, arguments.rtol, arguments.verify
+    )
     reading = checkpoint_options(arguments)
     checkpoint = load_checkpoint(find_model(arguments.checkpoint), reading)
     done = export_ncnn(checkpoint, target, options)
@@ -166,10 +176,10 @@ def _export_ncnn(arguments: argparse.Namespace) -> None:
 
 def _print_ncnn(target: Path, options: NcnnOptions, done: NcnnExport) -> None:
     by = done.library or "The files computed with NumPy"
-    print_differences(f"{by} against PyTorch float32", done.differences)
+    print_differences(f"{by} against {done.reference}", done.differences)
     if done.library is None:
         print("The files were not run in ncnn. Install it to check that, too:")
-        print("pip install ncnn")
+        print("python -m pip install ncnn")
     weights = target.with_suffix(".bin")
     print(f"Wrote {target} and {weights} (ncnn, {options.precision} weights).")
 
@@ -185,6 +195,7 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         ("--opset", arguments.opset),
         ("--license", arguments.license),
         ("--static", arguments.static),
+        ("--io", arguments.io),
     ):
         if ncnn and value is not None:
             raise AetherError(f"{flag} does not apply to ncnn.")
@@ -215,7 +226,7 @@ def export(
     Args:
         source: a path, or the name of a model that ships.
         target: `.onnx`.
-        reading: how `source` is read, and where PyTorch checks the result.
+        reading: how `source` is read, and where the result is checked.
         options: as for `export_onnx`.
     """
     check_export(target)
@@ -228,7 +239,7 @@ def _print_export(
     source: Checkpoint, target: Path, options: ExportOptions, done: OnnxExport
 ) -> None:
     _print_source(source)
-    print_differences("ONNX Runtime against PyTorch float32", done.differences)
+    print_differences(f"ONNX Runtime against {done.reference}", done.differences)
     print(f"Wrote {target} (opset {done.opset}, {options.precision}).")
     print(f"To build a TensorRT engine from it:\n{done.trtexec}")
 

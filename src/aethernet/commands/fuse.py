@@ -3,7 +3,12 @@
 import argparse
 from pathlib import Path
 
-from aethernet.checkpoints.checkpoint import DTYPES, CheckpointOptions, load_checkpoint
+from aethernet.checkpoints.checkpoint import (
+    DTYPES,
+    CheckpointOptions,
+    check_checkpoint_target,
+    load_checkpoint,
+)
 from aethernet.checkpoints.fuse import fuse_checkpoint
 from aethernet.checkpoints.shipped import find_model
 from aethernet.commands.conversion import (
@@ -32,7 +37,7 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     """Add `--dtype`, which the command and the script share."""
     parser.add_argument(
         "--dtype",
-        choices=tuple(DTYPES),
+        choices=DTYPES,
         default="float32",
         help="type of the written weights; default: float32",
     )
@@ -40,23 +45,36 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 
 def _fuse(arguments: argparse.Namespace) -> None:
     options = checkpoint_options(arguments)
-    fuse(arguments.checkpoint, arguments.output, options, arguments.dtype)
+    fuse(
+        arguments.checkpoint,
+        arguments.output,
+        options,
+        arguments.dtype,
+        arguments.verify,
+    )
 
 
-def fuse(source: Path, target: Path, options: CheckpointOptions, dtype: str) -> None:
+def fuse(
+    source: Path, target: Path, options: CheckpointOptions, dtype: str, verify: str
+) -> None:
     """Write the fused form of a checkpoint, and print what was verified.
 
     Args:
         source: a path, or the name of a model that ships.
         target: `.safetensors` or `.pth`.
         options: how `source` is read, and where the result is checked.
-        dtype: a key of `DTYPES`.
+        dtype: a member of `DTYPES`.
+        verify: a member of `comparison.VERIFICATIONS`.
     """
-    checkpoint = load_checkpoint(find_model(source), options)
-    differences = fuse_checkpoint(checkpoint, target, DTYPES[dtype])
+    path = find_model(source)
+    check_checkpoint_target(target, path)
+    checkpoint = load_checkpoint(path, options)
+    done = fuse_checkpoint(checkpoint, target, dtype, verify)
     print_source(checkpoint)
     if checkpoint.form == "fused":
         print("It is already fused; it was written with bare keys and metadata.")
     print_img_range(checkpoint)
-    print_differences("Written file against the source", differences)
+    print_differences(
+        f"Written file against the source, in {done.reference}", done.differences
+    )
     print(f"Wrote {target} (fused form, {dtype}).")

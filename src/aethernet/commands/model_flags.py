@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aethernet.checkpoints.shipped import find_model, shipped_model
+from aethernet.commands.values import positive
 from aethernet.runtimes.base import PRECISIONS
 from aethernet.runtimes.registry import RUNTIMES, device_kinds, open_model
 
@@ -21,8 +22,8 @@ def add_runtime(
         "--runtime",
         choices=("auto", *RUNTIMES),
         default="auto",
-        help="library that executes the model; default: the fastest installed one, "
-        "found by a short trial whose result is kept",
+        help="library that executes the model; default: the fastest installed one "
+        "(docs/runtimes.md)",
     )
     parser.add_argument(
         "--device",
@@ -35,6 +36,19 @@ def add_runtime(
         choices=("auto", *PRECISIONS),
         default="auto",
         help="default: the fastest whose difference to float32 is invisible",
+    )
+
+
+def add_threads(
+    parser: "argparse.ArgumentParser | argparse._ArgumentGroup",
+) -> None:
+    """Add --threads, for `devices.limit_threads`."""
+    parser.add_argument(
+        "--threads",
+        type=positive(int),
+        metavar="N",
+        help="processor threads that the model uses at most; default: the physical "
+        "cores that the process may use",
     )
 
 

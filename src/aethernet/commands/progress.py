@@ -225,7 +225,8 @@ class _Bar(_Lines):
         # Pixels done and in total of running jobs: one is read, another written.
         self.under_way: dict[Job, tuple[int, int]] = {}
         self.newest: Job | None = None
-        self.since = time.monotonic()
+        self.since: float | None = None
+        """When the first picture was begun: opening the model does not count."""
         self.shown = ExitStack()
 
     def __enter__(self) -> Self:
@@ -243,11 +244,11 @@ class _Bar(_Lines):
 
     def total(self, pictures: int, skipped: int) -> None:
         super().total(pictures, skipped)
-        self.since = time.monotonic()
         self.bar.update(self.task, total=pictures)
 
     def started(self, job: "Job") -> None:
         self.newest = job
+        self.since = self.since or time.monotonic()
         self.bar.update(self.task, description=printable(job.source.name))
 
     def advanced(self, pixels_done: int, pixels_total: int) -> None:
@@ -266,7 +267,7 @@ class _Bar(_Lines):
 
     def _update(self) -> None:
         under_way = [*self.under_way.values()]
-        seconds = time.monotonic() - self.since
+        seconds = time.monotonic() - (self.since or time.monotonic())
         pixels = self.pixels + sum(done for done, _ in under_way)
         pictures = self.done + len(self.failed)
         self.bar.update(

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aethernet.aether_core import UPSAMPLE_FACTORS
+from aethernet.checkpoints.layout import UPSAMPLE_FACTORS
 from aethernet.commands.model_flags import add_runtime
 from aethernet.commands.values import not_negative
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, MissingExtraError, import_optional
 
 if TYPE_CHECKING:
     from aethernet.quality.crops import CropPicker
@@ -88,7 +88,6 @@ def quality(arguments: argparse.Namespace) -> None:
     from aethernet.quality.baselines import common_scale
     from aethernet.quality.crops import CropPicker, check_crop_names
     from aethernet.quality.measure import check_pictures
-    from aethernet.quality.perceptual import open_perceptual
 
     logging.getLogger("pyvips").setLevel(logging.ERROR)
     targets = report.Targets(
@@ -109,7 +108,7 @@ def quality(arguments: argparse.Namespace) -> None:
         check_crop_names([each.name for each in sets], [*models])
     # PyTorch may not know the device of the models; these networks run anywhere.
     device = "cpu" if arguments.device == "cpu" else "auto"
-    perceptual, missing = open_perceptual(device)
+    perceptual, missing = _perceptual(device)
     tables: list[Table] = []
     for number, sample_set in enumerate(sets):
         picker = pickers[number] if pickers else None
@@ -164,6 +163,17 @@ def _sample_sets(
         SampleSet(name, scale, find_samples(folder, scale, lr_of.get(folder)))
         for name, folder in zip(_set_names(hr), hr, strict=True)
     ]
+
+
+def _perceptual(device: str) -> "tuple[list[Perceptual], dict[str, str]]":
+    """As `open_perceptual`, where PyTorch may be missing, too."""
+    try:
+        import_optional("torch", "quality")
+    except MissingExtraError as error:
+        return [], dict.fromkeys(("LPIPS", "DISTS"), str(error))
+    from aethernet.quality.perceptual import open_perceptual
+
+    return open_perceptual(device)
 
 
 def _set_names(folders: Sequence[Path]) -> list[str]:

@@ -41,7 +41,7 @@ def define(parser: argparse.ArgumentParser) -> None:
         "the fused form (.safetensors and .pth) and ONNX in float32 and float16, each "
         "compared with the checkpoint; a model card; the entry for OpenModelDB, with "
         "sizes and hashes; pictures before and after. The folder is written only if "
-        "all of it is correct. Needs the extra `onnx`."
+        "all of it is correct."
     )
     parser.epilog = (
         "example: aethernet release net_g_100000.pth -o release --name leaves --author "
@@ -99,8 +99,8 @@ def define(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--device",
-        default="cpu",
-        help="where PyTorch checks and measures: cpu (default), cuda, cuda:1, ..",
+        help="where PyTorch checks and measures: cpu, cuda, cuda:1, ..; default: on "
+        "the CPU, by ONNX Runtime where PyTorch is not installed",
     )
     parser.set_defaults(job=release)
 
@@ -163,7 +163,7 @@ def _define_about(group: "argparse._ArgumentGroup") -> None:
 
 def release(arguments: argparse.Namespace) -> None:
     """Make a release of a checkpoint, and print what is in it."""
-    # Imported here, so that the flags and the help need no torch.
+    # Imported here because they take time to load, which --help does not need.
     from aethernet.checkpoints.checkpoint import CheckpointOptions, load_checkpoint
     from aethernet.devices import choose_device
     from aethernet.publish import release as publisher
@@ -175,10 +175,11 @@ def release(arguments: argparse.Namespace) -> None:
         without=arguments.without,
         overwrite=arguments.overwrite,
     )
-    reading = CheckpointOptions(
-        param_key=arguments.param_key, device=choose_device(arguments.device)
-    )
-    source = load_checkpoint(find_model(arguments.checkpoint), reading)
+    device = arguments.device and str(choose_device(arguments.device))
+    reading = CheckpointOptions(param_key=arguments.param_key, device=device)
+    path = find_model(arguments.checkpoint)
+    publisher.check_place(arguments.output, path, arguments.overwrite)
+    source = load_checkpoint(path, reading)
     done = publisher.release(source, arguments.output, about, options)
     _print_release(source, done)
     if arguments.author == (ANONYMOUS,):

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from aethernet.commands.model_flags import add_runtime
+from aethernet.commands.model_flags import add_runtime, add_threads
 from aethernet.commands.values import (
     finite,
     not_negative,
@@ -13,15 +13,17 @@ from aethernet.commands.values import (
     raw_format,
     seconds,
 )
+from aethernet.devices import limit_threads
 from aethernet.video.encode import CODECS
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Upscale pictures, folders of pictures, or a video. Pictures can be PNG, JPEG, "
-        "WebP, TIFF, AVIF or BMP, and GIF as input. Folders are searched with all "
-        "folders in them. Gray stays gray, 16 bits stay 16 bits, and alpha is upscaled "
-        "too. EXIF orientation is applied; colour profile and metadata are kept. "
+        "WebP, TIFF, AVIF, BMP or JPEG XL, and GIF or HEIC as input. Folders are "
+        "searched with all folders in them. Gray stays gray, 16 bits stay 16 bits, and "
+        "alpha is upscaled too. EXIF orientation is applied; colour profile and "
+        "metadata are kept, or a warning names what the format cannot hold. "
         "Outputs are written completely or not at all, and existing ones are skipped, "
         "so running the same command again continues an interrupted run."
     )
@@ -86,15 +88,15 @@ def _define_files(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--format",
         metavar="EXT",
-        help="format of all outputs: png, jpg, webp, tif, avif or bmp; default: that "
-        "of each input, and png on standard output",
+        help="format of all outputs: png, jpg, webp, tif, avif, bmp or jxl; default: "
+        "that of each input, and png on standard output",
     )
     group.add_argument(
         "--quality",
         type=quality,
         metavar="Q",
-        help="1 to 100 for JPEG, WebP and AVIF, or `lossless` for WebP and AVIF; "
-        "default: 95 for JPEG and WebP, 90 for AVIF",
+        help="1 to 100 for JPEG, WebP, AVIF and JPEG XL, or `lossless`, not for JPEG; "
+        "default: 95, and 90 for AVIF",
     )
     group.add_argument(
         "--alpha",
@@ -124,6 +126,7 @@ def _define_files(group: "argparse._ArgumentGroup") -> None:
 
 def _define_running(group: "argparse._ArgumentGroup") -> None:
     add_runtime(group)
+    add_threads(group)
     group.add_argument(
         "--tile",
         type=not_negative,
@@ -208,6 +211,8 @@ def upscale(arguments: argparse.Namespace) -> int:
     level = ours.level
     if arguments.quiet:
         ours.setLevel(logging.ERROR)
+    if arguments.threads:
+        limit_threads(arguments.threads)
     try:
         return run_upscale(request_from(arguments))
     finally:

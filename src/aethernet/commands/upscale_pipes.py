@@ -18,9 +18,10 @@ from aethernet.commands.upscale_request import (
     how,
 )
 from aethernet.errors import AetherError, first_line
-from aethernet.files import command_line, replacing
+from aethernet.files import check_target, command_line, replacing
 from aethernet.runtimes.tiling import Tiled
-from aethernet.upscaling.files import upscale_file
+from aethernet.upscaling.files import total_pixels, upscale_file
+from aethernet.upscaling.folders import Job, check_targets
 from aethernet.video.upscale import upscale_stream
 from aethernet.video.y4m import MAGIC
 
@@ -77,7 +78,9 @@ def _run_picture(request: UpscaleRequest, given: BinaryIO | None) -> int:
         if request.output == PIPE:
             target = Path(temporary, f"standard output{request.format or '.png'}")
         try:
-            model = request.model.open()
+            check_targets([job := Job(source, target)])
+            limit = request.options.limit_mp
+            model = request.model.open(lambda: total_pixels([job], limit))
             upscale_file(source, target, model, request.options)
         except AetherError as error:
             # The user does not know the temporary folder: leave it out of messages.
@@ -120,6 +123,8 @@ def _run_frames(request: UpscaleRequest, given: BinaryIO) -> int:
             f"Name the output {' or '.join(suffixes)}, or pipe the frames to another "
             "program (-o -), e.g. ffmpeg.",
         )
+    if target:
+        check_target(target)
     model = request.model.open()
     start = time.perf_counter()
     if target is None:

@@ -1,7 +1,7 @@
 """What a call of `aethernet upscale` asks for: its flags as typed values."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,24 +40,27 @@ class ModelRequest:
     """As for `Tiled`."""
     context: int
 
-    def open(self) -> Tiled:
+    def open(self, pixels: Callable[[], float] | None = None) -> Tiled:
         """Open the model, for pictures of any size.
+
+        Args:
+            pixels: as for `open_model`.
 
         Raises:
             AetherError: as `open_model` and `Tiled` do.
         """
-        model = open_model(self.path, self.runtime, self.device, self.precision)
-        return Tiled(model, self.tile, self.context)
+        how = (self.runtime, self.device, self.precision)
+        return Tiled(open_model(self.path, *how, pixels), self.tile, self.context)
 
     def scale(self) -> int:
-        """The model's scale, for a process that does not run the model itself.
+        """The model's scale, without a trial of runtimes.
 
         Raises:
             AetherError: when the file is not a model.
         """
         if is_checkpoint(self.path):
             return load_checkpoint(self.path).scale
-        return self.open().scale
+        return self.open(lambda: 0).scale
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +19,8 @@ from aethernet.commands.upscale_request import (
     how,
 )
 from aethernet.errors import AetherError
-from aethernet.files import check_source, check_target
+from aethernet.files import check_source
+from aethernet.runtimes.support import hint_at_idle_gpu
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.cluster.run import upscale_on_cluster
 from aethernet.upscaling.cluster.storage import (
@@ -29,28 +30,38 @@ from aethernet.upscaling.cluster.storage import (
     without_keys,
 )
 from aethernet.upscaling.cluster.worker import WorkerModel
-from aethernet.upscaling.files import upscale_files
-from aethernet.upscaling.folders import Job, Outcome, plan, prepare
-from aethernet.video.upscale import UpscaledVideo, upscale_video
+from aethernet.upscaling.files import total_pixels, upscale_files
+from aethernet.upscaling.folders import Job, Outcome, check_targets, plan, prepare
+from aethernet.video.upscale import UpscaledVideo, check_video_target, upscale_video
 
 
 def run_upscale(request: UpscaleRequest) -> int:
     """Do everything that `aethernet upscale` does; return its exit code."""
     if PIPE in request.inputs and len(request.inputs) > 1:
         raise AetherError("- is standard input; name no other input beside it.")
+    if request.cluster is not None and PIPE not in (*request.inputs, request.output):
+        return _run_cluster(request)
+    code = _run_here(request)
+    if request.model.device == "auto" and not request.quiet:
+        hint_at_idle_gpu()
+    return code
+
+
+def _run_here(request: UpscaleRequest) -> int:
     if PIPE in (*request.inputs, request.output):
         return run_pipes(request)
-    if request.cluster is not None:
-        return _run_cluster(request)
     if has_video(request.inputs):
         return _run_video(request)
     return _run_pictures(request)
 
 
 def _run_pictures(request: UpscaleRequest) -> int:
-    open_once = functools.cache(request.model.open)
-    jobs, done = _planned(request, lambda: open_once().scale)
+    jobs, done = _planned(request)
     start = time.perf_counter()
+    limit = request.options.limit_mp
+    open_once = functools.cache(
+        lambda: request.model.open(lambda: total_pixels(jobs, limit))
+    )
     failed = 0
     with _shown_progress(request, jobs, done) as shown:
 
@@ -68,14 +79,8 @@ def _run_pictures(request: UpscaleRequest) -> int:
     return 1 if failed else 0
 
 
-def _planned(
-    request: UpscaleRequest, scale: Callable[[], int]
-) -> tuple[Sequence[Job], Sequence[Job]]:
-    """Jobs to do and jobs done before; the output folders exist afterwards.
-
-    Args:
-        scale: finds the model's scale, which some names of outputs need.
-    """
+def _planned(request: UpscaleRequest) -> tuple[Sequence[Job], Sequence[Job]]:
+    """Jobs to do and jobs done before; the output folders exist afterwards."""
     request.refuse("pictures", VIDEO_FLAGS)
     for name in request.inputs:
         if "://" in name and not os.path.exists(name):
@@ -87,20 +92,21 @@ def _planned(
         request.inputs,
         request.output,
         suffix=request.suffix,
-        scale_suffix=lambda: _scale_suffix(request, scale),
+        scale_suffix=lambda: _scale_suffix(request),
         format=request.format,
         overwrite=request.overwrite,
     )
     prepare(planned)
+    check_targets(planned.jobs)
     return planned.jobs, planned.done
 
 
-def _scale_suffix(request: UpscaleRequest, scale: Callable[[], int]) -> str:
+def _scale_suffix(request: UpscaleRequest) -> str:
     """What is added to the name of an output that goes beside its source: "_2x"."""
     size = request.options.size
     if size.width or size.height or size.max_mp:
         return "_upscaled"
-    return f"_{size.scale or scale():g}x"
+    return f"_{size.scale or request.model.scale():g}x"
 
 
 @contextlib.contextmanager
@@ -145,7 +151,7 @@ def _planned_for_cluster(
 ) -> tuple[Sequence[Job] | Sequence[RemoteJob], Sequence[Job] | Sequence[RemoteJob]]:
     """As `_planned`, also for folders in remote storage."""
     if not any(map(is_remote, (*request.inputs, request.output or ""))):
-        return _planned(request, request.model.scale)
+        return _planned(request)
     request.refuse("pictures in a remote folder", VIDEO_FLAGS)
     if len(request.inputs) > 1 or request.output is None:
         raise AetherError(
@@ -167,12 +173,14 @@ def _run_video(request: UpscaleRequest) -> int:
         raise AetherError("Name one video at a time, and no pictures beside it.")
     source = Path(request.inputs[0])
     check_source(source, "a video")
-    if request.output is not None:
-        check_target(Path(request.output), source)  # before the model is opened
+    if request.output is None:
+        scale = request.model.scale()
+        target = source.with_name(f"{source.stem}_{scale}x{source.suffix}")
+    else:
+        target = Path(request.output)
+    check_video_target(source, target, request.video)
     start = time.perf_counter()
     model = request.model.open()
-    beside = source.with_name(f"{source.stem}_{model.scale}x{source.suffix}")
-    target = beside if request.output is None else Path(request.output)
     with frames_progress(request.quiet, source.name) as report:
         done = upscale_video(source, target, model, request.video, report)
     if not request.quiet:

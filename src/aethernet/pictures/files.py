@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pyvips
 
 from aethernet.errors import ImageError
 from aethernet.files import check_source
-
-# Metadata that is kept, by libvips' field names; PNG texts have one field each.
-_CARRIED = ("icc-profile-data", "exif-data", "xmp-data", "iptc-data")
-_TEXTS = "png-comment"
+from aethernet.pictures.colour import StatedColour
+from aethernet.pictures.metadata import Metadata, Room
+from aethernet.pictures.opening import NOT_A_PICTURE, Opened
 
 # How far colours spread under transparency: standard deviation in pixels, and the value
 # at which the Gaussian is cut off, about 15 pixels away.
@@ -45,34 +43,50 @@ class Format:
     """Default quality, 1 to 100; None for formats that are always lossless."""
     can_be_lossless: bool = False
     """Whether a format with a quality can also be written without loss."""
+    room: Room = field(default_factory=Room)
+    """What it holds beside pixels."""
 
 
 # High quality, and no chroma subsampling: the file format should not blur an upscaled
 # picture again.
-_JPEG = Format("JPEG", alpha=False, largest_side=65535, quality=95)
-_TIFF = Format("TIFF", (8, 16))
+_JPEG = Format(
+    "JPEG",
+    alpha=False,
+    largest_side=65535,
+    quality=95,
+    room=Room(photoshop=True, comments=True, gain_map=True),
+)
+_TIFF = Format("TIFF", (8, 16), room=Room(photoshop=True, thumbnail=False))
+_IN_CHUNKS = Room(code_points=True, gamma=True, photoshop=True, texts=True)
+_IN_BOXES = Room(code_points=True, gray_profile=False, resolution=False)
+_IN_RIFF = Room(gray_profile=False, resolution=False)
+_NO_ROOM = Room(profile=False, exif=False, xmp=False)
 
 FORMATS = {
-    ".png": Format("PNG", (8, 16)),
-    ".jpg": _JPEG,
-    ".jpeg": _JPEG,
-    ".webp": Format("WebP", largest_side=16383, quality=95, can_be_lossless=True),
-    ".tif": _TIFF,
-    ".tiff": _TIFF,
-    ".avif": Format("AVIF", (8, 12), True, 16384, quality=90, can_be_lossless=True),
-    ".bmp": Format("BMP", alpha=False),
+    ".png": Format("PNG", (8, 16), room=_IN_CHUNKS),
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), _JPEG),
+    ".webp": Format(
+        "WebP", largest_side=16383, quality=95, can_be_lossless=True, room=_IN_RIFF
+    ),
+    **dict.fromkeys((".tif", ".tiff"), _TIFF),
+    ".avif": Format(
+        *("AVIF", (8, 12), True, 16384, 90),
+        can_be_lossless=True,
+        room=_IN_BOXES,
+    ),
+    ".bmp": Format("BMP", alpha=False, room=_NO_ROOM),
+    ".jxl": Format(
+        *("JPEG XL", (8,), True, 2**30, 95),
+        can_be_lossless=True,
+        room=Room(profile=False, resolution=False),
+    ),
 }
 
 SUFFIXES = tuple(FORMATS)
-READABLE = (*SUFFIXES, ".gif")
+READABLE = (*SUFFIXES, ".gif", ".heic", ".heif", ".hif", ".mpo", ".dib")
 
-_NOT_A_PICTURE = (
-    "This is no picture that can be read (PNG, JPEG, WebP, TIFF, AVIF, GIF or BMP)."
-)
-
-# libvips' names of the formats that are read, and of those that can be animated.
-_LOADERS = ("png", "jpeg", "webp", "tiff", "heif", "gif")
-_ANIMATED = ("png", "webp", "gif", "heif")
+# Ways to describe colours that become sRGB.
+_CONVERTED = ("lab", "labs", "labq", "xyz", "lch", "yxy", "hsv")
 
 
 @dataclass(frozen=True)
@@ -85,10 +99,12 @@ class Header:
     """1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha."""
     depth: int = 8
     """Bits per value, 8 or 16."""
-    metadata: dict[str, bytes | str] = field(default_factory=dict)
-    """ICC profile, EXIF, XMP, IPTC and PNG texts, by libvips' field names."""
+    metadata: Metadata = field(default_factory=Metadata)
+    """What the file carries beside the pixels."""
     resolution: tuple[float, float] | None = None
     """Pixels per millimetre across and down, as stored; None if unknown."""
+    bits: int = 8
+    """Bits per value in the file it comes from."""
 
     @property
     def has_alpha(self) -> bool:
@@ -110,7 +126,7 @@ class Picture:
 
     pixels: np.ndarray
     """`(H, W, bands)`, uint8 or uint16; bands: gray, gray + alpha, RGB, RGB + alpha."""
-    metadata: dict[str, bytes | str] = field(default_factory=dict)
+    metadata: Metadata = field(default_factory=Metadata)
     """As in `Header`."""
     resolution: tuple[float, float] | None = None
     """As in `Header`."""
@@ -123,7 +139,9 @@ class Picture:
     def header(self) -> Header:
         height, width, bands = self.pixels.shape
         depth = 8 * self.pixels.dtype.itemsize
-        return Header(width, height, bands, depth, self.metadata, self.resolution)
+        return Header(
+            *(width, height, bands, depth, self.metadata, self.resolution), bits=depth
+        )
 
 
 @dataclass(frozen=True)
@@ -164,13 +182,15 @@ class PictureReader:
         """
         self.path = Path(path)
         check_source(self.path, "a picture")
-        with _image_errors(self.path, _NOT_A_PICTURE):
-            image, turn = _opened_upright(self.path, limit_mp)
-            metadata = _metadata(image, turn)
+        with _image_errors(self.path, NOT_A_PICTURE):
+            opened = Opened(self.path, limit_mp)
+            image, metadata = opened.image, opened.metadata
             if image.interpretation == "cmyk":
-                profile = metadata.pop("icc-profile-data", None)
-                image = _from_cmyk(image, profile is not None)
-            image = _all_bits(_plain(self.path, image))
+                image = _from_cmyk(image, metadata.profile is not None)
+                metadata = replace(metadata, profile=None, colour=StatedColour())
+            elif image.interpretation in _CONVERTED:
+                metadata = replace(metadata, profile=None, colour=StatedColour())
+            image = _all_bits(_plain(self.path, image), opened.bits)
             if spread_colours and image.bands in (2, 4):
                 image = _colours_spread(image)
         resolution = (image.xres, image.yres)
@@ -179,6 +199,7 @@ class PictureReader:
             height=image.height,
             bands=image.bands,
             depth=16 if image.format == "ushort" else 8,
+            bits=opened.bits,
             metadata=metadata,
             # libvips gives 1 pixel per millimetre for pictures without a resolution.
             resolution=None if resolution == (1, 1) else resolution,
@@ -219,111 +240,6 @@ def _image_errors(path: Path, reason: str) -> Iterator[None]:
         raise ImageError("There is not enough memory to read it.", path) from error
 
 
-def _opened_upright(path: Path, limit_mp: float | None) -> tuple[pyvips.Image, int]:
-    """The picture with its orientation applied, and the EXIF value it had."""
-    image = _opened(path, "sequential", limit_mp)
-    _check_kind(path, image, limit_mp)
-    turn = image.get("orientation") if image.get_typeof("orientation") else 1
-    if turn not in (1, 2):  # its first rows are not the first in the file
-        image = _opened(path, "random", limit_mp)
-    return (image if turn == 1 else image.autorot()), turn
-
-
-def _metadata(image: pyvips.Image, turn: int) -> dict[str, bytes | str]:
-    """Metadata to keep of a picture that had that EXIF orientation."""
-    return {
-        name: image.get(name)
-        for name in image.get_fields()
-        # XMP repeats the orientation, in a form that libvips does not correct.
-        if (name in _CARRIED or name.startswith(_TEXTS))
-        and not (name == "xmp-data" and turn != 1)
-    }
-
-
-def _opened(path: Path, access: str, limit_mp: float | None) -> pyvips.Image:
-    with path.open("rb") as file:
-        if file.read(2) == b"BM":
-            return _opened_bmp(path, limit_mp)
-    try:
-        # Without revalidate, libvips answers from its cache when a file is read twice,
-        # with the old content.
-        return pyvips.Image.new_from_file(
-            str(path), access=access, fail_on="error", revalidate=True
-        )
-    except pyvips.Error as error:
-        if "bad labq format" not in str(error):
-            raise
-        raise ImageError(
-            "The picture is in Lab with 8 bits per value, which libvips cannot read.",
-            path,
-            "First save it as RGB, or with 16 bits.",
-        ) from error
-
-
-def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
-    PIL.Image.MAX_IMAGE_PIXELS = None  # we have our own limit
-    with PIL.Image.open(path, formats=["BMP"]) as image:
-        _check_limit(path, image.size, limit_mp)  # before it is decoded
-        plain = image.convert("L" if image.mode in ("1", "L") else "RGB")
-        dpi = image.info.get("dpi")
-        pixels = np.asarray(plain)
-    opened = pyvips.Image.new_from_array(pixels)
-    if dpi:
-        opened = opened.copy(xres=dpi[0] / 25.4, yres=dpi[1] / 25.4)
-    return opened
-
-
-def _check_kind(path: Path, image: pyvips.Image, limit_mp: float | None) -> None:
-    loader = image.get("vips-loader") if image.get_typeof("vips-loader") else "png"
-    kind = str(loader).partition("load")[0]
-    if kind not in _LOADERS:
-        raise ImageError(_NOT_A_PICTURE, path)
-    pages = image.get_n_pages()
-    if kind in _ANIMATED and (pages > 1 or _is_animated_png(path)):
-        frames = f" ({pages} frames)" if pages > 1 else ""
-        raise ImageError(
-            f"The picture is animated{frames}.",
-            path,
-            "First make a video of it, for example with ffmpeg.",
-        )
-    if pages > 1 and not _is_pyramid(path, image):
-        raise ImageError(
-            f"The file has {pages} pages.", path, "First save each page as a picture."
-        )
-    _check_limit(path, (image.width, image.height), limit_mp)
-
-
-def _is_pyramid(path: Path, image: pyvips.Image) -> bool:
-    """Whether each page is the page before it at half the size.
-
-    Programs for microscope slides write such files; the first page is the picture then.
-    """
-    for page in range(1, image.get_n_pages()):
-        smaller = pyvips.Image.tiffload(str(path), page=page)
-        sides = (image.width, smaller.width), (image.height, smaller.height)
-        if any(abs(whole / 2**page - side) >= 1 for whole, side in sides):
-            return False
-    return True
-
-
-def _check_limit(path: Path, size: tuple[int, int], limit_mp: float | None) -> None:
-    megapixels = size[0] * size[1] / 1e6
-    if limit_mp is not None and megapixels > limit_mp:
-        raise ImageError(
-            f"The picture has {size[0]}x{size[1]} pixels, {megapixels:.0f} megapixels; "
-            f"the limit is {limit_mp:g}.",
-            path,
-            "Set another with --limit.",
-        )
-
-
-def _is_animated_png(path: Path) -> bool:
-    # libvips reads the first frame only. The animation chunk comes before the pixels.
-    with path.open("rb") as file:
-        start = file.read(2**20)
-    return start[:4] == b"\x89PNG" and b"acTL" in start[: start.find(b"IDAT")]
-
-
 def _from_cmyk(image: pyvips.Image, has_profile: bool) -> pyvips.Image:
     depth = 16 if image.format == "ushort" else 8
     # For a picture without a profile, libvips takes its usual one for print.
@@ -335,7 +251,7 @@ def _from_cmyk(image: pyvips.Image, has_profile: bool) -> pyvips.Image:
 
 def _plain(path: Path, image: pyvips.Image) -> pyvips.Image:
     """The picture as gray or RGB of 8 or 16 bits; most pictures are that already."""
-    if image.interpretation in ("lab", "labs", "labq", "xyz", "lch", "yxy", "hsv"):
+    if image.interpretation in _CONVERTED:
         image = image.colourspace("srgb" if image.format == "uchar" else "rgb16")
     if image.format not in ("uchar", "ushort"):
         raise ImageError(
@@ -352,10 +268,13 @@ def _plain(path: Path, image: pyvips.Image) -> pyvips.Image:
     return image
 
 
-def _all_bits(image: pyvips.Image) -> pyvips.Image:
-    """Stretch AVIF of 10 or 12 bits to 16; libvips only shifts, which darkens white."""
-    name = "heif-bitdepth"
-    bits = image.get(name) if image.get_typeof(name) else 8
+def _all_bits(image: pyvips.Image, bits: int) -> pyvips.Image:
+    """Stretch values of 9 to 15 bits to 16; libraries only shift, which darkens white.
+
+    Args:
+        image: with the used bits in front.
+        bits: per value that are used.
+    """
     if image.format != "ushort" or not 8 < bits < 16:
         return image
     most = (2**bits - 1) << (16 - bits)
@@ -417,6 +336,20 @@ def stored_depth(path: Path, header: Header) -> int:
     return 16 if deep else 8
 
 
+def check_format(path: Path) -> None:
+    """Check that the name of an output is one that can be written as a picture.
+
+    Raises:
+        ImageError: when its suffix is not in `SUFFIXES`.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ImageError(
+            "Cannot be written: the suffix is not that of a format we write.",
+            path,
+            f"Name it {', '.join(SUFFIXES)}.",
+        )
+
+
 def check_writable_as(path: Path, header: Header) -> None:
     """Check that a format can hold a picture, before any work is done for it.
 
@@ -427,12 +360,7 @@ def check_writable_as(path: Path, header: Header) -> None:
     Raises:
         ImageError: for an unknown suffix, alpha or a size the format does not have.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise ImageError(
-            "Cannot be written: the suffix is not that of a format we write.",
-            path,
-            f"Name it {', '.join(SUFFIXES)}.",
-        )
+    check_format(path)
     kind = FORMATS[path.suffix.lower()]
     try:
         str(path).encode()

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ import pyvips
 
 from aethernet.errors import AetherError, ImageError, first_line
 from aethernet.files import check_target, replacing, temporary_path, unwritable
+from aethernet.pictures import isobmff, jpeg, png, tiff, webp
+from aethernet.pictures.exif import has_thumbnail, upright
 from aethernet.pictures.files import (
     FORMATS,
+    Format,
     Header,
     Picture,
     PictureEncoding,
@@ -23,14 +26,15 @@ from aethernet.pictures.files import (
     in_8_bits,
     stored_depth,
 )
+from aethernet.pictures.metadata import GainMap, Metadata, fitted, shown_profile
+from aethernet.pictures.plugins import check_jxl, encode_jxl
 
 # 72 dpi, in pixels per millimetre: what programs assume for a picture without a
 # resolution. libvips would write 25.4 dpi.
 _COMMON_RESOLUTION = (72 / 25.4, 72 / 25.4)
 
-# Bits of libvips' ForeignKeep. Told to keep EXIF, libvips makes up a block where there
-# is none.
-_KEEP_EXIF, _KEEP_ALL_BUT_EXIF = 1, 2 | 4 | 8 | 16
+# libvips writes no metadata: it would change EXIF, and knows too few places for it.
+_KEEP_NOTHING = "other"
 
 SPOOL_BYTES = 256 * 2**20
 """Rows of more bytes than this wait for their encoding in a file, not in memory."""
@@ -41,6 +45,14 @@ class PictureWriter:
 
     The rows wait in memory, or beyond `SPOOL_BYTES` in a hidden file beside the target,
     until `finish` encodes them and moves the complete file into place.
+
+    Attributes:
+        path: of the file.
+        header: of the rows.
+        encoding: quality, or lossless.
+        final_size: width and height of the file.
+        final_depth: bits per value, 8 or 16, of the file.
+        left_out: what the source carries and the file cannot, in words.
     """
 
     def __init__(
@@ -65,6 +77,7 @@ class PictureWriter:
         Raises:
             ImageError: as `check_writable_as`.
             AetherError: as `check_target`.
+            MissingExtraError: when JPEG XL cannot be written.
         """
         self.path, self.header = Path(path), header
         self.encoding = encoding or PictureEncoding()
@@ -76,8 +89,11 @@ class PictureWriter:
             raise ImageError(
                 f"Cannot be written: {kind.name} is never lossless.", self.path
             )
+        if kind.name == "JPEG XL":
+            check_jxl()
         self.final_size = final_size or header.size
         self.final_depth = final_depth or stored_depth(self.path, header)
+        self._metadata, self.left_out = _fitted(kind, header, self.final_size)
         self._written = 0
         self._pixels: np.ndarray | None = None
         self._spool: io.FileIO | None = None
@@ -176,49 +192,167 @@ class PictureWriter:
             pixels = PIL.Image.fromarray(image.numpy())
             pixels.save(temporary, "BMP", dpi=(25.4 * xres, 25.4 * yres))
             return
-        _set_metadata(image, header)
-        has_exif = "exif-data" in header.metadata
-        keep = _KEEP_ALL_BUT_EXIF | (_KEEP_EXIF if has_exif else 0)
-        image.write_to_file(str(temporary), keep=keep, **self._options(image))
-
-    def _options(self, image: pyvips.Image) -> dict[str, Any]:
-        suffix = self.path.suffix.lower()
-        kind = FORMATS[suffix]
-        quality = self.encoding.quality or kind.quality
-        lossless = self.encoding.lossless and kind.can_be_lossless
-        if kind.name == "PNG":
-            return {}
-        if kind.name == "JPEG":
-            return {"Q": quality, "subsample_mode": "off"}
-        if kind.name == "WebP":
-            # Lossy WebP always halves the resolution of chroma; this blurs it least.
-            lossy = {"Q": quality, "smart_subsample": True}
-            return {"lossless": True} if lossless else lossy
-        if kind.name == "TIFF":
-            size = image.width * image.height * image.bands * self.header.depth // 8
-            return {
-                "compression": "deflate",
-                "predictor": "horizontal",
-                "bigtiff": size > 2**31,
-            }
-        options = {
-            "compression": "av1",
-            "subsample_mode": "off",
-            "bitdepth": 12 if image.format == "ushort" else 8,
+        if self._metadata.exif and has_thumbnail(self._metadata.exif):
+            block = self._metadata.exif
+            made = upright(block, self.final_size, _thumbnail(self._image(), header))
+            self._metadata = replace(self._metadata, exif=made)
+        if self.path.suffix.lower() == ".jxl":
+            lossless = self.encoding.lossless
+            quality = None if lossless else self._quality
+            pixels = image.numpy().reshape(image.height, image.width, -1)
+            temporary.write_bytes(encode_jxl(pixels, quality, self._metadata))
+            return
+        encode = {
+            "PNG": self._encode_png,
+            "JPEG": self._encode_jpeg,
+            "WebP": self._encode_webp,
+            "TIFF": self._encode_tiff,
+            "AVIF": self._encode_avif,
         }
-        return {**options, **({"lossless": True} if lossless else {"Q": quality})}
+        encode[FORMATS[self.path.suffix.lower()].name](image, temporary)
+
+    @property
+    def _quality(self) -> int | None:
+        return self.encoding.quality or FORMATS[self.path.suffix.lower()].quality
+
+    def _encode_png(self, image: pyvips.Image, temporary: Path) -> None:
+        chunks = png.chunks_for(self._metadata)
+        _stream(image.pngsave_target, {}, temporary, png.HEAD, chunks)
+
+    def _encode_jpeg(self, image: pyvips.Image, temporary: Path) -> None:
+        metadata, gain_map, index, place = self._metadata, b"", b"", 0
+        if held := metadata.gain_map:
+            gain_map = _upscaled(held, self.final_size)
+            metadata = jpeg.announcing(metadata, gain_map)
+            index, place = jpeg.index_for(held)
+        segments, _ = jpeg.segments_for(metadata, self.header.resolution)
+        options = {"Q": self._quality, "subsample_mode": "off"}
+        save = image.jpegsave_target
+        _stream(save, options, temporary, jpeg.HEAD, segments + index)
+        if not gain_map:
+            return
+        place += jpeg.HEAD + len(segments)
+        with temporary.open("r+b") as file:
+            primary = file.seek(0, 2)
+            file.write(gain_map)
+            numbers = jpeg.index_numbers(primary, len(gain_map), place)
+            for where, number in numbers.items():
+                file.seek(where)
+                file.write(number)
+
+    def _encode_webp(self, image: pyvips.Image, temporary: Path) -> None:
+        # Lossy WebP always halves the resolution of chroma; this blurs it least.
+        lossy = {"Q": self._quality, "smart_subsample": True}
+        options = {"lossless": True} if self.encoding.lossless else lossy
+        encoded = image.webpsave_buffer(keep=_KEEP_NOTHING, **options)
+        size, alpha = self.final_size, self.header.has_alpha
+        whole = webp.with_metadata(encoded, size, alpha, self._metadata)
+        temporary.write_bytes(whole)
+
+    def _encode_tiff(self, image: pyvips.Image, temporary: Path) -> None:
+        size = image.width * image.height * image.bands * self.header.depth // 8
+        image.tiffsave(
+            str(temporary),
+            compression="deflate",
+            predictor="horizontal",
+            bigtiff=size > 2**31,
+            keep=_KEEP_NOTHING,
+        )
+        tiff.add(temporary, self._metadata)
+
+    def _encode_avif(self, image: pyvips.Image, temporary: Path) -> None:
+        lossy = {"Q": self._quality}
+        encoded = image.heifsave_buffer(
+            compression="av1",
+            subsample_mode="off",
+            bitdepth=12 if image.format == "ushort" else 8,
+            keep=_KEEP_NOTHING,
+            **({"lossless": True} if self.encoding.lossless else lossy),
+        )
+        temporary.write_bytes(isobmff.with_metadata(encoded, self._metadata))
 
 
-def _set_metadata(image: pyvips.Image, header: Header) -> None:
-    types = pyvips.GValue
-    for name, value in header.metadata.items():
-        kind = types.gstr_type if isinstance(value, str) else types.blob_type
-        image.set_type(kind, name, value)
-    if "exif-data" in header.metadata:
-        # The pixels are upright; the block still says how the camera was held.
-        image.set_type(types.gint_type, "orientation", 1)
-        # So does its thumbnail. An empty thumbnail is not written.
-        image.set_type(types.blob_type, "jpeg-thumbnail-data", b"")
+def _thumbnail(image: pyvips.Image, header: Header) -> bytes:
+    """A JPEG file of 160x160 pixels at most."""
+    kinds = ("grey16", "rgb16") if header.depth > 8 else ("b-w", "srgb")
+    image = image.copy(interpretation=kinds[header.bands > 2])
+    small = image.thumbnail_image(160, size="down")
+    if small.hasalpha():
+        small = small.flatten()
+    return small.jpegsave_buffer(Q=80, keep=_KEEP_NOTHING)
+
+
+def _fitted(
+    kind: Format, header: Header, size: tuple[int, int]
+) -> tuple[Metadata, tuple[str, ...]]:
+    """What a format can hold of a picture's metadata, and names of what is lost."""
+    resolution = header.resolution
+    if resolution and max(abs(side - 72 / 25.4) for side in resolution) < 0.01:
+        resolution = None  # written where none is known, as below
+    gray = header.bands < 3
+    metadata, lost = fitted(header.metadata, kind.room, gray, resolution)
+    if metadata.exif and not has_thumbnail(metadata.exif):
+        metadata = replace(metadata, exif=upright(metadata.exif, size))
+    if kind.name == "JPEG":
+        lost += jpeg.segments_for(metadata, resolution)[1]
+    if header.bits > max(kind.depths):
+        lost.append(f"{header.bits - max(kind.depths)} of {header.bits} bits per value")
+    return metadata, tuple(lost)
+
+
+def _stream(
+    save: Callable[..., None],
+    options: dict[str, Any],
+    path: Path,
+    head: int,
+    inserted: bytes,
+) -> None:
+    """Let libvips write a file, with bytes of ours put in after its first `head` ones.
+
+    Raises:
+        OSError: when the file cannot be written.
+        pyvips.Error: when the picture cannot be encoded.
+    """
+    failed: list[OSError] = []
+    held: bytes | None = b""
+    with path.open("wb") as file:
+
+        def write(data: "memoryview | bytes") -> int:
+            nonlocal held
+            try:
+                if held is None:
+                    file.write(data)
+                    return len(data)
+                held += bytes(data)
+                if len(held) >= head:
+                    file.write(held[:head] + inserted + held[head:])
+                    held = None
+            except OSError as error:  # libvips would only say that it failed
+                failed.append(error)
+                return -1
+            return len(data)
+
+        target = pyvips.TargetCustom()
+        target.on_write(write)
+        try:
+            save(target, keep=_KEEP_NOTHING, **options)
+        except pyvips.Error:
+            if failed:
+                raise failed[0] from None
+            raise
+
+
+def _upscaled(gain_map: GainMap, size: tuple[int, int]) -> bytes:
+    """The gain map of a picture of that size, by bicubic, as a JPEG file."""
+    image = pyvips.Image.jpegload_buffer(gain_map.jpeg, fail_on="error")
+    image = image.copy()
+    image.set_type(pyvips.GValue.gint_type, "orientation", gain_map.turn)
+    image = image.autorot()
+    across, down = (new / old for new, old in zip(size, gain_map.size, strict=True))
+    image = image.resize(across, vscale=down, kernel="cubic")
+    quality = FORMATS[".jpg"].quality
+    pixels = image.jpegsave_buffer(Q=quality, subsample_mode="off", keep=_KEEP_NOTHING)
+    return jpeg.gain_map_with(gain_map, pixels)
 
 
 def _resampled(
@@ -257,7 +391,7 @@ def for_browsers(picture: Picture) -> pyvips.Image:
     """The picture in 8 bits, with its colour profile; save it with `keep="icc"`."""
     image = pyvips.Image.new_from_array(in_8_bits(picture).pixels)
     image = image.copy(interpretation="b-w" if image.bands < 3 else "srgb")
-    profile = picture.metadata.get("icc-profile-data")
+    profile = shown_profile(picture.metadata, image.bands < 3)
     if profile:
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
     return image

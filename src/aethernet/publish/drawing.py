@@ -9,6 +9,7 @@ import numpy as np
 from aethernet.checkpoints.verification import natural_image
 from aethernet.errors import AetherError, ImageError
 from aethernet.pictures.files import Picture, in_8_bits, read_picture
+from aethernet.pictures.metadata import Metadata
 from aethernet.pictures.write import write_picture
 from aethernet.quality.baselines import Bicubic
 from aethernet.quality.compare import MOST_MEGAPIXELS
@@ -31,7 +32,7 @@ _CUT, _GAP = 256, 8
 
 def default_picture() -> dict[str, Picture]:
     """The photograph that the tools verify models with, by its name."""
-    planes = natural_image(64, 96)[0].permute(1, 2, 0).numpy()  # -> (H, W, C)
+    planes = natural_image(64, 96)[0].transpose(1, 2, 0)  # -> (H, W, C)
     return {_DEFAULT_NAME: Picture((planes * 255).round().astype(np.uint8))}
 
 
@@ -59,8 +60,8 @@ def read_pictures(paths: Sequence[Path], scale: int) -> dict[str, Picture]:
                 f"Two pictures have the name {path.stem}.", path, "Rename one."
             )
         # The metadata of a photograph may contain where its author lives.
-        profile = "icc-profile-data"
-        kept = {k: v for k, v in picture.metadata.items() if k == profile}
+        known = picture.metadata
+        kept = Metadata(profile=known.profile, colour=known.colour)
         found[path.stem] = Picture(picture.pixels, kept)
     return found
 

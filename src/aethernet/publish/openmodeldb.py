@@ -164,7 +164,7 @@ def _author(value: Any) -> str | None:
 
 
 def _license(value: Any) -> str | None:
-    licenses = import_optional("packaging.licenses", "onnx")
+    licenses = import_optional("packaging.licenses")
     what = "has to be an SPDX identifier, e.g. CC0-1.0, CC-BY-4.0 or MIT"
     if not isinstance(value, str):
         return f"{what}, not {value!r}"

@@ -6,18 +6,24 @@ renamed to the target when it is complete.
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aethernet.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from aethernet.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from aethernet.checkpoints.fuse import fuse_checkpoint
 from aethernet.checkpoints.model_card import Card, File, as_markdown
 from aethernet.checkpoints.onnx import ExportOptions, check_libraries, export_onnx
 from aethernet.checkpoints.shipped import ENDINGS, FUSED
 from aethernet.checkpoints.verification import Difference
-from aethernet.errors import AetherError
-from aethernet.files import command_line, replacing, replacing_folder
+from aethernet.errors import AetherError, MissingExtraError, import_optional
+from aethernet.files import (
+    check_target_folder,
+    command_line,
+    replacing,
+    replacing_folder,
+)
 from aethernet.metrics import PROTOCOL, Figures
 from aethernet.publish import openmodeldb
 from aethernet.publish.about import About
@@ -83,8 +89,8 @@ def release(
     """Make a folder with everything that is published of a checkpoint.
 
     Args:
-        source: its training form is published, too, if it is in that form. PyTorch
-            checks the files and measures on its `device`.
+        source: its training form is published, too, if it is in that form. The files
+            are checked and measured on its `device`.
         target: a folder that does not exist, or is empty.
         about: the author's statements.
         options: None is `ReleaseOptions()`.
@@ -98,7 +104,7 @@ def release(
     """
     target, options = Path(target), options or ReleaseOptions()
     name = _name(about.name, source)
-    _check_place(target, source.path, options.overwrite)
+    check_place(target, source.path, options.overwrite)
     _check_channels(source, options)
     if {"fp32", "fp16"} - {*options.without}:
         check_libraries()
@@ -107,10 +113,10 @@ def release(
         shown, credit = default_picture(), f": {CREDIT}"
     else:
         shown, credit = read_pictures(options.pictures, source.scale), ""
+    without = _left_out(options)
     with replacing_folder(target) as folder:
-        files = _write_models(source, folder / name, about, options.without)
-        fused = folder / f"{name}{FUSED}"
-        model = Tiled(open_model(fused, "pytorch", str(source.device), "float32"))
+        files = _write_models(source, folder / name, about, without)
+        model = _opened(folder / f"{name}{FUSED}", source.device)
         figures = {
             path.resolve().name: _measure(name, model, path) for path in options.data
         }
@@ -124,13 +130,25 @@ def release(
             facts=facts(source, entry),
             files=files,
             notes=about.notes,
-            protocol=_protocol(name, options.data),
+            protocol=_protocol(name, options.data, model.describe().runtime),
             figures=figures,
             pictures=[(path, caption) for path in comparisons],
         )
         _write(folder / f"{name}.md", as_markdown(card))
         _write(folder / f"{name}.json", openmodeldb.as_text(entry))
     return Release(target, name, tuple(files), figures)
+
+
+def _left_out(options: ReleaseOptions) -> list[str]:
+    """Kinds of files that are not made: as asked, and .pth files without PyTorch."""
+    without = [*options.without]
+    if "pth" not in without:
+        try:
+            import_optional("torch", "torch")
+        except MissingExtraError as error:
+            _log.warning("No .pth file is made. %s", error)
+            without.append("pth")
+    return without
 
 
 def _name(given: str | None, checkpoint: Checkpoint) -> str:
@@ -153,11 +171,14 @@ def _name(given: str | None, checkpoint: Checkpoint) -> str:
     return name
 
 
-def _check_place(target: Path, source: Path, overwrite: bool) -> None:
+def check_place(target: Path, source: Path, overwrite: bool) -> None:
     """Check that a release can take the place of what is there.
 
-    `replacing_folder` checks everything but the content of an existing folder.
+    Raises:
+        AetherError: when it is a file or a folder with other files in it, or its own
+            folder is missing or not writable.
     """
+    check_target_folder(target)
     if not target.is_dir():
         return
     inside = sorted(path.name for path in target.iterdir())
@@ -217,15 +238,17 @@ def _write_models(
     """Write the model files: `base` and an ending, each compared with the source."""
 
     def training(path: Path) -> str:
-        save_checkpoint(checkpoint.build(), path)  # reads it back and compares
+        # It is read back and compared.
+        write_checkpoint(checkpoint.state_dict, checkpoint.hyperparameters, path)
         return "the same weights"
 
     def fused(path: Path) -> str:
-        return _worst([*fuse_checkpoint(checkpoint, path).values()])
+        done = fuse_checkpoint(checkpoint, path, verify="full")
+        return _worst([*done.differences.values()])
 
     def onnx(precision: str) -> Callable[[Path], str]:
         options = ExportOptions(
-            dynamic=True, precision=precision, license=about.license
+            dynamic=True, precision=precision, license=about.license, verify="full"
         )
 
         def write(path: Path) -> str:
@@ -270,12 +293,21 @@ def _measure(name: str, model: Model, folder: Path) -> dict[str, Figures]:
     return {method: means[method] for method in (name, BICUBIC)}
 
 
-def _protocol(name: str, data: Sequence[Path]) -> str:
+def _opened(path: Path, device: str | None) -> Model:
+    """A model to measure and to draw with, in float32.
+
+    PyTorch runs it on a device that was asked for, and where it is loaded already.
+    """
+    runtime = "pytorch" if device or "torch" in sys.modules else "onnxruntime"
+    return Tiled(open_model(path, runtime, device or "cpu", "float32"))
+
+
+def _protocol(name: str, data: Sequence[Path], library: str) -> str:
     sets = [each.resolve().name for each in data]
     words = ["aethernet", "quality", "--model", f"{name}{FUSED}", "--data", *sets]
     return (
         f"{PROTOCOL} LR by MATLAB's bicubic reduction. `{command_line(words)}`, "
-        "float32 in PyTorch:"
+        f"float32 in {library}:"
     )
 
 

@@ -119,6 +119,17 @@ def _pictures(path: Path) -> list[Path]:
     return files_in(path, READABLE, "pictures") if path.is_dir() else [path]
 
 
+def check_page(target: Path) -> None:
+    """Check that a page can be written, before a model is opened.
+
+    Raises:
+        AetherError: when it is no .html file or cannot be written.
+    """
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise AetherError("The page has to be an .html file.", target)
+    check_target(target)
+
+
 def write_page(
     pairs: Sequence[PicturePair],
     target: Path,
@@ -140,10 +151,8 @@ def write_page(
         AetherError: when the models have different scales, one fails, or the page
             cannot be written.
     """
+    check_page(target)
     scale = common_scale(models)
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise AetherError("The page has to be an .html file.", target)
-    check_target(target)
     for pair in pairs:
         _check_pair(pair, scale, region)
     methods: dict[str, Model] = {BICUBIC: Bicubic(scale), **models}

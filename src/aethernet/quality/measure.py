@@ -14,25 +14,32 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aethernet import metrics
-from aethernet.aether_core import hyperparameters_from_state_dict
 from aethernet.checkpoints.checkpoint import load_weights
 from aethernet.checkpoints.formats import is_checkpoint
-from aethernet.errors import AetherError, ImageError
+from aethernet.checkpoints.layout import hyperparameters_from_shapes
+from aethernet.errors import (
+    AetherError,
+    CheckpointError,
+    ImageError,
+    import_optional,
+)
 from aethernet.files import files_in
 from aethernet.metrics import Figures
 from aethernet.pictures.files import READABLE, PictureReader, read_picture, rgb_8_bits
 from aethernet.pictures.resampling import lr_pixels, whole_pixels
 from aethernet.quality.baselines import baselines
-from aethernet.quality.perceptual import Perceptual
 from aethernet.runtimes.base import Description, Model
 from aethernet.runtimes.registry import open_model
-from aethernet.runtimes.spandrel import SpandrelModel
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.planes import upscale_planes
+
+if TYPE_CHECKING:
+    from aethernet.quality.perceptual import Perceptual
 
 PROTOCOL = (
     "LR: the HR picture, cropped to a multiple of the scale, reduced by MATLAB's "
@@ -136,6 +143,8 @@ def open_any(
     """Open a model like `open_model`, or of any architecture that spandrel knows.
 
     Raises:
+        MissingExtraError: when the checkpoint is of another architecture, and spandrel
+            is not installed.
         AetherError: as `open_model` and `SpandrelModel.load`; also when a runtime other
             than PyTorch is asked for and the checkpoint is not of AetherNet.
     """
@@ -143,18 +152,29 @@ def open_any(
     if not is_checkpoint(path):
         return open_model(path, runtime, device, precision)
     weights = load_weights(path)
-    try:
-        hyperparameters_from_state_dict(weights.state_dict)
-    except ValueError:  # another architecture
-        if runtime in ("auto", "pytorch"):
-            return SpandrelModel.load(weights, device, precision)
+    if _is_aethernet(weights.state_dict):
+        return open_model(path, runtime, device, precision)
+    if runtime not in ("auto", "pytorch"):
         raise AetherError(
             f"This is no AetherNet checkpoint, so {runtime} cannot run it; only "
             "PyTorch runs it.",
             path,
             "Other runtimes need an .onnx file, made by the network's own tools.",
-        ) from None
-    return open_model(path, runtime, device, precision)
+        )
+    import_optional("spandrel", "spandrel")
+    # Imported here because it imports PyTorch, which spandrel brings.
+    from aethernet.runtimes.spandrel import SpandrelModel
+
+    return SpandrelModel.load(weights, device, precision)
+
+
+def _is_aethernet(state_dict: Mapping[str, Any]) -> bool:
+    shapes = {key: getattr(value, "shape", ()) for key, value in state_dict.items()}
+    try:
+        hyperparameters_from_shapes(shapes)
+    except CheckpointError:
+        return False
+    return True
 
 
 def check_pictures(folder: Path) -> None:
@@ -271,7 +291,7 @@ def measure_models(
 def measure_samples(
     sample_set: SampleSet,
     models: Mapping[str, Model],
-    perceptual: Sequence[Perceptual] = (),
+    perceptual: "Sequence[Perceptual]" = (),
     on_step: OnStep = lambda step: None,
     on_picture: OnPicture = lambda picture, hr, results: None,
 ) -> Table:

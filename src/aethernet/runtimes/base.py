@@ -5,6 +5,7 @@ This module imports no library, so that flags and help texts can be made from it
 """
 
 import contextlib
+import functools
 import importlib
 import re
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
-from aethernet.errors import AetherError, OutOfMemoryError, first_line
+from aethernet.checkpoints import layout
+from aethernet.errors import (
+    AetherError,
+    OutOfMemoryError,
+    first_line,
+    import_optional,
+)
+from aethernet.files import sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-PRECISIONS = ("float32", "float16", "bfloat16")
-"""What a model can be computed in; keys of `checkpoints.rewrites.PRECISIONS`."""
+    from aethernet.checkpoints.checkpoint import Checkpoint
+
+PRECISIONS = layout.PRECISIONS
+"""What a model can be computed in."""
 
 ONNX_RUNTIME_DISTRIBUTIONS = (
     "onnxruntime",
@@ -88,15 +98,40 @@ class Model(Protocol):
         """Library, device and precision."""
 
 
+class ModelFile:
+    """A model file whose content is read once, however many runtimes load it."""
+
+    def __init__(self, path: Path) -> None:
+        """Name a file; nothing is read yet."""
+        self.path = path
+
+    @classmethod
+    def of(cls, file: "Path | ModelFile") -> "ModelFile":
+        """The file itself, or that of a path."""
+        return file if isinstance(file, ModelFile) else cls(file)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the content; raises AetherError where it cannot be read."""
+        return sha256_of(self.path)
+
+    @functools.cached_property
+    def checkpoint(self) -> "Checkpoint":
+        """The content of a checkpoint; raises AetherError as `load_checkpoint`."""
+        from aethernet.checkpoints.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.path)
+
+
 class Runtime(Model, Protocol):
     """A class that loads a model file and then is that model."""
 
     @classmethod
-    def load(cls, path: Path, device: str, precision: str) -> Self:
+    def load(cls, file: Path | ModelFile, device: str, precision: str) -> Self:
         """Load a model file.
 
         Args:
-            path: a file with one of the suffixes of the runtime's `RuntimeSpec`.
+            file: with one of the suffixes of the runtime's `RuntimeSpec`.
             device: "auto" (the best available) or a device of a kind in the spec.
             precision: one of `PRECISIONS`, or "auto": float32 for a checkpoint, what
                 the file holds for any other file.
@@ -149,19 +184,31 @@ class RuntimeSpec:
     """Distributions needed besides to run a checkpoint; one of each group."""
     converts: bool = False
     """Whether it also runs a float32 .onnx file in other precisions."""
+    precisions: tuple[str, ...] = PRECISIONS
+    """What it may compute in."""
     tried: bool = True
-    """Whether `choice` checks and times it; the class then is a `TriedRuntime`.
+    """Whether `choice` decides about it; the class then is a `TriedRuntime`.
 
-    False for a runtime of a file format of its own, for which there is no reference,
-    and for one that checks its output itself.
+    False for a runtime of a file format of its own, for which there is no other.
     """
+    proven: bool = False
+    """Whether it compares its output with a reference itself, when it loads a model."""
     automatic: bool = True
     """Whether "auto" may take it. False: it has to be named."""
 
     def import_class(self) -> type[Runtime]:
-        """The runtime's class; the library that it uses may still be missing."""
+        """The runtime's class; the library that it uses may still be missing.
+
+        Raises:
+            MissingExtraError: when its module needs PyTorch, and that is not installed.
+        """
         module, _, name = self.load.partition(":")
-        return getattr(importlib.import_module(module), name)
+        try:
+            return getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            if error.name == "torch":
+                import_optional("torch", self.extra)  # says how to install it
+            raise
 
 
 @contextlib.contextmanager

@@ -1,70 +1,75 @@
-"""Choose the runtime for a model: a short trial with a check, whose result is kept.
+"""Choose the runtime for a model: the usual one at once, another after a trial.
 
 The runtimes that could run the model, each on each device and in each precision worth
-trying, are *candidates*. All run one tile; those whose output is right are timed.
+trying, are *candidates*, in the order in which they are known to be fast. The first
+that works is the *usual* one. For long work a trial may find a faster one; its result
+is kept (`trial` measures).
 """
 
+import functools
 import logging
 import math
 import os
-import statistics
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from aethernet.aether_core import AetherNet
 from aethernet.cache import code_version, file_of, read_json, write_json
-from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.formats import is_checkpoint
-from aethernet.checkpoints.tolerances import FLOAT32_ATOL, FLOAT32_RTOL, MIN_PSNR
-from aethernet.checkpoints.verification import compare, exact_float32, natural_image
-from aethernet.devices import device_kind, installed_versions, processor_name
-from aethernet.errors import AetherError, VerificationError, first_line
-from aethernet.files import sha256_of
+from aethernet.devices import (
+    device_kind,
+    has_reduced_precision_units,
+    installed_versions,
+    processor_name,
+)
+from aethernet.errors import AetherError, VerificationError
 from aethernet.runtimes.base import (
     ONNX_RUNTIME_DISTRIBUTIONS,
     PRECISIONS,
+    ModelFile,
     RuntimeSpec,
     TriedRuntime,
 )
-from aethernet.runtimes.onnx_files import EXPORTING_CODE
-from aethernet.runtimes.onnxruntime import OnnxRuntime
+from aethernet.runtimes.hardware import find_gpus
+from aethernet.runtimes.onnx_files import EXPORTING_CODE, allowed_threads
+from aethernet.runtimes.support import may_use_gpu
+from aethernet.runtimes.trial import (
+    TRIAL_SECONDS,
+    Candidate,
+    Trial,
+    Verdict,
+    tried_class,
+)
 from aethernet.version import PACKAGE
 
 _log = logging.getLogger(__name__)
 
-# LR pixels along each side of the tile, and of the smaller tile that checks a single
-# candidate. An ONNX file may fix another size.
-TILE = 128
-CHECK_TILE = 64
+# Runtimes, fastest first, as benchmarks found them; others come after these. GPUs of
+# other kinds may be slower than the processor beside them, which only a trial shows.
+ON_CPU = ("native", "onnxruntime", "openvino", "pytorch")
+ON_GPU = ("pytorch", "onnxruntime", "openvino")
+_FAST_GPUS = ("cuda", "mps")
+_PRECISIONS_ON_GPU = ("float16", "float32", "auto", "bfloat16")
 
-# Timed runs of each candidate after one to warm up, fewer once TRIAL_SECONDS are spent.
-ROUNDS = 3
-TRIAL_SECONDS = 5.0
+# Whether a trial is worth its time is estimated: multiply-adds per second on a
+# processor and on a GPU, seconds to load a candidate, and the part of the time that
+# another runtime saves at best. Each weight is used about once for a pixel of the
+# input, and takes four bytes in the file.
+_RATES = {True: 2e10, False: 2e12}
+_LOADING_SECONDS = 3.0
+_MOST_SAVED = 0.5
+_BYTES_OF_WEIGHT = 4
 
-# A candidate that takes this many times as long as the best in its first timed run is
-# not run again.
-HOPELESS = 3.0
-
-# What "auto" may lose in a picture. A reduced precision adds noise to the output; of a
-# model with PSNR q against the truth it leaves q - 10 log10(1 + 10^((q - r) / 10)),
-# where r is the PSNR of reduced against float32, as long as both errors are
-# independent. A loss of 0.05 dB at q = 37 dB (Set5 2x) needs r = 56.3 dB.
-MAX_LOSS = 0.05
-USUAL_PSNR = 37.0
-AUTO_MIN_PSNR = USUAL_PSNR - 10 * math.log10(10 ** (MAX_LOSS / 10) - 1)
+# A trial whose rounds disagree is made again in later runs, until there were so many.
+# The usual candidate then stays, unless the last trial found a clear win.
+MOST_TRIALS = 5
 
 # The code that decides which candidate wins; its change makes kept results invalid.
 _DECIDING_CODE = (*EXPORTING_CODE, PACKAGE / "runtimes")
 
 # Distributions of the libraries that compute what candidates are checked against.
-_REFERENCE_DISTRIBUTIONS = ("torch", *ONNX_RUNTIME_DISTRIBUTIONS)
+_REFERENCE_DISTRIBUTIONS = ("numpy", *ONNX_RUNTIME_DISTRIBUTIONS)
 
 
 @dataclass(frozen=True)
@@ -78,22 +83,19 @@ class Request:
     """Both as for `open_model`."""
     named: bool = False
     """Whether the user named the runtime, which then is not replaced by another."""
+    pixels: Callable[[], float] = lambda: math.inf
+    """Finds how many LR pixels will be upscaled; called if a trial might be made."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A runtime on a device in a precision."""
+class _Kept:
+    """What an earlier run found."""
 
-    spec: RuntimeSpec
-    device: str
-    precision: str
-
-    def load(self, path: Path) -> TriedRuntime:
-        return _tried_class(self.spec).load(path, self.device, self.precision)
-
-    def __str__(self) -> str:
-        precision = "" if self.precision == "auto" else f" in {self.precision}"
-        return f"{self.spec.name}{precision} on {self.device}"
+    candidate: Candidate
+    why: str
+    settled: bool
+    """Whether no later trial can find something else."""
+    trials: int
 
 
 def choose(request: Request, specs: Sequence[RuntimeSpec]) -> TriedRuntime:
@@ -106,279 +108,229 @@ def choose(request: Request, specs: Sequence[RuntimeSpec]) -> TriedRuntime:
     Raises:
         AetherError: when none of them runs the model rightly.
     """
-    specs = list(specs) if request.named else _installed(request.path, specs)
-    if [spec.name for spec in specs] == ["pytorch"]:
-        found = _candidates(request, specs)
-        if found == [Candidate(specs[0], "cpu", "float32")]:
-            why = "as asked" if request.named else "no other is installed"
-            return _explained(found[0].load(request.path), why)
-    facts = trial_facts(request, specs)
-    kept = _kept_file(facts)
-    return _load_kept(request, kept, specs) or _try(request, specs, kept, facts)
+    return _Choice(request, specs).model()
 
 
-def trial_facts(request: Request, specs: Sequence[RuntimeSpec]) -> dict[str, Any]:
-    """All that the result of a trial depends on; the key of the kept file."""
-    path = request.path
-    gpus = [
-        torch.cuda.get_device_name(i)
-        for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    ]
+def try_all(request: Request, specs: Sequence[RuntimeSpec]) -> Verdict:
+    """Make a trial of all candidates now; later calls of `choose` use its result.
+
+    Raises:
+        AetherError: when none of them runs the model rightly.
+    """
+    return _Choice(request, specs).try_all()
+
+
+def trial_facts(
+    request: Request, specs: Sequence[RuntimeSpec], file: ModelFile
+) -> dict[str, Any]:
+    """All that the result of a trial depends on; the key of the kept file.
+
+    Args:
+        request: what the user asks for.
+        specs: the runtimes that take part.
+        file: the model, which gives its digest.
+    """
     versions = {"aethernet": code_version(_DECIDING_CODE), **_versions(specs)}
+    gpus = map(str, find_gpus())
     return {
-        "model": sha256_of(path),
-        "kind": path.suffix.lower(),
+        "model": file.digest,
+        "kind": file.path.suffix.lower(),
         "runtimes": [spec.name for spec in specs],
         "asked": [request.device, request.precision, request.named],
-        "machine": [processor_name(), os.cpu_count(), torch.get_num_threads(), *gpus],
+        "machine": [processor_name(), os.cpu_count(), allowed_threads(), *gpus],
         "versions": versions,
     }
 
 
-def seconds(model: TriedRuntime, tile: np.ndarray) -> float:
-    """The time that a model takes for a tile."""
-    start = time.perf_counter()
-    model.run(tile)
-    return time.perf_counter() - start
+class _Choice:
+    """The choice for one request."""
 
-
-def _load_kept(
-    request: Request, kept: Path | None, specs: Sequence[RuntimeSpec]
-) -> TriedRuntime | None:
-    """The model loaded as an earlier trial found best; None where that is not known."""
-    found = _kept_result(read_json(kept), specs) if kept else None
-    if found is None:
-        return None
-    candidate, why = found
-    try:
-        return _explained(candidate.load(request.path), why)
-    except AetherError as error:
-        level = logging.INFO if request.named else logging.WARNING
-        _log.log(level, "%s was chosen before and fails now: %s", candidate, error)
-        return None
-
-
-def _try(
-    request: Request,
-    specs: Sequence[RuntimeSpec],
-    kept: Path | None,
-    facts: dict[str, Any],
-) -> TriedRuntime:
-    """The model loaded with the winner of a trial, whose result is kept."""
-    candidate, model = _Trial(request, _candidates(request, specs)).winner()
-    result = {
-        "runtime": candidate.spec.name,
-        "device": candidate.device,
-        "precision": candidate.precision,
-        "why": model.why,
-        "facts": facts,
-    }
-    try:
-        if kept:
-            write_json(kept, result)
-    except AetherError as error:  # the next call makes another trial
-        _log.info("the result of the trial is not kept: %s", error)
-    return model
-
-
-def _kept_file(facts: dict[str, Any]) -> Path | None:
-    """Where the result of a trial is kept; None where there is no place for it."""
-    try:
-        return file_of("trials", facts)
-    except AetherError as error:
-        _log.info("the result of the trial is not kept: %s", error)
-        return None
-
-
-def _kept_result(
-    kept: dict[str, Any], specs: Sequence[RuntimeSpec]
-) -> tuple[Candidate, str] | None:
-    """The candidate and the reason in a kept file; None where they are not usable."""
-    texts = [kept.get(key) for key in ("runtime", "device", "precision", "why")]
-    if not all(isinstance(text, str) for text in texts):
-        return None
-    runtime, device, precision, why = cast("list[str]", texts)
-    for spec in specs:
-        if spec.name == runtime and device_kind(device) in spec.devices:
-            known = precision in (*PRECISIONS, "auto")
-            return (Candidate(spec, device, precision), why) if known else None
-    return None
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """A tile and the right output for it."""
-
-    tile: np.ndarray
-    """`(B, channels, H, W)`, float32, 0..1."""
-    expected: Tensor
-    precision: str
-    """What the model file holds."""
-    ours: bool
-    """Whether the file is of AetherNet, so that its precision can be believed."""
-
-    @classmethod
-    def of(cls, path: Path, side: int) -> "_Reference":
-        """Run a model plainly: in PyTorch, or without optimisation in ONNX Runtime."""
-        if is_checkpoint(path):
-            return cls._of_network(load_checkpoint(path).build(), side)
-        reference = OnnxRuntime.reference(path)
-        batch, channels, height, width = reference.size(1, side, side)
-        image = natural_image(height, width, channels).expand(batch, -1, -1, -1)
-        tile = image.contiguous().numpy()
-        ours = reference.metadata.get("architecture") == "AetherNet"
-        expected = torch.from_numpy(reference.run(tile))
-        return cls(tile, expected, reference.precision, ours)
-
-    @classmethod
-    def _of_network(cls, network: AetherNet, side: int) -> "_Reference":
-        network.to(memory_format=torch.channels_last)
-        image = natural_image(side, side, network.in_chans)
-        with torch.inference_mode(), exact_float32():
-            return cls(image.numpy(), network(image), "float32", True)
-
-
-class _Trial:
-    """Candidates on one tile: first the check of their output, then the clock."""
-
-    def __init__(self, request: Request, candidates: Sequence[Candidate]) -> None:
-        self.path, self.candidates = request.path, candidates
+    def __init__(self, request: Request, specs: Sequence[RuntimeSpec]) -> None:
+        able = [*specs] if request.named else _installed(request, specs)
+        self.request, self.specs = request, able
+        self.file = ModelFile(request.path)
+        self.candidates = _candidates(request, able)
         # Where the user asked for no precision, none may be visible in a picture.
-        self.cautious = request.precision == "auto"
-        side = TILE if len(candidates) > 1 else CHECK_TILE
-        self.reference = _Reference.of(request.path, side)
-        self.able: dict[Candidate, TriedRuntime] = {}
-        self.failures: dict[Candidate, AetherError] = {}
+        self.trial = Trial(self.file, request.precision == "auto")
 
-    def winner(self) -> tuple[Candidate, TriedRuntime]:
-        """The fastest candidate whose output is right, loaded, with its reason.
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        return trial_facts(self.request, self.specs, self.file)
 
-        Raises:
-            AetherError: when there is none: the failure of the first candidate.
-        """
-        for candidate in self.candidates:
-            if not self._is_superfluous(candidate):
-                self._check(candidate)
-        if not self.able:
-            raise next(iter(self.failures.values()))
-        self._report_failures()
-        if len(self.able) > 1:
-            return self._fastest()
-        (candidate, model) = next(iter(self.able.items()))
-        alone = len(self.candidates) == 1
-        why = "nothing else to try" if alone else "the only one that works here"
-        return candidate, _explained(model, why)
-
-    def _is_superfluous(self, candidate: Candidate) -> bool:
-        """Whether earlier candidates already show that this one is not needed."""
-        better_device_works = any(
-            candidate.spec == other.spec and candidate.device != other.device
-            for other in self.able
-        )
-        does_not_start_there = any(
-            candidate.spec == other.spec and candidate.device == other.device
-            for other, failure in self.failures.items()
-            if not isinstance(failure, VerificationError)
-        )
-        return better_device_works or does_not_start_there
-
-    def _check(self, candidate: Candidate) -> None:
-        """Load a candidate and compare its output for the tile with the reference."""
-        _log.info("trying %s", candidate)
+    @functools.cached_property
+    def kept_file(self) -> Path | None:
+        """Where the result is kept; None where there is no place for it."""
         try:
-            model = candidate.load(self.path)
-            self._check_output(candidate, model)
+            return file_of("trials", self.facts)
         except AetherError as error:
-            self.failures[candidate] = error
-        except Exception as error:  # from a library: the other candidates may work
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            self.failures[candidate] = AetherError(reason)
-        else:
-            self.able[candidate] = model
+            _log.info("the result of the trial is not kept: %s", error)
+            return None
 
-    def _check_output(self, candidate: Candidate, model: TriedRuntime) -> None:
-        expected = self.reference.expected
-        output = torch.from_numpy(model.run(self.reference.tile))
-        if output.shape != expected.shape:
-            raise VerificationError(
-                f"{candidate} is not used: its output has the shape {[*output.shape]}, "
-                f"the reference has {[*expected.shape]}."
-            )
-        precision = model.describe().precision
-        if self.reference.ours and precision == self.reference.precision == "float32":
-            allowed = FLOAT32_ATOL + FLOAT32_RTOL * expected.abs()
-            right = bool(((output - expected).abs() <= allowed).all())
-            limit = f"atol {FLOAT32_ATOL:g}"
-        else:
-            least = self._least_psnr(precision)
-            right = compare(output, expected).psnr >= least
-            limit = f"{least:.1f} dB"
-        if not right:
-            raise VerificationError(
-                f"{candidate} is not used: its output differs from the reference on a "
-                f"tile, {compare(output, expected)}, and the limit is {limit}."
-            )
+    def model(self) -> TriedRuntime:
+        if self._nothing_to_check():
+            why = "as asked" if self.request.named else "no other is installed"
+            return _explained(self.candidates[0].load(self.file), why)
+        kept = self._kept()
+        # Without a trial, what checks itself is taken, although something else was
+        # kept when it did not work.
+        if (
+            kept
+            and (kept.trials or not self._first_proves_itself())
+            and (kept.settled or not self._is_long(kept.candidate))
+            and (found := self._load(kept))
+        ):
+            self._report_failures()
+            return found
+        usual, model = self.trial.first(self.candidates)
+        if self._is_long(usual):
+            verdict = self._try(usual, self._rivals(usual), kept.trials if kept else 0)
+            return _explained(self.trial.able[verdict.winner], verdict.why)
+        self._report_failures()
+        rivals = self._rivals(usual)
+        why = self._why_usual(rivals)
+        if not usual.spec.proven:  # or nothing was found out
+            self._keep(_Kept(usual, why, not rivals, 0))
+        return _explained(model, why)
 
-    def _least_psnr(self, precision: str) -> float:
-        """The PSNR in dB that a candidate in this precision must reach.
+    def _first_proves_itself(self) -> bool:
+        """Whether the first candidate works and has a proof of its own."""
+        first = self.candidates[0]
+        return first.spec.proven and self.trial.works(first)
 
-        A precision that the user or the file chose has a limit of its own.
+    def try_all(self) -> Verdict:
+        usual, _ = self.trial.first(self.candidates)
+        others = [each for each in self.candidates if each != usual]
+        return self._try(usual, others, 0)
+
+    def _nothing_to_check(self) -> bool:
+        """Whether there is only what computes the network as it stands.
+
+        Or what checks itself, and is an error for the user who named it.
         """
-        chosen = {self.reference.precision}
-        if not self.cautious:
-            chosen.add(precision)
-        limits = [MIN_PSNR[name] for name in chosen if name in MIN_PSNR]
-        return min(limits, default=AUTO_MIN_PSNR)
+        if len(self.candidates) != 1:
+            return False
+        (only,) = self.candidates
+        plain = (only.spec.name, *(only.device, only.precision))
+        named = self.request.named and only.spec.proven
+        return named or plain == ("pytorch", "cpu", "float32")
+
+    def _is_long(self, usual: Candidate) -> bool:
+        """Whether another than this candidate could save more than a trial takes."""
+        rivals = self._rivals(usual)
+        if not rivals:
+            return False
+        try:
+            weights = self.file.path.stat().st_size / _BYTES_OF_WEIGHT
+        except OSError:  # loading it reports that
+            return False
+        work = self.request.pixels() * weights / _RATES[usual.on_cpu]
+        return work * _MOST_SAVED > _trial_seconds(len(rivals) + 1)
+
+    def _rivals(self, usual: Candidate) -> list[Candidate]:
+        """Candidates that may work and be faster than the usual one."""
+        others = [
+            each
+            for each in self.candidates
+            if each != usual and each not in self.trial.failures
+        ]
+        if usual.spec.proven:  # what a processor computes fastest
+            return [each for each in others if not (each.on_cpu and each.is_plain)]
+        if device_kind(usual.device) in _FAST_GPUS:
+            return [each for each in others if not each.on_cpu]
+        return others
+
+    def _why_usual(self, rivals: Sequence[Candidate]) -> str:
+        if len(self.candidates) == 1:
+            return "nothing else to try"
+        if self.trial.failures and not rivals:
+            return "the only one that works here"
+        if not rivals:
+            return "the fastest known here"
+        return "the fastest known here; no trial for so little work"
+
+    def _try(
+        self, usual: Candidate, others: Sequence[Candidate], trials: int
+    ) -> Verdict:
+        """Make a trial and keep its result."""
+        seconds = _trial_seconds(len(others) + 1)
+        _log.warning(
+            "comparing the speed of %d runtimes for this model, once (up to %.0f s)",
+            *(len(others) + 1, seconds),
+        )
+        for candidate in others:
+            self.trial.works(candidate)
+        verdict = self.trial.race(usual)
+        self._report_failures()
+        trials += 1
+        settled = verdict.agreed or trials >= MOST_TRIALS
+        self._keep(_Kept(verdict.winner, verdict.why, settled, trials))
+        return verdict
 
     def _report_failures(self) -> None:
-        for candidate, failure in self.failures.items():
-            # A reduced precision that does not suit a model is no defect.
-            unsuited = (
-                isinstance(failure, VerificationError)
-                and candidate.precision in MIN_PSNR
-                and self.cautious
-            )
-            level = logging.INFO if unsuited else logging.WARNING
-            _log.log(level, "%s is skipped: %s", candidate, failure)
+        for candidate, failure in self.trial.failures.items():
+            text = f"{candidate} is skipped: {failure}"
+            if self.trial.is_no_defect(candidate):
+                _log.info(text)
+            elif candidate.spec.proven and not isinstance(failure, VerificationError):
+                warn_once(text)  # the same for every model
+            else:
+                _log.warning(text)
 
-    def _fastest(self) -> tuple[Candidate, TriedRuntime]:
-        times = self._time()
-        ranking = sorted(self.able, key=times.__getitem__)
-        best, other = ranking[0], ranking[1]
-        for candidate in ranking:
-            usual = (candidate.spec.name, candidate.precision)
-            if candidate != best and usual == ("onnxruntime", "float32"):
-                other = candidate  # what most people would have run
-        than = self.able[other].describe()
-        height, width = self.reference.tile.shape[-2:]
-        why = (
-            f"fastest of {len(self.able)} tried on a {width}x{height} tile, "
-            f"{times[best] / times[other]:.2f} of the time of {than.runtime} "
-            f"{than.precision} on {than.device}"
-        )
-        return best, _explained(self.able[best], why)
+    def _kept(self) -> _Kept | None:
+        """What is kept for these facts; None where that is nothing usable."""
+        found = read_json(self.kept_file) if self.kept_file else {}
+        texts = [found.get(key) for key in ("runtime", "device", "precision", "why")]
+        settled, trials = found.get("settled"), found.get("trials")
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(settled, bool)
+            and isinstance(trials, int)
+        ):
+            return None
+        name, device, precision, why = map(str, texts)
+        for spec in self.specs:
+            device_fits = device_kind(device) in spec.devices
+            known = device_fits and precision in ("auto", *PRECISIONS)
+            if spec.name == name and known:
+                return _Kept(Candidate(spec, device, precision), why, settled, trials)
+        return None
 
-    def _time(self) -> dict[Candidate, float]:
-        """Median seconds of each, run in turns so that a busy machine slows all."""
-        tile = self.reference.tile
-        times = {c: [seconds(model, tile)] for c, model in self.able.items()}
-        best = min(first for (first,) in times.values())
-        fast = [c for c, (first,) in times.items() if first <= HOPELESS * best]
-        spent = sum(first for (first,) in times.values())
-        rounds = 1
-        while len(fast) > 1 and rounds < ROUNDS and spent < TRIAL_SECONDS:
-            for candidate in fast:
-                times[candidate].append(seconds(self.able[candidate], tile))
-                spent += times[candidate][-1]
-            rounds += 1
-        medians = {c: statistics.median(values) for c, values in times.items()}
-        for candidate, median in medians.items():
-            _log.info("%s: %.0f ms", candidate, 1000 * median)
-        return medians
+    def _load(self, kept: _Kept) -> TriedRuntime | None:
+        """The model as it was found best; None where it fails now."""
+        try:
+            return _explained(kept.candidate.load(self.file), kept.why)
+        except AetherError as error:
+            level = logging.INFO if self.request.named else logging.WARNING
+            text = "%s was chosen before and fails now: %s"
+            _log.log(level, text, kept.candidate, error)
+            return None
+
+    def _keep(self, result: _Kept) -> None:
+        if self.kept_file is None:
+            return
+        content = {
+            "runtime": result.candidate.spec.name,
+            "device": result.candidate.device,
+            "precision": result.candidate.precision,
+            "why": result.why,
+            "settled": result.settled,
+            "trials": result.trials,
+            "facts": self.facts,
+        }
+        try:
+            write_json(self.kept_file, content)
+        except AetherError as error:  # the next call finds it out again
+            _log.info("the result of the trial is not kept: %s", error)
 
 
-def _tried_class(spec: RuntimeSpec) -> type[TriedRuntime]:
-    return cast("type[TriedRuntime]", spec.import_class())
+@functools.cache
+def warn_once(text: str) -> None:
+    """Log a warning, the first time that it is given."""
+    _log.warning(text)
+
+
+def _trial_seconds(candidates: int) -> float:
+    return candidates * _LOADING_SECONDS + TRIAL_SECONDS
 
 
 def _explained(model: TriedRuntime, why: str) -> TriedRuntime:
@@ -386,28 +338,59 @@ def _explained(model: TriedRuntime, why: str) -> TriedRuntime:
     return model
 
 
-def _candidates(request: Request, specs: Iterable[RuntimeSpec]) -> list[Candidate]:
-    found = []
-    device, precision = request.device, request.precision
-    for spec in specs:
-        cls = _tried_class(spec)
-        try:
-            pairs = [
-                (where, one)
-                for where in (cls.devices() if device == "auto" else (device,))
-                for one in (
-                    cls.precisions(request.path, where)
-                    if precision == "auto"
-                    else (precision,)
-                )
-            ]
-        except AetherError:  # loading will raise it again, and the trial notes it
-            pairs = [(device, precision)]
-        found += [Candidate(spec, *pair) for pair in pairs]
-    return found
+def _candidates(request: Request, specs: Sequence[RuntimeSpec]) -> list[Candidate]:
+    """What may run the model, in the order in which it is known to be fast."""
+    # A library that is named is asked, since it is loaded anyway.
+    ask = request.named or may_use_gpu(spec.name for spec in specs)
+    found = [
+        Candidate(spec, *pair)
+        for spec in specs
+        for pair in _devices_and_precisions(request, spec, ask)
+    ]
+    return sorted(found, key=_order)
 
 
-def _versions(specs: Iterable[RuntimeSpec]) -> dict[str, str]:
+def _devices_and_precisions(
+    request: Request, spec: RuntimeSpec, ask: bool
+) -> list[tuple[str, str]]:
+    """Pairs worth trying.
+
+    Args:
+        request: what the user asks for.
+        spec: the runtime.
+        ask: ask its library for its devices, not only for precisions of processors
+            that compute them fast.
+    """
+    plain = "float32" if is_checkpoint(request.path) else "auto"
+    try:
+        devices: Sequence[str] = (request.device,)
+        if request.device == "auto":
+            devices = tried_class(spec).devices() if ask else ("cpu",)
+        pairs = []
+        for device in devices:
+            precisions: Sequence[str] = (plain,)
+            on_gpu = device_kind(device) != "cpu"
+            if request.precision != "auto":
+                precisions = (request.precision,)
+            elif request.named or on_gpu or has_reduced_precision_units():
+                precisions = tried_class(spec).precisions(request.path, device)
+            pairs += [(device, precision) for precision in precisions]
+    except AetherError:  # loading will raise it again, and the trial notes it
+        return [(request.device, request.precision)]
+    return pairs
+
+
+def _order(candidate: Candidate) -> tuple[int, int, int]:
+    kind, name = device_kind(candidate.device), candidate.spec.name
+    group = 0 if kind in _FAST_GPUS else 1 if kind == "cpu" else 2
+    known = ON_CPU if kind == "cpu" else ON_GPU
+    place = known.index(name) if name in known else len(known)
+    if kind == "cpu":
+        return group, 0 if candidate.is_plain else 1, place
+    return group, place, _PRECISIONS_ON_GPU.index(candidate.precision)
+
+
+def _versions(specs: Sequence[RuntimeSpec]) -> dict[str, str]:
     """Versions of the installed distributions that decide the result of a trial."""
     names = [*_REFERENCE_DISTRIBUTIONS]
     for spec in specs:
@@ -416,7 +399,7 @@ def _versions(specs: Iterable[RuntimeSpec]) -> dict[str, str]:
     return installed_versions(dict.fromkeys(names))
 
 
-def _installed(path: Path, specs: Sequence[RuntimeSpec]) -> list[RuntimeSpec]:
+def _installed(request: Request, specs: Sequence[RuntimeSpec]) -> list[RuntimeSpec]:
     """The runtimes whose libraries are installed; the first where none are.
 
     The first then raises the error that says what to install.
@@ -424,8 +407,10 @@ def _installed(path: Path, specs: Sequence[RuntimeSpec]) -> list[RuntimeSpec]:
     versions = _versions(specs)
     found = []
     for spec in specs:
+        if request.precision not in ("auto", *spec.precisions):
+            continue
         needs = [spec.distributions]
-        if is_checkpoint(path):
+        if is_checkpoint(request.path):
             needs += spec.checkpoint_needs
         if all(any(name in versions for name in group) for group in needs):
             found.append(spec)

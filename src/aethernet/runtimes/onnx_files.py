@@ -13,21 +13,22 @@ from typing import ClassVar, Self, TypeVar
 
 import numpy as np
 import psutil
-import torch
 
 from aethernet.cache import cache_folder, code_version, make_folder
-from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.onnx import ExportOptions, export_onnx
 from aethernet.checkpoints.onnx_graph import Norm
+from aethernet.devices import told_threads
 from aethernet.errors import AetherError
-from aethernet.files import check_target, sha256_of
+from aethernet.files import check_target
 from aethernet.runtimes.base import (
     Description,
     InputSizes,
+    ModelFile,
     check_upscales,
     library_failures,
     no_picture_model,
 )
+from aethernet.runtimes.cores import usable_cores
 from aethernet.version import PACKAGE
 
 _log = logging.getLogger(__name__)
@@ -128,17 +129,18 @@ class OnnxModel(abc.ABC):
 
 
 def allowed_threads() -> int:
-    """Threads that PyTorch was told to use, by us or OMP_NUM_THREADS; 0 for no limit.
+    """Threads that this process was told to use, or its cores; 0: all of the machine's.
 
-    ONNX Runtime and OpenVINO look at neither: each of several workers on one machine
-    would use all of its cores.
+    ONNX Runtime and OpenVINO do not look themselves: each of several workers on one
+    machine, and a container with a part of it, would use all of its cores.
     """
-    threads = torch.get_num_threads()
-    return threads if threads < (psutil.cpu_count(logical=False) or 1) else 0
+    everything = psutil.cpu_count(logical=False) or 1
+    threads = min(usable_cores(), told_threads() or everything)
+    return threads if threads < everything else 0
 
 
 def load_exported(
-    path: Path,
+    file: ModelFile,
     precision: str,
     load: Callable[[Path], T],
     norm: Norm = "operator",
@@ -146,7 +148,7 @@ def load_exported(
     """Load the ONNX export of a checkpoint, which is made and verified the first time.
 
     Args:
-        path: of the checkpoint.
+        file: the checkpoint.
         precision: of the export.
         load: loads an .onnx file.
         norm: how LayerNorm is written; each writing is a file of its own.
@@ -155,7 +157,7 @@ def load_exported(
         AetherError: when the checkpoint cannot be exported, or the export not loaded.
     """
     version = code_version(EXPORTING_CODE)
-    name = f"{sha256_of(path)[:32]}-{version}-{precision}-{norm}.onnx"
+    name = f"{file.digest[:32]}-{version}-{precision}-{norm}.onnx"
     try:
         folder = cache_folder() / "exports"
         make_folder(folder)
@@ -163,7 +165,7 @@ def load_exported(
     except AetherError as error:
         _log.info("the export is not kept: %s", error)
         with tempfile.TemporaryDirectory(prefix="aethernet_") as temporary:
-            return load(_export(path, Path(temporary, name), precision, norm))
+            return load(_export(file, Path(temporary, name), precision, norm))
     target = folder / name
     if target.is_file():
         try:
@@ -174,15 +176,15 @@ def load_exported(
             with contextlib.suppress(OSError):  # the file may belong to another user
                 target.touch()  # marks it as the last used
             return loaded
-    _export(path, target, precision, norm)
+    _export(file, target, precision, norm)
     _drop_oldest(folder)
     return load(target)
 
 
-def _export(path: Path, target: Path, precision: str, norm: Norm) -> Path:
-    _log.info("exporting %s to ONNX in %s, once", path, precision)
+def _export(file: ModelFile, target: Path, precision: str, norm: Norm) -> Path:
+    _log.info("exporting %s to ONNX in %s, once", file.path, precision)
     options = ExportOptions(dynamic=True, precision=precision, norm=norm)
-    export_onnx(load_checkpoint(path), target, options)
+    export_onnx(file.checkpoint, target, options)
     return target
 
 

@@ -1,5 +1,7 @@
 """ONNX files and exports of checkpoints, executed by ONNX Runtime."""
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,9 +10,10 @@ import numpy as np
 from aethernet.cache import cache_folder, make_folder
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.onnx_check import rounding_session
+from aethernet.devices import device_kind
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import unreadable
-from aethernet.runtimes.base import PRECISIONS
+from aethernet.runtimes.base import PRECISIONS, ModelFile
 from aethernet.runtimes.onnx_files import OnnxModel, allowed_threads, load_exported
 
 # Device -> ONNX Runtime's provider, in the order in which "auto" prefers them.
@@ -27,6 +30,10 @@ PROVIDERS = {
 _BY_NAME_ONLY = ("tensorrt", "coreml")
 
 _NUMBERED = ("cuda", "dml", "tensorrt")
+
+# Whether ONNX Runtime's threads wait for their next task in a loop. Without, it takes
+# less CPU time, and on a busy machine less wall time, too (benchmarks/spinning.py).
+SPINNING = False
 
 _DTYPES: dict[str, type[np.floating]] = {
     "tensor(float)": np.float32,
@@ -59,18 +66,19 @@ class OnnxRuntime(OnnxModel):
         super().__init__(path, shapes, dtype, device, precision)
 
     @classmethod
-    def load(cls, path: Path, device: str, precision: str) -> Self:
+    def load(cls, file: Path | ModelFile, device: str, precision: str) -> Self:
+        file = ModelFile.of(file)
         device = cls.devices()[0] if device == "auto" else device
         _provider(device)
-        if is_checkpoint(path):
+        if is_checkpoint(file.path):
             held = "float32" if precision == "auto" else precision
             if (device, held) == ("cpu", "bfloat16"):
                 raise AetherError(
                     "ONNX Runtime has no bfloat16 on the CPU.",
                     hint="Use --runtime pytorch or openvino.",
                 )
-            return load_exported(path, held, lambda f: cls.of_file(f, device, held))
-        return cls.of_file(path, device, precision)
+            return load_exported(file, held, lambda f: cls.of_file(f, device, held))
+        return cls.of_file(file.path, device, precision)
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:
@@ -123,7 +131,7 @@ class OnnxRuntime(OnnxModel):
 
 
 def _library() -> Any:
-    return import_optional("onnxruntime", "onnx")
+    return import_optional("onnxruntime")
 
 
 def _provider(device: str) -> str:
@@ -143,7 +151,7 @@ def _provider(device: str) -> str:
 
 def _is_bfloat16(path: Path) -> bool:
     """Whether the file is an export of ours in bfloat16."""
-    onnx = import_optional("onnx", "onnx")
+    onnx = import_optional("onnx")
     try:
         entries = onnx.load_from_string(path.read_bytes()).metadata_props
     except Exception:  # protobuf's, for a file that is not ONNX; loading reports it
@@ -162,6 +170,8 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
     except OSError as error:
         raise unreadable(error, path) from error
     settings, providers = _settings(ort, device, optimised)
+    if device_kind(device) in ("cuda", "tensorrt"):
+        _load_cuda(ort)
     try:
         session = ort.InferenceSession(content, settings, providers)
     except Exception as error:  # its errors have no base class of their own
@@ -184,6 +194,18 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
     return session
 
 
+def _load_cuda(ort: Any) -> None:
+    """Load the libraries of CUDA that pip installed, if it did.
+
+    ONNX Runtime itself looks only where the system keeps libraries. PyTorch, once it is
+    imported, has loaded its own.
+    """
+    load = getattr(ort, "preload_dlls", None)  # newer than 1.20
+    if load:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what is not there
+            load()
+
+
 def _settings(ort: Any, device: str, optimised: bool) -> tuple[Any, list[Any]]:
     """Options of a session, and its providers with their options."""
     kind, _, index = device.partition(":")
@@ -191,6 +213,8 @@ def _settings(ort: Any, device: str, optimised: bool) -> tuple[Any, list[Any]]:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4  # failures are raised as well
     settings.intra_op_num_threads = allowed_threads()  # 0: its own choice
+    spinning = str(int(SPINNING))
+    settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     if not optimised:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if kind == "cuda":

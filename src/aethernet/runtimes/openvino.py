@@ -8,6 +8,7 @@ import numpy as np
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import unreadable
+from aethernet.runtimes.base import ModelFile
 from aethernet.runtimes.onnx_files import OnnxModel, allowed_threads, load_exported
 
 # Precision -> OpenVINO's name for it as a hint, and among a device's capabilities.
@@ -40,20 +41,21 @@ class OpenVINORuntime(OnnxModel):
         super().__init__(path, shapes, _input_dtype(compiled), device, precision)
 
     @classmethod
-    def load(cls, path: Path, device: str, precision: str) -> Self:
+    def load(cls, file: Path | ModelFile, device: str, precision: str) -> Self:
+        file = ModelFile.of(file)
         device = cls.devices()[0] if device == "auto" else device
-        if is_checkpoint(path):
+        if is_checkpoint(file.path):
             held = "float32" if precision == "auto" else precision
             _check(device, held)
             # OpenVINO itself converts a float32 export to the precision. It computes
             # LayerNorm in parts faster than as an operator.
             return load_exported(
-                path,
+                file,
                 "float32",
-                lambda file: cls.of_file(file, device, held),
+                lambda export: cls.of_file(export, device, held),
                 norm="parts",
             )
-        return cls.of_file(path, device, precision)
+        return cls.of_file(file.path, device, precision)
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:

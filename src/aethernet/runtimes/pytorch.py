@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from aethernet.aether_core import AetherNet
-from aethernet.checkpoints.checkpoint import load_checkpoint
-from aethernet.checkpoints.rewrites import rewritten
-from aethernet.checkpoints.verification import exact_float32
+from aethernet.checkpoints.folded import Folded
+from aethernet.checkpoints.rewrites import exact_float32, rewritten
 from aethernet.devices import (
     choose_device,
     device_kind,
     has_bfloat16_units,
     pytorch_devices,
 )
-from aethernet.runtimes.base import Description, InputSizes, library_failures
+from aethernet.runtimes.base import (
+    Description,
+    InputSizes,
+    ModelFile,
+    library_failures,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,27 +30,27 @@ class PyTorchRuntime:
 
     def __init__(
         self,
-        network: AetherNet,
+        folded: Folded,
         device: torch.device,
         precision: str = "float32",
         compiled: bool = False,
     ) -> None:
-        """Rewrite a network for one device and precision.
+        """Make a module of a folded network for one device and precision.
 
         Args:
-            network: either form; it stays as it is.
+            folded: the network.
             device: where to run it.
             precision: one of `base.PRECISIONS`.
             compiled: use torch.compile, which takes a minute and saves about 5% (CPU,
                 bfloat16).
         """
-        self.scale: int = network.hyperparameters["scale"]
-        self.channels: int = network.hyperparameters["in_chans"]
+        self.scale: int = folded.scale
+        self.channels: int = folded.in_chans
         self.input_sizes = InputSizes()
         self.device, self.precision, self.why = device, precision, ""
         # The blocks work in channels last: on a CPU it takes half the time of
         # contiguous weights (benchmarks/pytorch_runtime.py).
-        module = rewritten(network, precision).to(device)
+        module = rewritten(folded, precision).to(device)
         module = module.to(memory_format=torch.channels_last)
         self.module: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(module, dynamic=True) if compiled else module
@@ -55,12 +58,16 @@ class PyTorchRuntime:
 
     @classmethod
     def load(
-        cls, path: Path, device: str, precision: str, compiled: bool = False
+        cls,
+        file: Path | ModelFile,
+        device: str,
+        precision: str,
+        compiled: bool = False,
     ) -> Self:
         where = choose_device(device)
-        network = load_checkpoint(path).build()
+        folded = ModelFile.of(file).checkpoint.folded
         precision = "float32" if precision == "auto" else precision
-        return cls(network, where, precision, compiled)
+        return cls(folded, where, precision, compiled)
 
     @classmethod
     def devices(cls) -> tuple[str, ...]:

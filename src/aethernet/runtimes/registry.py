@@ -1,6 +1,9 @@
 """The runtimes by name, and `open_model`, which loads a file with one of them."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aethernet.checkpoints.formats import SUFFIXES as CHECKPOINT_SUFFIXES
 from aethernet.devices import PYTORCH_KINDS, device_kind
@@ -13,8 +16,11 @@ from aethernet.runtimes.base import (
     RuntimeSpec,
 )
 
+if TYPE_CHECKING:
+    from aethernet.runtimes.trial import Verdict
+
 RUNTIMES: dict[str, RuntimeSpec] = {}
-"""Every runtime by its name, in the order in which `auto` tries them."""
+"""Every runtime by its name."""
 
 
 def register(spec: RuntimeSpec) -> None:
@@ -39,7 +45,7 @@ register(
         suffixes=CHECKPOINT_SUFFIXES,
         devices=PYTORCH_KINDS,
         distributions=("torch",),
-        extra=None,
+        extra="torch",
     )
 )
 register(
@@ -49,7 +55,7 @@ register(
         suffixes=(".onnx", *CHECKPOINT_SUFFIXES),
         devices=("cpu", "cuda", "tensorrt", "dml", "coreml"),
         distributions=ONNX_RUNTIME_DISTRIBUTIONS,
-        extra="onnx",
+        extra=None,
         checkpoint_needs=_EXPORTER,
     )
 )
@@ -84,8 +90,8 @@ register(
         devices=("cpu",),
         distributions=("numpy",),  # the kernels are ours
         extra=None,
-        tried=False,  # it compares itself with NumPy
-        automatic=False,
+        precisions=("float32",),
+        proven=True,  # compared with NumPy, once for a model and a machine
     )
 )
 
@@ -121,14 +127,15 @@ def open_model(
     runtime: str = "auto",
     device: str = "auto",
     precision: str = "auto",
+    pixels: Callable[[], float] | None = None,
 ) -> Runtime:
     """Load a model file with the fastest runtime here, or with the one that is named.
 
-    Each "auto" is decided by a short trial on one tile, made once for a model and a
-    machine and kept in the user's cache. The output of the returned model has been
-    checked on that tile, with two exceptions: PyTorch float32 on the CPU where no other
-    runtime is installed, and TensorRT engines, which have no reference. The native
-    runtime has to be named.
+    "auto" takes what is known to be fastest; for long work it may make a short trial,
+    once for a model and a machine, whose result is kept in the user's cache. The output
+    of the returned model has been checked on a tile, with two exceptions: PyTorch
+    float32 on the CPU where no other runtime is installed, and TensorRT engines, which
+    have no reference.
 
     Args:
         path: a checkpoint, any .onnx file of a picture model, or an .engine file.
@@ -136,24 +143,57 @@ def open_model(
         device: "auto" or a device of one of `device_kinds()`, if need be with a
             number: "cuda:1".
         precision: "auto" or one of `PRECISIONS`.
+        pixels: finds how many LR pixels will be upscaled; None: the work is long.
 
     Raises:
         AetherError: when the file is missing or is no model, or nothing here executes
             it as asked.
     """
     path = Path(path)
-    check_source(path, "a model file")
-    _check_known(runtime, ("auto", *RUNTIMES), "runtime")
-    _check_known(precision, ("auto", *PRECISIONS), "precision")
-    specs = _on_device(_fitting(path, runtime), device)
+    specs = _usable(path, runtime, device, precision)
     for spec in specs:
         if not spec.tried:
             return spec.import_class().load(path, device, precision)
-    # Imports PyTorch and NumPy.
+    # Imports NumPy.
     from aethernet.runtimes.choice import Request, choose
 
-    named = runtime != "auto"
-    return choose(Request(path, device, precision, named), specs)
+    request = Request(path, device, precision, runtime != "auto")
+    return choose(replace(request, pixels=pixels) if pixels else request, specs)
+
+
+def try_runtimes(
+    path: str | Path,
+    runtime: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+) -> "Verdict":
+    """Compare the speed of all runtimes for a model now; the result is kept.
+
+    Args:
+        path: a checkpoint or any .onnx file of a picture model.
+        runtime: as for `open_model`, as the next two.
+        device: where to compare.
+        precision: in which to compare.
+
+    Raises:
+        AetherError: as `open_model`; also for a file that only one runtime loads.
+    """
+    path = Path(path)
+    specs = _usable(path, runtime, device, precision)
+    if not all(spec.tried for spec in specs):
+        name = specs[0].name
+        raise AetherError(f"Only {name} runs such a file: nothing to compare.", path)
+    from aethernet.runtimes.choice import Request, try_all
+
+    return try_all(Request(path, device, precision, runtime != "auto"), specs)
+
+
+def _usable(path: Path, runtime: str, device: str, precision: str) -> list[RuntimeSpec]:
+    """The runtimes for a file, when what is asked for exists."""
+    check_source(path, "a model file")
+    _check_known(runtime, ("auto", *RUNTIMES), "runtime")
+    _check_known(precision, ("auto", *PRECISIONS), "precision")
+    return _on_device(_fitting(path, runtime), device)
 
 
 def runtime_class(name: str) -> type[Runtime]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from aethernet.checkpoints.checkpoint import Weights
-from aethernet.checkpoints.verification import exact_float32
+from aethernet.checkpoints.rewrites import as_tensors, exact_float32
 from aethernet.devices import choose_device
 from aethernet.errors import AetherError, CheckpointError, first_line, import_optional
 from aethernet.runtimes.base import Description, InputSizes, library_failures
@@ -65,7 +65,7 @@ class SpandrelModel:
             AetherError: as `Runtime.load`.
         """
         where = choose_device(device)
-        path, state_dict = weights.path, weights.state_dict
+        path, state_dict = weights.path, as_tensors(weights.state_dict)
         spandrel = import_optional("spandrel", "spandrel")
         try:
             with warnings.catch_warnings():

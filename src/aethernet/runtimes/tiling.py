@@ -27,7 +27,8 @@ DEFAULT_CONTEXT = 16
 # The largest tile chosen here, and the smallest that halving leads to.
 _LARGEST_TILE, _SMALLEST_TILE = 1024, 32
 
-# Memory for a pixel of a window with aether_large in float32, the largest variant.
+# Memory for a pixel of a window with aether_large in float32, the largest variant, in
+# the runtime that takes most. A model that knows its own has it as `bytes_per_pixel`.
 _BYTES_PER_PIXEL = 8192
 _SHARE_OF_MEMORY = 1 / 3
 
@@ -99,7 +100,8 @@ class Tiled:
         """Seconds spent in the model so far."""
         self.asked_tile = tile
         if tile is None:
-            tile = _tile_for(free_memory(model.describe().device), context)
+            each = getattr(model, "bytes_per_pixel", _BYTES_PER_PIXEL)
+            tile = _tile_for(free_memory(model.describe().device), context, each)
         self._tile = tile or None
         for side in self.input_sizes.most or ():
             if side <= 2 * context:
@@ -188,6 +190,6 @@ def _kept(window: Window, scale: int) -> slice:
     )
 
 
-def _tile_for(free: int, context: int) -> int:
-    side = int((free * _SHARE_OF_MEMORY / _BYTES_PER_PIXEL) ** 0.5) - 2 * context
+def _tile_for(free: int, context: int, bytes_per_pixel: int) -> int:
+    side = int((free * _SHARE_OF_MEMORY / bytes_per_pixel) ** 0.5) - 2 * context
     return min(max(side // 16 * 16, 2 * _SMALLEST_TILE), _LARGEST_TILE)

@@ -39,7 +39,11 @@ PIECE_BYTES = 2**24
 STRIP_BYTES = 2**28
 """A strip of the result takes at most about so many bytes as float32."""
 
+MANY_RUNS = 1000
+"""From so many runs of the model for a picture on, small tiles are worth a note."""
+
 _PIECES_AHEAD = 4  # read before the model needs them
+_HEADERS_READ = 20  # to estimate the work of a folder
 _WAITING = 2  # pictures that may wait to be encoded, besides the one that is
 
 
@@ -98,6 +102,8 @@ class Upscaled:
     target: Path
     size_before: tuple[int, int]
     size_after: tuple[int, int]
+    left_out: tuple[str, ...] = ()
+    """What the source carries and the target cannot hold, in words."""
 
 
 def upscale_file(
@@ -151,6 +157,23 @@ def upscale_files(
             yield Outcome(job, "failed", str(result.error))
 
 
+def total_pixels(jobs: Sequence[Job], limit_mp: float | None = None) -> float:
+    """About how many pixels the sources have; those that cannot be read count as 0.
+
+    Args:
+        jobs: of which the headers of the first are read; the others are taken to be as
+            large.
+        limit_mp: as in `Options`.
+    """
+    some = jobs[:_HEADERS_READ]
+    found = 0
+    for job in some:
+        with contextlib.suppress(AetherError):  # upscaling it reports the error
+            width, height = PictureReader(job.source, limit_mp).header.size
+            found += width * height
+    return found * len(jobs) / max(len(some), 1)
+
+
 @dataclass
 class _Opened:
     """The first thing read of a picture."""
@@ -200,7 +223,9 @@ def _run(
                     yield waiting.popleft().result()
                 yield _Result(job, time.perf_counter() - start, error=error)
                 continue
-            done = Upscaled(job.target, piece.header.size, writer.final_size)
+            done = Upscaled(
+                *(job.target, piece.header.size, writer.final_size, writer.left_out)
+            )
             waiting.append(encoder.submit(_finish, job, writer, done, start))
             while len(waiting) > _WAITING or (waiting and waiting[0].done()):
                 yield waiting.popleft().result()
@@ -243,6 +268,7 @@ def _upscale(
     passes = _passes(header.size, final, model.scale)
     factor = model.scale**passes
     writer = _writer(job, header, factor, final, options)
+    _note_runs(job, header.size, model, passes)
     pixels = header.width * header.height
     report(job, 0, pixels)
     strips = _planes(pieces, header.depth)
@@ -274,6 +300,11 @@ def _writer(
         _log.warning(
             "%s: %dx%d after two passes, the rest is resampling", target, *size
         )
+    if max(final) < max(header.size):
+        _log.warning(
+            *("%s: the result, %dx%d, is smaller than the picture, %dx%d", target),
+            *(*final, *header.size),
+        )
     depth = stored_depth(target, header)
     rows = replace(
         header,
@@ -282,7 +313,32 @@ def _writer(
         # Resampling works on 16 bits, so that values are rounded to 8 only once.
         depth=depth if size == final else 16,
     )
-    return PictureWriter(target, rows, options.encoding, final, depth)
+    writer = PictureWriter(target, rows, options.encoding, final, depth)
+    if writer.left_out:
+        _log.warning("%s: left out %s", target, _listed(writer.left_out))
+    return writer
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _note_runs(job: Job, size: tuple[int, int], model: Tiled, passes: int) -> None:
+    """Say so if the tiles the user asked for need very many runs of the model."""
+    if not model.asked_tile or model.tile is None:
+        return
+    runs = 0
+    for n in range(passes):
+        across, down = (side * model.scale**n for side in size)
+        columns = len(windows(across, model.most(1) or across, model.context))
+        rows = len(windows(down, model.most(0) or down, model.context))
+        runs += rows * columns
+    if runs >= MANY_RUNS:
+        _log.warning(
+            "%s: tiles of %d make %d runs of the model; larger ones take less time",
+            *(job.source, model.tile, runs),
+        )
 
 
 def _planes(pieces: Iterator[tuple[Job, _Piece]], depth: int) -> Iterator[np.ndarray]:

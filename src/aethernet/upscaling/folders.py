@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Literal
 
 from aethernet.errors import AetherError
-from aethernet.files import LONGEST_NAME, check_source
-from aethernet.pictures.files import READABLE, SUFFIXES
+from aethernet.files import LONGEST_NAME, check_source, check_target
+from aethernet.pictures.files import READABLE, SUFFIXES, check_format
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ _NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 # The marks of outputs that would have had the same name, and the default suffixes.
 _MARK = re.compile(r"-(?:[0-9a-f]{8})+$")
 _DEFAULT_SUFFIX = r"_(?:\d+(?:\.\d+)?x|upscaled)"
+
+# Suffixes that a note names; the rest are counted together.
+_SHOWN_SUFFIXES = 8
 
 # Names of `files.temporary_path`, and the age at which such a file counts as left over.
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.part(\.\w+)", re.DOTALL)
@@ -216,6 +219,27 @@ def prepare(plan: Plan) -> None:
                 _remove_if_stale(folder / name)
 
 
+def check_targets(jobs: Iterable[Job]) -> None:
+    """Check that outputs can be written, before a model is opened.
+
+    A run of many pictures goes on after one that fails, so one good target is enough.
+
+    Raises:
+        AetherError: when no target can be written: that of the first.
+    """
+    failures = []
+    for job in jobs:
+        try:
+            check_format(job.target)
+            check_target(job.target, job.source)
+        except AetherError as error:
+            failures.append(error)
+        else:
+            return
+    if failures:
+        raise failures[0]
+
+
 def extended(path: str) -> str:
     r"""Prefix a path too long for Windows: `\\?\C:\..` or `\\?\UNC\server\..`.
 
@@ -248,13 +272,12 @@ def _expand(inputs: Sequence[str | Path]) -> list[Path]:
                 check_source(path, "a picture")  # raises with the reason
             paths.append(Path(each))
             continue
-        matches = [
-            Path(match)
-            for match in sorted(glob.glob(name, recursive=True))
-            if os.path.isdir(match) or _is_picture(Path(match))
-        ]
+        matched = [Path(m) for m in sorted(glob.glob(name, recursive=True))]
+        matches = [path for path in matched if path.is_dir() or _is_picture(path)]
+        passed = Counter(p.suffix.lower() for p in matched if p not in matches)
         if not matches:
             raise AetherError("There is no such file, and no picture matches it.", name)
+        _note_passed(name, passed)
         paths += matches
     return paths
 
@@ -299,16 +322,38 @@ def _sources(
             if not inside.parts:
                 hint = "Name another output folder, or a suffix (--suffix)."
             raise AetherError("This is the folder of the pictures.", output, hint)
-        found = _search(path, output)
+        found, passed = _search(path, output)
+        _note_passed(path, passed)
         if not found:
             _log.warning("there is no picture in %s", path)
         for picture in found:
             yield Source(picture, inside / picture.relative_to(path))
 
 
-def _search(root: Path, output: Path | None) -> list[Path]:
-    """Pictures in a folder and its subfolders but the output folder, in any order."""
+def _note_passed(where: str | Path, passed: Counter[str]) -> None:
+    """Say how many files were not looked at, by suffix."""
+    if not passed:
+        return
+    counts = [
+        f"{count} {suffix or 'without a suffix'}"
+        for suffix, count in passed.most_common(_SHOWN_SUFFIXES)
+    ]
+    more = passed.total() - sum(n for _, n in passed.most_common(_SHOWN_SUFFIXES))
+    _log.warning(
+        "%s: %d %s not looked at, by the suffix: %s%s",
+        *(where, passed.total(), "file" if passed.total() == 1 else "files"),
+        *(", ".join(counts), f", {more} others" if more else ""),
+    )
+
+
+def _search(root: Path, output: Path | None) -> tuple[list[Path], Counter[str]]:
+    """Search a folder and its subfolders but the output folder.
+
+    Returns:
+        The pictures, in any order, and how many other files there are, by suffix.
+    """
     found = []
+    passed = Counter[str]()
     searched = set()
     pending = deque([root])
     while pending:
@@ -329,11 +374,13 @@ def _search(root: Path, output: Path | None) -> list[Path]:
             if not os.path.isdir(_reachable(path)):
                 if _is_picture(path):
                     found.append(path)
+                else:
+                    passed[path.suffix.lower()] += 1
             elif os.path.islink(_reachable(path)):
                 pending.append(path)  # last, so that folders keep their own names
             else:
                 pending.appendleft(path)
-    return found
+    return found, passed
 
 
 def _is_picture(path: Path) -> bool:

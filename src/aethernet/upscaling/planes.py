@@ -6,6 +6,7 @@ import numpy as np
 
 from aethernet.errors import AetherError, ImageError
 from aethernet.pictures.files import Picture, with_colours_spread
+from aethernet.pictures.resampling import enlarge_sharply
 from aethernet.runtimes.base import Model
 
 
@@ -35,19 +36,9 @@ def planes_and_alpha(
     elif alpha == "network":
         opacity = upscale_planes(opacity, model)
     else:
-        opacity = _bicubic(opacity, model.scale)
+        opacity = enlarge_sharply(opacity, model.scale)
     together = np.concatenate((colours, opacity))
     return np.clip(together, 0, 1, out=together)
-
-
-def _bicubic(planes: np.ndarray, scale: int) -> np.ndarray:
-    import torch  # seconds to load, and few pictures need it
-
-    batch = torch.from_numpy(np.ascontiguousarray(planes[np.newaxis]))
-    enlarged = torch.nn.functional.interpolate(
-        batch, scale_factor=scale, mode="bicubic"
-    )
-    return np.asarray(enlarged[0].numpy())
 
 
 def pixels_of(planes: np.ndarray, depth: int) -> np.ndarray:

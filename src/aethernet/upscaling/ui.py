@@ -39,7 +39,7 @@ _AS_SOURCE = ""
 _FORMATS = {_AS_SOURCE: "as the picture"} | {
     suffix: kind.name
     for suffix, kind in FORMATS.items()
-    if suffix not in (".jpeg", ".tiff")
+    if suffix not in (".jpeg", ".jpe", ".jfif", ".tiff")
 }
 
 _STYLE = """
@@ -200,6 +200,8 @@ class _Upscaler:
             how = html.escape(str(replace(model.describe(), why="")))
             download = self._gradio.DownloadButton(value=target, interactive=True)
             text = f"{before} → {after} in {seconds:.1f} s, {how}"
+            if done.left_out:
+                text += f". Left out: {html.escape(', '.join(done.left_out))}."
             return _previews(source, target, work), download, text
 
     def _uploaded(self, upload: Any) -> Path:

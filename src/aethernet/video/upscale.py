@@ -131,19 +131,29 @@ def upscale_video(
     return UpscaledVideo(source, target, *sizes, done, resumed, encoding)
 
 
-def _job(source: Path, target: Path, model: Model, options: VideoOptions) -> VideoJob:
-    """Check before any work that the video can be made, and decide how."""
-    suffix = target.suffix.lower()
-    if suffix not in CONTAINERS:
+def check_video_target(source: Path, target: Path, options: VideoOptions) -> None:
+    """Check that a video can be written, before a model is opened.
+
+    Raises:
+        AetherError: when the suffix is not in `mux.CONTAINERS`, the file exists and is
+            not to be replaced, or it cannot be written.
+    """
+    if target.suffix.lower() not in CONTAINERS:
         raise AetherError(
             "The suffix is not that of a video that can be written.",
             target,
             f"Use one of {', '.join(CONTAINERS)}.",
         )
-    clip = read_clip(source)
     check_target(target, source)
     if target.exists() and not options.overwrite:
         raise AetherError("The file exists.", target, "--overwrite replaces it.")
+
+
+def _job(source: Path, target: Path, model: Model, options: VideoOptions) -> VideoJob:
+    """Check before any work that the video can be made, and decide how."""
+    check_video_target(source, target, options)
+    suffix = target.suffix.lower()
+    clip = read_clip(source)
     encoding = encoding_for(
         clip,
         model.scale,

@@ -1,11 +1,13 @@
 """Compile `kernels.c` and `level.c` into the library that `library.py` loads.
 
-`tools/build_native.py` is the command. This module needs the standard library only, so
-that an installation can run it before anything else is installed.
+`pip install` does it (`setup.py`), and `tools/build_native.py` is the command for a
+clone. This module needs the standard library only, so that an installation can run it
+before anything else is installed.
 
 The compiler is the one that the PyPI package `ziglang` brings, which needs nothing else
-on any system; where that is not installed, the first of `clang`, `cc` and `gcc`.
-clang, which is in zig, keeps the kernels' sums in registers; gcc does not always.
+on any system and compiles for all of them; where that is not installed, the first of
+`clang`, `cc` and `gcc`. clang, which is in zig, keeps the kernels' sums in registers;
+gcc does not always.
 """
 
 import hashlib
@@ -16,25 +18,65 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-_SUFFIXES = {"win32": ".dll", "darwin": ".dylib"}
-LIBRARY = Path(__file__).with_name(f"kernels{_SUFFIXES.get(sys.platform, '.so')}")
-"""The library for this machine, beside this file."""
 KERNELS = Path(__file__).with_name("kernels.c")
 LEVEL = Path(__file__).with_name("level.c")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of machine for which a library can be built."""
+
+    processor: str
+    """A key of `VARIANTS`."""
+    triple: str
+    """As zig names it, with the oldest version of the system."""
+    suffix: str
+    """Of a library."""
+    position_independent: bool = True
+    """Whether code has to be compiled for any address; Windows moves it itself."""
+
+    @property
+    def library(self) -> str:
+        """Name of the library's file."""
+        return f"kernels{self.suffix}"
+
+
+# The library calls no function of the system: any version would do. glibc 2.17 is that
+# of manylinux2014, a tag that every pip for Python 3.11 knows; macOS 11 is the first on
+# arm64, and 10.13 the oldest that Python 3.13 runs on.
+TARGETS = {
+    "manylinux_2_17_x86_64.manylinux2014_x86_64": Target(
+        "x86_64", "x86_64-linux-gnu.2.17", ".so"
+    ),
+    "manylinux_2_17_aarch64.manylinux2014_aarch64": Target(
+        "arm64", "aarch64-linux-gnu.2.17", ".so"
+    ),
+    "win_amd64": Target("x86_64", "x86_64-windows-gnu", ".dll", False),
+    "macosx_11_0_arm64": Target("arm64", "aarch64-macos.11.0", ".dylib"),
+    "macosx_10_13_x86_64": Target("x86_64", "x86_64-macos.10.13", ".dylib"),
+}
+"""By the platform tag of their wheels."""
+
 # Names of the variants and the instruction set of each, by kind of processor. clang
 # and gcc write x86-64-v3 where zig writes x86_64_v3.
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "x86_64": {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]},
     "arm64": {"neon": []},
 }
+FUNCTIONS = ("block", "norm", "conv", "first", "tail", "peak", "constant")
+"""What `kernels.c` exports for each variant, as `aether_block_v3`."""
+
 # Products and sums become one instruction; no function of the C library sets errno.
-# Nothing else of -ffast-math: what is not a number stays visible.
+# Nothing else of -ffast-math: what is not a number stays visible. Freestanding: a loop
+# is not replaced by a call of the C library.
 FLAGS = [
-    *("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    *("-std=gnu11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    *("-ffreestanding", "-fno-stack-protector"),
 ]
 # LLVM splits 512-bit vectors on some processors unless told otherwise.
 _WIDE = "-mprefer-vector-width=512"
@@ -42,6 +84,42 @@ _WIDE = "-mprefer-vector-width=512"
 
 class BuildError(Exception):
     """The library cannot be built here; the text says why."""
+
+
+def kind_of_processor(machine: str = "") -> str:
+    """A key of `VARIANTS`, or "" for any other processor and for Python of 32 bits."""
+    if sys.maxsize < 2**32:
+        return ""
+    machine = (machine or platform.machine()).lower()
+    names = {"amd64": "x86_64", "aarch64": "arm64"}
+    machine = names.get(machine, machine)
+    return machine if machine in VARIANTS else ""
+
+
+def target_of(system: str = sys.platform, processor: str = "") -> Target | None:
+    """The target for a system as `sys.platform` names it; None: there is none.
+
+    Args:
+        system: this one by default.
+        processor: a key of `VARIANTS`; empty: this machine's.
+    """
+    suffix = {"win32": ".dll", "darwin": ".dylib", "linux": ".so"}.get(system, "")
+    wanted = (processor or kind_of_processor(), suffix)
+    for target in TARGETS.values():
+        if (target.processor, target.suffix) == wanted:
+            return target
+    return None
+
+
+_HERE = target_of()
+LIBRARY = Path(__file__).with_name(_HERE.library if _HERE else "kernels.so")
+"""The library for this machine, beside this file."""
+
+
+def exports(target: Target) -> set[str]:
+    """Names of all functions of a library."""
+    names = {f"{f}_{v}" for f in FUNCTIONS for v in VARIANTS[target.processor]}
+    return {f"aether_{name}" for name in names | {"level", "sources"}}
 
 
 def sources() -> int:
@@ -69,54 +147,70 @@ def compiler_command() -> list[str]:
     raise BuildError("No C compiler found. Install one: pip install ziglang.")
 
 
-def kind_of_processor(machine: str = "") -> str:
-    """A key of `VARIANTS`, or "" for any other processor."""
-    machine = (machine or platform.machine()).lower()
-    names = {"amd64": "x86_64", "aarch64": "arm64"}
-    machine = names.get(machine, machine)
-    return machine if machine in VARIANTS else ""
-
-
 def build(
-    output: Path = LIBRARY,
+    output: Path | None = None,
     compiler: Sequence[str] = (),
-    processor: str = "",
+    target: Target | None = None,
     extra: Sequence[str] = (),
 ) -> Path:
     """Compile the library.
 
     Args:
-        output: the file to write; it appears complete or not at all.
+        output: the file to write, which appears complete or not at all; None: where
+            AetherNet looks for it.
         compiler: a command that takes the arguments of cc; empty: `compiler_command`.
-        processor: a key of `VARIANTS`; empty: this machine's.
-        extra: more arguments for every step, e.g. `-target` for zig, or sanitizers.
+        target: None: this machine. For another one the compiler has to be zig.
+        extra: more arguments for every step, e.g. sanitizers.
 
     Returns:
         `output`.
 
     Raises:
         BuildError: when there is no compiler, it fails, or there are no kernels for
-            this kind of processor.
+            this kind of machine.
     """
+    output = output or LIBRARY
     command = [*(compiler or compiler_command())]
-    processor = processor or kind_of_processor()
-    if processor not in VARIANTS:
-        raise BuildError(
-            f"There are no kernels for this processor ({platform.machine()})."
-        )
+    wanted = target or _HERE
+    if wanted is None:
+        where = f"{sys.platform} on {platform.machine()}"
+        raise BuildError(f"There are no kernels for {where}.")
+    zig = _is_zig(command)
+    if target not in (None, _HERE) and not zig:
+        raise BuildError("Only zig compiles for other machines: pip install ziglang.")
+    always = [*FLAGS, *(["-fPIC"] if wanted.position_independent else []), *extra]
+    linking = ["-shared", *extra]
+    if zig:
+        always += ["-target", wanted.triple]
+        # Without the C library, which zig would have to compile first. A library for
+        # Windows needs no function that is called when it is loaded.
+        linking += ["-target", wanted.triple, "-nostdlib", "-s"]
+        linking += ["-Wl,--no-entry"] if wanted.suffix == ".dll" else []
     with tempfile.TemporaryDirectory() as folder:
-        objects = [Path(folder) / "level.o"]
-        _compile(command, LEVEL, [f"-DSOURCES={sources()}", *extra], objects[0])
-        for name, flags in VARIANTS[processor].items():
-            own = [_as_zig(flag, command) for flag in flags]
+        # zig keeps what it compiled; the user's own cache may not be writable.
+        kept = {f"ZIG_{n}_CACHE_DIR": f"{folder}/cache" for n in ("GLOBAL", "LOCAL")}
+        environment = {**os.environ, **kept}
+
+        def compiled(source: Path, name: str, flags: Sequence[str]) -> str:
+            made = str(Path(folder) / f"{name}.o")
+            steps = [*command, *always, *flags, "-c", str(source), "-o", made]
+            _call(steps, environment)
+            return made
+
+        objects = [compiled(LEVEL, "level", [f"-DSOURCES={sources()}"])]
+        for name, flags in VARIANTS[wanted.processor].items():
+            own = [f.replace("x86-64-v", "x86_64_v") for f in flags] if zig else flags
             wide = [_WIDE] if name == "v4" else []
-            objects.append(Path(folder) / f"{name}.o")
-            own += [f"-DVARIANT={name}", *wide, *extra]
-            _compile(command, KERNELS, own, objects[-1])
-        made = Path(folder) / output.name
-        _call([*command, "-shared", *map(str, objects), *extra, "-o", str(made)])
+            objects.append(compiled(KERNELS, name, [*own, *wide, f"-DVARIANT={name}"]))
+        made = Path(folder) / wanted.library
+        _call([*command, *objects, *linking, "-o", str(made)], environment)
         _move(made, output)
     return output
+
+
+def _is_zig(command: Sequence[str]) -> bool:
+    """Whether a command is `zig cc` or `python -m ziglang cc`."""
+    return "ziglang" in command or Path(command[0]).stem.lower() == "zig"
 
 
 def _move(made: Path, output: Path) -> None:
@@ -138,19 +232,11 @@ def _move(made: Path, output: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def _as_zig(flag: str, command: Sequence[str]) -> str:
-    return flag.replace("x86-64-v", "x86_64_v") if "ziglang" in command else flag
-
-
-def _compile(
-    command: Sequence[str], source: Path, flags: Sequence[str], output: Path
-) -> None:
-    _call([*command, *FLAGS, *flags, "-c", str(source), "-o", str(output)])
-
-
-def _call(command: Sequence[str]) -> None:
+def _call(command: Sequence[str], environment: Mapping[str, str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment
+        )
     except OSError as error:
         raise BuildError(f"The compiler does not start: {error}.") from error
     if done.returncode:

@@ -94,12 +94,9 @@ typedef int32_t ivec __attribute__((vector_size(4 * L), aligned(4)));
 #define STORE(p, v) (*(vec *)(p) = (v))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 32")
-#endif
-#ifdef __clang__
 #define UNROLL_TAPS _Pragma("clang loop unroll_count(13)")
 #else
+#define UNROLL _Pragma("GCC unroll 32")
 #define UNROLL_TAPS _Pragma("GCC unroll 13")
 #endif
 /* The compiler takes the pointer for changed, so it does not move the next loads up into
@@ -447,13 +444,14 @@ INLINE void store_group(float *out, const float *sums, int64_t n, int64_t mode) 
 /* 3x3 convolution between maps of the same `row` and `plane`; margin 1.
 
 mode     0: out = conv(in); 1: out += conv(in); 2: out = LeakyReLU(conv(in))
-weights  [panel][ky][group][kx][lane][2 L] as in `conv_line`, bias [panel][2 L] */
+weights  [panel][ky][group][kx][lane][2 L] as in `conv_line`, bias [panel][2 L]
+sums     scratch of (LINE + PIXELS) * 2 * L floats, here and below: not on the stack,
+         where Windows wants help from its C library for more than 4 KiB */
 EXPORT void NAME(conv)(const float *restrict in, float *restrict out, int64_t row,
                        int64_t plane, int64_t y0, int64_t y1, int64_t x0, int64_t x1,
                        int64_t channels, int64_t out_channels, const float *weights,
-                       const float *bias, int64_t mode) {
+                       const float *bias, int64_t mode, float *restrict sums) {
   const int64_t groups = parts(out_channels, L), size = 9 * channels * 2 * L;
-  float sums[(LINE + PIXELS) * 2 * L];
   for (int64_t y = y0; y < y1; y++)
     for (int64_t x = x0; x < x1; x += LINE) {
       const int64_t n = smaller(x1 - x, LINE);
@@ -469,7 +467,7 @@ EXPORT void NAME(conv)(const float *restrict in, float *restrict out, int64_t ro
 
 /* The first convolution, 3x3: image (channels, height, width), row after row, minus
 `mean`, to a map. Weights as in `conv`.
-scratch  groups of channels * 3 * (LINE + 2 + PIXELS) * L floats */
+scratch  sums, and groups of channels * 3 * (LINE + 2 + PIXELS) * L floats */
 EXPORT void NAME(first)(const float *restrict image, float *restrict out, int64_t row,
                         int64_t plane, int64_t height, int64_t width, int64_t y0,
                         int64_t y1, int64_t x0, int64_t x1, int64_t channels,
@@ -477,8 +475,8 @@ EXPORT void NAME(first)(const float *restrict image, float *restrict out, int64_
                         const float *bias, float *restrict scratch) {
   const int64_t groups = parts(out_channels, L), size = 9 * channels * 2 * L;
   const int64_t patch_row = (LINE + 2 + PIXELS) * L, patch_plane = 3 * patch_row;
-  float sums[(LINE + PIXELS) * 2 * L];
-  for (int64_t i = 0; i < parts(channels, L) * patch_plane; i++) scratch[i] = 0;
+  float *sums = scratch + parts(channels, L) * patch_plane;
+  for (float *p = scratch; p < sums; p++) *p = 0;
   for (int64_t y = y0; y < y1; y++)
     for (int64_t x = x0; x < x1; x += LINE) {
       const int64_t n = smaller(x1 - x, LINE);
@@ -542,11 +540,11 @@ EXPORT void NAME(tail)(const float *restrict in, float *restrict image, int64_t 
                        int64_t plane, int64_t height, int64_t width, int64_t y0,
                        int64_t y1, int64_t x0, int64_t x1, int64_t channels,
                        int64_t image_channels, int64_t scale, int64_t kernel, float mean,
-                       const float *const *weights, const float *const *biases) {
+                       const float *const *weights, const float *const *biases,
+                       float *restrict sums) {
   const struct picture to = {image, height, width, image_channels, scale, mean};
   const int64_t panels = parts(image_channels * scale * scale, 2 * L);
   const int64_t size = kernel * kernel * channels * 2 * L, radius = kernel / 2;
-  float sums[(LINE + PIXELS) * 2 * L];
   in -= radius * row + radius * L; /* the corner of each pixel's window */
   const int64_t left = x0 == 0, right = x1 == width && width > 1;
   for (int64_t y = y0; y < y1; y++)

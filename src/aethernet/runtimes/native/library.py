@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aethernet.errors import AetherError, first_line
 from aethernet.runtimes.native.build import LIBRARY, sources
 from aethernet.runtimes.native.pack import (
@@ -35,16 +37,18 @@ Rectangle = tuple[int, int, int, int]
 # Variants by what `aether_level` says, best first.
 _BY_LEVEL = {4: ("v4", "v3"), 3: ("v3",), 8: ("neon",)}
 
+_FLOAT32 = np.dtype(np.float32)
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _RECTANGLE = [_N] * 4
 _MAPS = [_N, _N, *_RECTANGLE]  # row, plane, rectangle
-_ARGUMENTS: dict[str, list[Any]] = {
+ARGUMENTS: dict[str, list[Any]] = {
     "block": [_P, _P, *_MAPS, _N, _N, _N, *[_P] * 6, _F, _P],
     "norm": [_P, *_MAPS, _N, _P, _P, _F],
-    "conv": [_P, _P, *_MAPS, _N, _N, _P, _P, _N],
+    "conv": [_P, _P, *_MAPS, _N, _N, _P, _P, _N, _P],
     "first": [_P, _P, _N, _N, _N, _N, *_RECTANGLE, _N, _N, _F, _P, _P, _P],
-    "tail": [_P, _P, _N, _N, _N, _N, *_RECTANGLE, _N, _N, _N, _N, _F, _P, _P],
+    "tail": [_P, _P, _N, _N, _N, _N, *_RECTANGLE, _N, _N, _N, _N, _F, _P, _P, _P],
 }
+"""Types of the arguments of each function."""
 
 
 def map_floats(
@@ -79,17 +83,17 @@ class FeatureMap:
         count = map_floats(*sizes, self.lanes, self.pixels)
         object.__setattr__(self, "memory", aligned(count))
 
-    @property
+    @functools.cached_property
     def row(self) -> int:
         """Numbers from a row to the next."""
         return (self.width + self.margin) * self.lanes
 
-    @property
+    @functools.cached_property
     def plane(self) -> int:
         """Numbers from a group to the next."""
         return (self.height + self.margin) * self.row
 
-    @property
+    @functools.cached_property
     def origin(self) -> int:
         """Address of row 0, column 0 of group 0."""
         before = self.margin * (self.row + self.lanes)
@@ -103,8 +107,9 @@ def _refuse(unless: bool, what: str) -> None:
 
 def _size(values: Floats, least: int, what: str) -> int:
     """The address of an array that has at least `least` numbers."""
-    fits = values.dtype == "float32" and values.flags.c_contiguous
-    _refuse(fits and values.size >= least, f"{what} has {values.size} numbers")
+    fits = values.dtype == _FLOAT32 and values.flags.c_contiguous
+    if not (fits and values.size >= least):
+        _refuse(False, f"{what} has {values.size} numbers")
     return values.ctypes.data
 
 
@@ -122,19 +127,23 @@ class Kernels:
             library = ctypes.CDLL(str(path))
             constant = library[f"aether_constant_{variant}"]
             self._functions = {
-                name: library[f"aether_{name}_{variant}"] for name in _ARGUMENTS
+                name: library[f"aether_{name}_{variant}"] for name in ARGUMENTS
             }
         except (OSError, AttributeError) as error:
             raise AetherError(
                 f"The native kernels do not load: {first_line(error)}.", path
             ) from error
         for name, function in self._functions.items():
-            function.argtypes, function.restype = _ARGUMENTS[name], None
+            function.argtypes, function.restype = ARGUMENTS[name], None
         constant.argtypes, constant.restype = [_N], _N
         found = map(constant, range(5))
         self.lanes, self.pixels, self.tile_rows, self.tile, self.line = found
         self._peak = library[f"aether_peak_{variant}"]
         self._peak.argtypes, self._peak.restype = [_N, _P], None
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of `kernels.c`, whose arguments have been checked."""
+        self._functions[name](*arguments)
 
     def peak(self, rounds: int) -> int:
         """Multiply and add in registers; returns how many multiply-adds that were."""
@@ -158,10 +167,15 @@ class Kernels:
         return FeatureMap(groups, height, width, margin, self.lanes, self.pixels)
 
     def scratch_floats(self, in_chans: int, channels: int, hidden: int) -> int:
-        """Numbers of scratch that a thread needs for `first` and `block`."""
+        """Numbers of scratch that a thread needs for everything."""
         block = self.tile * (self.groups(channels) + self.groups(hidden))
         first = self.groups(in_chans) * 3 * (self.line + 2 + self.pixels)
-        return max(block, first) * self.lanes
+        return max(block * self.lanes, first * self.lanes + self._sums)
+
+    @property
+    def _sums(self) -> int:
+        """Numbers of scratch for a line of a convolution."""
+        return (self.line + self.pixels) * 2 * self.lanes
 
     def block(
         self,
@@ -186,7 +200,8 @@ class Kernels:
         _refuse(w.kernel % 2 == 1 and w.hidden > 0, "the kernel or hidden width")
         self._check_packed(w.expand, w.channels, self.groups(w.hidden) * 2 * self.lanes)
         self._check_packed(w.project, w.hidden, w.channels)
-        self._functions["block"](
+        self.call(
+            "block",
             source.origin,
             target.origin,
             source.row,
@@ -197,10 +212,8 @@ class Kernels:
             w.kernel,
             _size(w.depthwise, groups * side, "the depthwise kernel"),
             _size(w.depthwise_bias, groups * self.lanes, "the depthwise bias"),
-            w.expand.weights.ctypes.data,
-            w.expand.bias.ctypes.data,
-            w.project.weights.ctypes.data,
-            w.project.bias.ctypes.data,
+            *w.expand.addresses,
+            *w.project.addresses,
             eps,
             _size(scratch, self.scratch_floats(1, w.channels, w.hidden), "scratch"),
         )
@@ -212,7 +225,8 @@ class Kernels:
         self._check_maps(features, features, where, 0)
         self._check_channels(norm.channels, features)
         wide = self.groups(norm.channels) * self.lanes
-        self._functions["norm"](
+        self.call(
+            "norm",
             features.origin,
             features.row,
             features.plane,
@@ -230,6 +244,7 @@ class Kernels:
         where: Rectangle,
         weights: PackedConvolution,
         mode: int,
+        scratch: Floats,
     ) -> None:
         """A 3x3 convolution between maps; `mode` is `PLAIN`, `ADD` or `LEAKY`."""
         _refuse(source is not target, "a convolution in place")
@@ -238,7 +253,8 @@ class Kernels:
         self._check_channels(weights.out_channels, target)
         _refuse(weights.kernel == 3, f"a kernel of {weights.kernel}")
         self._check_packed(weights, weights.channels, weights.out_channels)
-        self._functions["conv"](
+        self.call(
+            "conv",
             source.origin,
             target.origin,
             source.row,
@@ -246,9 +262,9 @@ class Kernels:
             *where,
             weights.channels,
             weights.out_channels,
-            weights.weights.ctypes.data,
-            weights.bias.ctypes.data,
+            *weights.addresses,
             mode,
+            _size(scratch, self._sums, "scratch"),
         )
 
     def first(
@@ -268,7 +284,8 @@ class Kernels:
         _refuse(weights.kernel == 3, f"a kernel of {weights.kernel}")
         self._check_packed(weights, weights.channels, weights.out_channels)
         needed = self.scratch_floats(weights.channels, 1, 1)
-        self._functions["first"](
+        self.call(
+            "first",
             _size(image, image.size, "the picture"),
             target.origin,
             target.row,
@@ -279,8 +296,7 @@ class Kernels:
             weights.channels,
             weights.out_channels,
             mean,
-            weights.weights.ctypes.data,
-            weights.bias.ctypes.data,
+            *weights.addresses,
             _size(scratch, needed, "scratch"),
         )
 
@@ -291,6 +307,7 @@ class Kernels:
         where: Rectangle,
         mean: float,
         by_edge: Sequence[PackedConvolution | None],
+        scratch: Floats,
     ) -> None:
         """The last convolution and PixelShuffle, plus `mean`, into the picture.
 
@@ -300,6 +317,7 @@ class Kernels:
             where: rectangle of the map.
             mean: added to everything.
             by_edge: by edge as in `pack.Ending`; None where no pixel has that edge.
+            scratch: of a thread, see `scratch_floats`.
         """
         weights = by_edge[0]
         _refuse(weights is not None and len(by_edge) == 16, "a tail of other weights")
@@ -318,7 +336,8 @@ class Kernels:
         for edge in _edges_in(where, source.height, source.width):
             _refuse(by_edge[edge] is not None, f"edge {edge} has no weights")
         pointers = ctypes.c_void_p * 16
-        self._functions["tail"](
+        self.call(
+            "tail",
             source.origin,
             _size(image, image.size, "the picture"),
             source.row,
@@ -331,8 +350,9 @@ class Kernels:
             scale,
             weights.kernel,
             mean,
-            pointers(*[p.weights.ctypes.data if p else 0 for p in by_edge]),
-            pointers(*[p.bias.ctypes.data if p else 0 for p in by_edge]),
+            pointers(*[p.addresses[0] if p else 0 for p in by_edge]),
+            pointers(*[p.addresses[1] if p else 0 for p in by_edge]),
+            _size(scratch, self._sums, "scratch"),
         )
 
     def _check_maps(

@@ -32,6 +32,11 @@ class PackedConvolution:
     bias: Floats
     """[panel][2 L]"""
 
+    @cached_property
+    def addresses(self) -> tuple[int, int]:
+        """Where weights and bias begin."""
+        return self.weights.ctypes.data, self.bias.ctypes.data
+
 
 @dataclass(frozen=True, eq=False)
 class PackedBlock:

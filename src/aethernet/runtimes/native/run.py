@@ -8,7 +8,7 @@ import numpy as np
 from aethernet.checkpoints.folded import BLOCK_EPS, LEAKY_SLOPE, NORM_EPS, Folded
 from aethernet.devices import free_memory
 from aethernet.errors import AetherError, OutOfMemoryError
-from aethernet.runtimes.native.cores import usable_cores
+from aethernet.runtimes.cores import usable_cores
 from aethernet.runtimes.native.library import (
     ADD,
     LEAKY,
@@ -33,6 +33,8 @@ from aethernet.runtimes.native.threads import Job, rectangles, run_steps
 
 # Multiply-adds of one job: about 20 ms on one core, after which Ctrl-C is noticed.
 _JOB_SIZE = 500_000_000
+# Bytes that are taken without asking how many are free, which takes 4 ms.
+_NOT_ASKED = 32 * 2**20
 _KERNEL_SLOPE = 0.01  # LEAKY_SLOPE of kernels.c
 
 
@@ -100,8 +102,7 @@ class NativeNetwork:
     def memory(self, height: int, width: int) -> int:
         """Bytes that a call takes for this size, beside input and output.
 
-        Two feature maps and the scratch of each thread. For large pictures this is
-        `bytes_per_pixel` for each pixel.
+        Two feature maps and the scratch of each thread.
         """
         groups = self._map_groups()
         lanes, pixels = self.kernels.lanes, self.kernels.pixels
@@ -110,11 +111,12 @@ class NativeNetwork:
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Of a large picture, for each pixel of the input: two feature maps.
+        """Of a large picture, for each pixel of the input.
 
-        Input and output come on top, 4 * channels * (1 + scale**2) bytes a pixel.
+        Two feature maps, then input and output.
         """
-        return 2 * 4 * self._map_groups() * self.kernels.lanes
+        maps = 2 * self._map_groups() * self.kernels.lanes
+        return 4 * (maps + self.channels * (1 + self.scale**2))
 
     def __call__(self, batch: Floats) -> Floats:
         """Upscale `(B, channels, H, W)`, float32, 0..1; the result is not clamped.
@@ -133,7 +135,7 @@ class NativeNetwork:
         count, channels, height, width = batch.shape
         shape = (count, channels, height * self.scale, width * self.scale)
         needed = self.memory(height, width) + 4 * int(np.prod(shape))
-        if needed > free_memory("cpu"):
+        if needed > _NOT_ASKED and needed > free_memory("cpu"):
             raise _out_of_memory(height, width, needed)
         try:
             result = np.empty(shape, np.float32)
@@ -200,14 +202,17 @@ class NativeNetwork:
             k.norm(here, where, self.norm, NORM_EPS)
             first(there, where, thread)
 
+        def after_body(where: Rectangle, thread: int) -> None:
+            k.conv(here, there, where, self.after_body, ADD, scratch[thread])
+
+        def before_upsample(where: Rectangle, thread: int) -> None:
+            k.conv(there, here, where, self.before_upsample, LEAKY, scratch[thread])
+
+        def tail(where: Rectangle, thread: int) -> None:
+            k.tail(here, target, where, self.mean, ends, scratch[thread])
+
         ends = [self._ends.get(edge) for edge in range(16)]
-        return [
-            *steps,
-            norm_and_first,
-            lambda where, _: k.conv(here, there, where, self.after_body, ADD),
-            lambda where, _: k.conv(there, here, where, self.before_upsample, LEAKY),
-            lambda where, _: k.tail(here, target, where, self.mean, ends),
-        ]
+        return [*steps, norm_and_first, after_body, before_upsample, tail]
 
     def _map_groups(self) -> int:
         """Groups of a map, which holds the features of the body or of the tail."""

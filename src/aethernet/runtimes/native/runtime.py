@@ -7,13 +7,17 @@ from typing import Any, Self
 import numpy as np
 
 from aethernet.cache import code_version, file_of, read_json, write_json
-from aethernet.checkpoints.folded import Folded, load_folded
+from aethernet.checkpoints.folded import Folded
 from aethernet.checkpoints.reference import evaluate
 from aethernet.devices import installed_versions, processor_name
 from aethernet.errors import AetherError, VerificationError
-from aethernet.files import sha256_of
-from aethernet.runtimes.base import Description, InputSizes, library_failures
-from aethernet.runtimes.native.cores import threads_to_use
+from aethernet.runtimes.base import (
+    Description,
+    InputSizes,
+    ModelFile,
+    library_failures,
+)
+from aethernet.runtimes.cores import threads_to_use
 from aethernet.runtimes.native.library import load_kernels
 from aethernet.runtimes.native.run import NativeNetwork
 from aethernet.version import PACKAGE
@@ -33,7 +37,7 @@ _PROVING_CODE = (
     Path(__file__).parent,
     *(
         PACKAGE / "checkpoints" / f"{name}.py"
-        for name in ("arrays", "folded", "layout", "reference")
+        for name in ("arrays", "checkpoint", "folded", "layout", "reference")
     ),
 )
 
@@ -47,9 +51,14 @@ class NativeRuntime:
         self.scale: int = network.scale
         self.channels: int = network.channels
         self.input_sizes = InputSizes()
+        self.why = ""
+        self.bytes_per_pixel = network.bytes_per_pixel
+        """As `tiling.Tiled` reads it."""
 
     @classmethod
-    def load(cls, path: Path, device: str = "auto", precision: str = "auto") -> Self:
+    def load(
+        cls, file: Path | ModelFile, device: str = "auto", precision: str = "auto"
+    ) -> Self:
         """As `base.Runtime.load`.
 
         Raises:
@@ -67,17 +76,26 @@ class NativeRuntime:
                 hint="Use another one: --runtime auto.",
             )
         kernels = load_kernels()  # first: without them the file does not matter
-        folded = load_folded(path)
+        file = ModelFile.of(file)
+        folded = file.checkpoint.folded
         model = cls(NativeNetwork(folded, threads_to_use(), kernels))
-        _prove_once(model, folded, path)
+        _prove_once(model, folded, file)
         return model
+
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        return ("cpu",)
+
+    @classmethod
+    def precisions(cls, path: Path, device: str) -> tuple[str, ...]:
+        return ("float32",)
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         with library_failures(self.describe(), batch.shape, ()):
             return self._network(batch)
 
     def describe(self) -> Description:
-        return Description("native kernels", "cpu", "float32")
+        return Description("native kernels", "cpu", "float32", self.why)
 
     @property
     def variant(self) -> str:
@@ -105,10 +123,10 @@ def check_output(model: NativeRuntime, folded: Folded) -> None:
         )
 
 
-def proof_facts(path: Path, variant: str) -> dict[str, Any]:
+def proof_facts(file: ModelFile, variant: str) -> dict[str, Any]:
     """All that the comparison depends on; the key of its kept result."""
     return {
-        "model": sha256_of(path),
+        "model": file.digest,
         "machine": [processor_name(), variant],
         "versions": {
             "aethernet": code_version(_PROVING_CODE),
@@ -117,8 +135,8 @@ def proof_facts(path: Path, variant: str) -> dict[str, Any]:
     }
 
 
-def _prove_once(model: NativeRuntime, folded: Folded, path: Path) -> None:
-    facts = proof_facts(path, model.variant)
+def _prove_once(model: NativeRuntime, folded: Folded, file: ModelFile) -> None:
+    facts = proof_facts(file, model.variant)
     try:
         kept = file_of("native", facts)
     except AetherError as error:
@@ -129,7 +147,7 @@ def _prove_once(model: NativeRuntime, folded: Folded, path: Path) -> None:
     try:
         check_output(model, folded)
     except VerificationError as error:
-        raise error.about(path) from None
+        raise error.about(file.path) from None
     if kept is None:
         return
     try:

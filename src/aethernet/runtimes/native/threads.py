@@ -6,9 +6,12 @@ without Python's lock. No thread outlives the call, so nothing spins or waits be
 calls, and a process that forks has no threads of ours.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+
+_log = logging.getLogger(__name__)
 
 Job = Callable[[int], None]
 """Takes the number of the thread, from 0."""
@@ -17,18 +20,38 @@ Job = Callable[[int], None]
 class _Team:
     """What the threads of one call share."""
 
-    def __init__(self, steps: Sequence[Sequence[Job]], threads: int) -> None:
-        self.steps = steps
+    def __init__(self, steps: Sequence[Sequence[Job]]) -> None:
         self.queues = [deque(step) for step in steps]
-        self.barrier = threading.Barrier(threads)
+        self.barrier = threading.Barrier(1)
+        self.complete = threading.Event()
         self.stopped = threading.Event()
         self.error: BaseException | None = None
+
+    def start(self, helpers: Sequence[threading.Thread]) -> None:
+        """Start the helpers, which wait until it is known how many there are.
+
+        Where the system gives no more threads, the work is done by those there are.
+        """
+        started = 1
+        try:
+            for helper in helpers:
+                helper.start()
+                started += 1
+        except RuntimeError as error:
+            _log.info("%d threads instead of %d: %s", started, len(helpers) + 1, error)
+        self.barrier = threading.Barrier(started)
+        self.complete.set()
+
+    def help(self, number: int) -> None:
+        """What a helper does."""
+        self.complete.wait()
+        self.work(number)
 
     def work(self, number: int) -> None:
         """Do jobs until there are none, or somebody stopped."""
         try:
             for queue in self.queues:
-                while (job := _next(queue)) and not self.stopped.is_set():
+                while not self.stopped.is_set() and (job := _next(queue)):
                     job(number)
                 if self.stopped.is_set():
                     return
@@ -42,6 +65,7 @@ class _Team:
         self.error = self.error or error
         self.stopped.set()
         self.barrier.abort()
+        self.complete.set()
 
 
 def _next(queue: deque[Job]) -> Job | None:
@@ -66,14 +90,13 @@ def run_steps(steps: Sequence[Sequence[Job]], threads: int) -> None:
         BaseException: the first that a job raises, KeyboardInterrupt too.
     """
     threads = max(1, min(threads, max((len(step) for step in steps), default=1)))
-    team = _Team(steps, threads)
+    team = _Team(steps)
     helpers = [
-        threading.Thread(target=team.work, args=(number,), daemon=True)
+        threading.Thread(target=team.help, args=(number,), daemon=True)
         for number in range(1, threads)
     ]
     try:
-        for helper in helpers:
-            helper.start()
+        team.start(helpers)
         team.work(0)
     except BaseException as error:  # Ctrl-C between two lines of `work`
         team.stop(error)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.onnx import ShapeRange
@@ -34,11 +34,10 @@ from aethernet.runtimes.tensorrt.header import (
 from aethernet.runtimes.tensorrt.library import (
     INSTALL_RTX,
     Library,
-    choose_gpu,
+    current_gpu,
     open_library,
 )
 from aethernet.runtimes.tensorrt.network import ParsedNetwork, Profile
-from aethernet.runtimes.tensorrt.run import TensorRTRuntime
 from aethernet.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -131,14 +130,14 @@ class _Planned:
 
     def header(self, engine: bytes, built_for: tuple[str, ...]) -> EngineHeader:
         """The header of the engine, whose content and GPUs are given."""
-        network, library = self.network, self.network.library
+        network, library, gpu = self.network, self.network.library, current_gpu()
         reliable = self.largest_tensor < _LARGEST_TENSOR
         stated = _of_aethernet(self.onnx_metadata).get("precision", "")
         return EngineHeader(
             library=library.name,
             library_version=library.module.__version__,
             compute_capabilities=built_for,
-            gpu=torch.cuda.get_device_name() if library.name == "tensorrt" else None,
+            gpu=gpu.name if gpu and library.name == "tensorrt" else None,
             precision=stated if stated in MIN_PSNR else network.input_dtype,
             scale=self.scale,
             channels=network.channels,
@@ -243,7 +242,7 @@ def choose_library() -> Library:
             found[name] = open_library(name)
         except MissingExtraError as error:
             _log.info("%s", error)
-    if "tensorrt" in found and torch.cuda.is_available():
+    if "tensorrt" in found and current_gpu():
         version = found["tensorrt"].module.__version__
         if int(version.partition(".")[0]) >= 10:
             return found["tensorrt"]
@@ -278,13 +277,15 @@ def compare_here(
     Raises:
         VerificationError: when the results differ too much.
     """
-    if not torch.cuda.is_available():
+    gpu = current_gpu()
+    if gpu is None or not covers_gpu(header.compute_capabilities, gpu.capability):
         return None
-    if not covers_gpu(header.compute_capabilities, torch.cuda.get_device_capability()):
-        return None
+    # Imported here because it imports PyTorch, which is there where it found a GPU.
+    from aethernet.runtimes.tensorrt.run import TensorRTRuntime, choose_gpu
+
     try:
         runtime = TensorRTRuntime(target, header, engine, choose_gpu("auto"))
-        ort = import_optional("onnxruntime", "onnx")
+        ort = import_optional("onnxruntime")
     except AetherError as error:  # the engine may be meant for another machine
         _log.warning("The engine is not compared: %s", error)
         return None
@@ -294,11 +295,10 @@ def compare_here(
     low, _, high = header.profile
     height, width = (min(max(_CHECK_SIDE, low[i]), high[i]) for i in (2, 3))
     picture = natural_image(height, width, header.channels)
-    image = picture.expand(low[0], -1, -1, -1).contiguous().numpy()
+    image = np.repeat(picture, low[0], 0)
     session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
     expected = session.run(None, {header.input_name: image.astype(header.input_dtype)})
-    output = torch.from_numpy(runtime.run(image))
-    difference = compare(output, torch.from_numpy(expected[0]).float())
+    difference = compare(runtime.run(image), expected[0])
     if not difference.psnr >= MIN_PSNR.get(header.precision, min(MIN_PSNR.values())):
         raise VerificationError(
             f"The engine differs from ONNX Runtime: {difference}. Nothing was written.",
@@ -332,7 +332,7 @@ def _read(source: Path, target: Path) -> bytes:
 
 
 def _metadata(source: Path, content: bytes) -> dict[str, str]:
-    onnx = import_optional("onnx", "tensorrt")
+    onnx = import_optional("onnx")
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's errors have no base class of their own

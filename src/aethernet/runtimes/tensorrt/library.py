@@ -1,21 +1,14 @@
-"""The TensorRT library that is installed, its messages, and the GPU to use."""
+"""The TensorRT library that is installed, its messages, and the GPU that is here."""
 
-import contextlib
 import functools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from aethernet.errors import AetherError, MissingExtraError, import_optional
+from aethernet.errors import MissingExtraError, import_optional, install_line
 from aethernet.runtimes.tensorrt.header import LIBRARIES
 
-INSTALL_RTX = (
-    "Install it: pip install tensorrt-rtx-cu13, or in AetherNet's folder: "
-    "pip install -e '.[tensorrt]'."
-)
+INSTALL_RTX = f"Install it, and what runs it: {install_line('tensorrt')}."
 """How to get the library that the package index has."""
 
 _INSTALL = {
@@ -91,35 +84,21 @@ def open_library(name: str) -> Library:
     return Library(name, module, logger, messages)
 
 
-def choose_gpu(name: str) -> torch.device:
-    """The NVIDIA GPU of that name: "auto" is the current one, else cuda, cuda:1, ...
+@dataclass(frozen=True)
+class CudaGpu:
+    """An NVIDIA GPU."""
 
-    Raises:
-        AetherError: when the name is no NVIDIA GPU, or that GPU is not available.
-    """
-    if name != "auto" and not re.fullmatch(r"cuda(:\d+)?", name):
-        raise AetherError(
-            f"TensorRT engines run on an NVIDIA GPU (cuda, cuda:1, ...), not on "
-            f"{name!r}."
-        )
+    name: str
+    capability: tuple[int, int]
+    """Its compute capability."""
+
+
+def current_gpu() -> CudaGpu | None:
+    """The NVIDIA GPU that PyTorch uses here; None without PyTorch or such a GPU."""
+    try:
+        torch: Any = import_optional("torch")
+    except MissingExtraError:
+        return None
     if not torch.cuda.is_available():
-        raise AetherError(
-            "There is no NVIDIA GPU here that PyTorch can use, and a TensorRT engine "
-            "runs on nothing else.",
-            hint="Use the ONNX file or the checkpoint that it was made from.",
-        )
-    index = name.partition(":")[2]
-    number = int(index) if index else torch.cuda.current_device()
-    if number >= torch.cuda.device_count():
-        raise AetherError(
-            f"There is no device {name}: this machine has "
-            f"{torch.cuda.device_count()} NVIDIA GPU(s), counted from cuda:0."
-        )
-    return torch.device("cuda", number)
-
-
-@contextlib.contextmanager
-def on_stream(device: torch.device, stream: Any) -> Iterator[None]:
-    """A block in which the library and PyTorch use this device and this stream."""
-    with torch.cuda.device(device), torch.cuda.stream(stream):
-        yield
+        return None
+    return CudaGpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability())

@@ -8,13 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from aethernet.checkpoints.onnx import ShapeRange
 from aethernet.errors import AetherError
 from aethernet.runtimes.base import check_upscales, no_picture_model
 from aethernet.runtimes.tensorrt.header import DTYPES, Shape
-from aethernet.runtimes.tensorrt.library import Library
+from aethernet.runtimes.tensorrt.library import Library, current_gpu
 
 _log = logging.getLogger(__name__)
 
@@ -216,7 +214,9 @@ class ParsedNetwork:
                     f"{library.title} builds for the GPU of this machine only.",
                     hint="Leave out --compute-capability, or use TensorRT for RTX.",
                 )
-            return ("{}.{}".format(*torch.cuda.get_device_capability()),)
+            gpu = current_gpu()
+            assert gpu  # else this library would not have been chosen
+            return ("{}.{}".format(*gpu.capability),)
         known = {
             f"{name[2:-1]}.{name[-1]}": value
             for name, value in library.module.ComputeCapability.__members__.items()

@@ -1,8 +1,11 @@
 """TensorRT engines, executed by the library that built them."""
 
+import contextlib
 import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ from aethernet.runtimes.tensorrt.header import (
     check_fits,
     read_header,
 )
-from aethernet.runtimes.tensorrt.library import choose_gpu, on_stream, open_library
+from aethernet.runtimes.tensorrt.library import open_library
 
 _log = logging.getLogger(__name__)
 
@@ -159,3 +162,37 @@ class TensorRTRuntime:
             self._header.precision,
             f"the engine was built for it ({self._gpu})",
         )
+
+
+def choose_gpu(name: str) -> torch.device:
+    """The NVIDIA GPU of that name: "auto" is the current one, else cuda, cuda:1, ...
+
+    Raises:
+        AetherError: when the name is no NVIDIA GPU, or that GPU is not available.
+    """
+    if name != "auto" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise AetherError(
+            f"TensorRT engines run on an NVIDIA GPU (cuda, cuda:1, ...), not on "
+            f"{name!r}."
+        )
+    if not torch.cuda.is_available():
+        raise AetherError(
+            "There is no NVIDIA GPU here that PyTorch can use, and a TensorRT engine "
+            "runs on nothing else.",
+            hint="Use the ONNX file or the checkpoint that it was made from.",
+        )
+    index = name.partition(":")[2]
+    number = int(index) if index else torch.cuda.current_device()
+    if number >= torch.cuda.device_count():
+        raise AetherError(
+            f"There is no device {name}: this machine has "
+            f"{torch.cuda.device_count()} NVIDIA GPU(s), counted from cuda:0."
+        )
+    return torch.device("cuda", number)
+
+
+@contextlib.contextmanager
+def on_stream(device: torch.device, stream: Any) -> Iterator[None]:
+    """A block in which the library and PyTorch use this device and this stream."""
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        yield

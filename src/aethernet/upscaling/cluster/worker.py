@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from aethernet.cache import cache_folder, make_folder
+from aethernet.devices import limit_threads
 from aethernet.errors import AetherError, OutOfMemoryError
 from aethernet.files import check_target
 from aethernet.runtimes.base import Model
@@ -93,11 +94,9 @@ class Worker:
 
     def __init__(self, setup: WorkerSetup) -> None:
         """Open the model."""
-        import torch
-
         self._setup = setup
         logging.getLogger("pyvips").setLevel(logging.ERROR)
-        torch.set_num_threads(setup.threads)  # the other runtimes follow it
+        limit_threads(setup.threads)
         self._model: Tiled | None = None
         self._error: AetherError | None = None
         try:

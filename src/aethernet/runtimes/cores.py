@@ -1,13 +1,12 @@
 """How many threads are worth starting here."""
 
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from aethernet.devices import cgroup_numbers, own_cgroups
+from aethernet.devices import cgroup_numbers, own_cgroups, told_threads
 
 _CPUS = Path("/sys/devices/system/cpu")
 
@@ -23,13 +22,9 @@ def usable_cores() -> int:
 
 
 def threads_to_use() -> int:
-    """`usable_cores`, or fewer where PyTorch has been told to use fewer.
-
-    The other runtimes follow PyTorch, too: so a program sets one number for all.
-    """
-    torch = sys.modules.get("torch")  # not imported for this
+    """`usable_cores`, or fewer where this process was told so (`told_threads`)."""
     cores = usable_cores()
-    return min(cores, torch.get_num_threads()) if torch else cores
+    return min(cores, told_threads() or cores)
 
 
 def _allowed() -> set[int] | None:

@@ -1,0 +1,129 @@
+"""EXIF blocks: what is true of an upscaled picture, without moving anything in them.
+
+A block is a TIFF structure; a MakerNote in it may hold offsets into the block. So
+numbers are changed where they lie, and what is added comes behind the rest.
+"""
+
+import io
+import struct
+
+from aethernet.pictures import ifd
+
+PREFIX = b"Exif\0\0"
+"""What goes before a block in JPEG, and before it in `exif-data` of libvips."""
+
+_SIDES = (40962, 40963)
+_THUMBNAIL = (513, 514)
+
+
+def block_of(data: bytes) -> bytes | None:
+    """The block without a prefix; None unless it is a TIFF structure."""
+    data = data.removeprefix(PREFIX)
+    try:
+        ifd.Structure(io.BytesIO(data))
+    except (ValueError, struct.error):
+        return None
+    return data
+
+
+def upright(
+    block: bytes, size: tuple[int, int], thumbnail: bytes | None = None
+) -> bytes:
+    """The block for a picture that is upright and has this width and height.
+
+    The orientation becomes 1, and the sides are set. Nothing is moved.
+
+    Args:
+        block: of the source.
+        size: width and height of the result.
+        thumbnail: of the result, a JPEG file. It takes the place of the old one, if
+            there is one. None: the old one is cut off, since it shows the source.
+    """
+    found = ifd.Structure(io.BytesIO(block))
+    changed = bytearray(block)
+    try:
+        first = found.directory(found.first)
+    except ValueError:
+        return block
+    _set(changed, found.order, first.tags.get(ifd.ORIENTATION), 1)
+    inner = found.inside(first.tags, ifd.EXIF_DIRECTORY)
+    for tag, side in zip(_SIDES, size, strict=True):
+        _set(changed, found.order, inner.tags.get(tag) if inner else None, side)
+    if first.next:
+        _exchange_thumbnail(changed, found, first, thumbnail)
+    return bytes(changed)
+
+
+def has_thumbnail(block: bytes) -> bool:
+    """Whether there is a thumbnail, a JPEG file, in the block."""
+    found = ifd.Structure(io.BytesIO(block))
+    try:
+        place = found.directory(found.first).next
+        return bool(place) and _THUMBNAIL[0] in found.directory(place).tags
+    except ValueError:
+        return False
+
+
+def _set(block: bytearray, order: str, value: ifd.Value | None, number: int) -> None:
+    """Change a number where it lies, if it is there and the new one fits."""
+    letter = {3: "H", 4: "I"}.get(value.kind if value else 0)
+    if value is None or letter is None or number >= 2 ** (8 * struct.calcsize(letter)):
+        return
+    struct.pack_into(order + letter, block, value.place, number)
+
+
+def _exchange_thumbnail(
+    block: bytearray, found: ifd.Structure, first: ifd.Directory, new: bytes | None
+) -> None:
+    """Put the new thumbnail at the end; make the bytes of the old one zero."""
+    try:
+        tags = found.directory(first.next).tags
+        start, size = (tags[tag].numbers(found.order)[0] for tag in _THUMBNAIL)
+        if start <= max(value.place for value in tags.values()):
+            raise ValueError("The thumbnail is not behind its tags.")
+    except (ValueError, KeyError, struct.error):
+        new = None
+    else:
+        if start + size == len(block):
+            del block[start:]
+        elif start + size < len(block):
+            block[start : start + size] = bytes(size)
+    if new is None:
+        block[first.next_field : first.next_field + 4] = bytes(4)
+        return
+    _set(block, found.order, tags.get(ifd.ORIENTATION), 1)
+    block += bytes(len(block) % 2)
+    for tag, number in zip(_THUMBNAIL, (len(block), len(new)), strict=True):
+        _set(block, found.order, tags[tag], number)
+    block += new
+
+
+def with_resolution(block: bytes | None, resolution: tuple[float, float]) -> bytes:
+    """The block with a resolution in pixels per millimetre, if it has none yet."""
+    if block is None:
+        order = "<"
+        tags = ifd.resolution_tags(resolution, order)
+        return ifd.header(order) + ifd.entries(tags, order, 8, 0, False)
+    found = ifd.Structure(io.BytesIO(block))
+    try:
+        first = found.directory(found.first)
+    except ValueError:
+        return block
+    if ifd.X_RESOLUTION in first.tags:
+        return block
+    tags = first.tags | ifd.resolution_tags(resolution, found.order)
+    start = len(block) + len(block) % 2
+    added = ifd.entries(tags, found.order, start, first.next, False)
+    head = block[:4] + struct.pack(f"{found.order}I", start)
+    return head + block[8:] + bytes(len(block) % 2) + added
+
+
+def has_maker_note(block: bytes) -> bool:
+    """Whether there is a MakerNote in the block."""
+    try:
+        found = ifd.Structure(io.BytesIO(block))
+        first = found.directory(found.first)
+    except (ValueError, struct.error):
+        return False
+    inner = found.inside(first.tags, ifd.EXIF_DIRECTORY)
+    return bool(inner and ifd.MAKER_NOTE in inner.tags)

@@ -1,0 +1,341 @@
+"""AVIF and HEIC: boxes of a file, and metadata put into one that libvips has encoded.
+
+Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (pictures), and the AVIF
+specification.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aethernet.pictures.colour import StatedColour
+from aethernet.pictures.metadata import Metadata, code_points
+
+_LARGEST_BOX = 2**28
+_DEPTH = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2")
+# PNG counts chromaticities and luminance in the units of the box; the order differs.
+_GREEN_BLUE_RED = (8, 0, 4)
+
+
+@dataclass(frozen=True)
+class _Box:
+    kind: bytes
+    start: int
+    """Of its content."""
+    end: int
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
+    while start + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, start)
+        head = 8
+        if size == 1 and start + 16 <= end:
+            (size,) = struct.unpack_from(">Q", data, start + 8)
+            head = 16
+        elif size == 0:
+            size = end - start
+        if size < head or start + size > end:
+            return
+        yield _Box(kind, start + head, start + size)
+        start += size
+
+
+def _meta(path: Path) -> bytes:
+    """The content of the box that describes the pictures, without its first 4 bytes."""
+    with path.open("rb") as file:
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            rest = size - 8
+            if size == 1:
+                rest = struct.unpack(">Q", file.read(8).rjust(8, b"\0"))[0] - 16
+            if rest < 0:
+                return b""
+            if kind == b"meta":
+                return file.read(min(rest, _LARGEST_BOX))[4:]
+            file.seek(rest, 1)
+    return b""
+
+
+def read(path: Path, known: Metadata) -> Metadata:
+    """Add what the boxes of the main picture say.
+
+    Args:
+        path: of the file.
+        known: profile, EXIF and XMP as libvips read them.
+
+    Raises:
+        struct.error, KeyError, IndexError, StopIteration: when boxes are damaged.
+    """
+    meta = _meta(path)
+    top = {box.kind: box for box in _boxes(meta, 0, len(meta))}
+    properties = _properties(meta, top)
+    mine = [properties[i] for i in _associated(meta, top, _primary(meta, top))]
+    others = _others(meta, top)
+    return replace(known, colour=_colour(mine, known.profile), others=others)
+
+
+def _primary(meta: bytes, top: dict[bytes, _Box]) -> int:
+    box = top[b"pitm"]
+    version = meta[box.start]
+    (item,) = struct.unpack_from(">I" if version else ">H", meta, box.start + 4)
+    return int(item)
+
+
+def _properties(meta: bytes, top: dict[bytes, _Box]) -> dict[int, tuple[bytes, bytes]]:
+    """Kind and content of all properties, by the numbers that stand for them."""
+    inside = top[b"iprp"]
+    container = next(
+        box for box in _boxes(meta, inside.start, inside.end) if box.kind == b"ipco"
+    )
+    return {
+        number: (box.kind, meta[box.start : box.end])
+        for number, box in enumerate(_boxes(meta, container.start, container.end), 1)
+    }
+
+
+def _associated(meta: bytes, top: dict[bytes, _Box], item: int) -> list[int]:
+    """The numbers of an item's properties."""
+    inside = top[b"iprp"]
+    for box in _boxes(meta, inside.start, inside.end):
+        if box.kind != b"ipma":
+            continue
+        for found, place, count in _ipma_rows(meta, box):
+            if found == item:
+                wide = meta[box.start + 3] & 1
+                letter, mask = (("H", 0x7FFF), ("B", 0x7F))[not wide]
+                numbers = struct.unpack_from(f">{count}{letter}", meta, place)
+                return [number & mask for number in numbers if number & mask]
+    return []
+
+
+def _ipma_rows(meta: bytes, box: _Box) -> Iterator[tuple[int, int, int]]:
+    """Of each row: the item, where its properties begin, and how many there are."""
+    version, wide = meta[box.start], meta[box.start + 3] & 1
+    (rows,) = struct.unpack_from(">I", meta, box.start + 4)
+    place = box.start + 8
+    for _ in range(rows):
+        letter = "I" if version else "H"
+        item, count = struct.unpack_from(f">{letter}B", meta, place)
+        place += struct.calcsize(f">{letter}B")
+        yield item, place, count
+        place += count * (2 if wide else 1)
+
+
+def _colour(
+    properties: list[tuple[bytes, bytes]], profile: bytes | None
+) -> StatedColour:
+    colour = StatedColour()
+    for kind, data in properties:
+        # A profile outranks code points here, unlike in PNG.
+        if kind == b"colr" and data[:4] == b"nclx" and not profile:
+            primaries, transfer = struct.unpack_from(">HH", data, 4)
+            colour = replace(colour, cicp=code_points(primaries, transfer))
+        elif kind == b"clli" and len(data) >= 4:
+            levels = (10_000 * level for level in struct.unpack_from(">HH", data))
+            colour = replace(colour, light=struct.pack(">II", *levels))
+        elif kind == b"mdcv" and len(data) >= 24:
+            corners = [data[place : place + 4] for place in _GREEN_BLUE_RED]
+            colour = replace(colour, mastering=b"".join(corners) + data[12:24])
+    return colour
+
+
+def _others(meta: bytes, top: dict[bytes, _Box]) -> tuple[str, ...]:
+    """Names of what a file holds beside its main picture, its metadata and alpha."""
+    found = []
+    inside = top[b"iprp"]
+    content = meta[inside.start : inside.end]
+    if any(name in content for name in _DEPTH):
+        found.append("the depth map")
+    if b"hdrgainmap" in content or b"tmap" in meta:
+        found.append("the gain map (HDR)")
+    return tuple(found)
+
+
+def with_metadata(content: bytes, metadata: Metadata) -> bytes:
+    """The file with profile or code points, light levels, EXIF and XMP.
+
+    Args:
+        content: of an AVIF file as libvips writes it without them: the box that
+            describes the picture, then its data.
+        metadata: to add.
+    """
+    box = next(b for b in _boxes(content, 0, len(content)) if b.kind == b"meta")
+    meta = content[box.start + 4 : box.end]
+    top = {b.kind: b for b in _boxes(meta, 0, len(meta))}
+    primary = _primary(meta, top)
+    items = []
+    if metadata.exif:
+        items.append((b"Exif", b"", bytes(4) + metadata.exif))
+    if metadata.xmp:
+        items.append((b"mime", b"application/rdf+xml\0", metadata.xmp))
+    properties = _new_properties(metadata, meta, top)
+    if not items and not properties:
+        return content
+    numbers = [_largest_item(meta, top) + 1 + i for i in range(len(items))]
+    parts = {b.kind: meta[b.start : b.end] for b in top.values()}
+    parts[b"iinf"] = _more_items(parts[b"iinf"], items, numbers)
+    parts[b"iref"] = _more_references(parts.get(b"iref"), numbers, primary)
+    parts[b"iprp"] = _more_properties(meta, top, primary, properties)
+    sizes = [len(data) for _, _, data in items]
+    grown = 0
+    for _ in range(2):  # the second time with the offsets that are then known
+        end = len(content) + grown + 8
+        places = [end + sum(sizes[:i]) for i in range(len(sizes))]
+        spans = list(zip(numbers, places, sizes, strict=True))
+        iloc = _more_places(meta[top[b"iloc"].start : top[b"iloc"].end], grown, spans)
+        body = b"".join(
+            _box(kind, iloc if kind == b"iloc" else data)
+            for kind, data in parts.items()
+            if data
+        )
+        whole = _box(b"meta", content[box.start : box.start + 4] + body)
+        grown = len(whole) - (box.end - box.start + 8)
+    more = b"".join(data for _, _, data in items)
+    behind = _box(b"mdat", more) if more else b""
+    return content[: box.start - 8] + whole + content[box.end :] + behind
+
+
+def _box(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I4s", len(data) + 8, kind) + data
+
+
+def _new_properties(
+    metadata: Metadata, meta: bytes, top: dict[bytes, _Box]
+) -> list[bytes]:
+    colour, made = metadata.colour, []
+    if metadata.profile:
+        made.append(_box(b"colr", b"prof" + metadata.profile))
+    if colour.cicp:
+        # The matrix and the range are those libheif has encoded with.
+        matrix, full = 6, 0x80
+        for kind, data in _properties(meta, top).values():
+            if kind == b"colr" and data[:4] == b"nclx":
+                matrix, full = struct.unpack_from(">HB", data, 8)
+        made.append(
+            _box(b"colr", b"nclx" + struct.pack(">HHHB", *colour.cicp, matrix, full))
+        )
+    if colour.light:
+        levels = (
+            min(round(level / 10_000), 65535)
+            for level in struct.unpack(">II", colour.light)
+        )
+        made.append(_box(b"clli", struct.pack(">HH", *levels)))
+    if colour.mastering:
+        red, green, blue = (colour.mastering[i : i + 4] for i in (0, 4, 8))
+        made.append(_box(b"mdcv", green + blue + red + colour.mastering[12:]))
+    return made
+
+
+def _largest_item(meta: bytes, top: dict[bytes, _Box]) -> int:
+    box = top[b"iinf"]
+    start = box.start + (8 if meta[box.start] else 6)
+    numbers = [0]
+    for entry in _boxes(meta, start, box.end):
+        letter = ">I" if meta[entry.start] == 3 else ">H"
+        numbers.append(struct.unpack_from(letter, meta, entry.start + 4)[0])
+    return max(numbers)
+
+
+def _more_items(
+    iinf: bytes, items: list[tuple[bytes, bytes, bytes]], numbers: list[int]
+) -> bytes:
+    letter = ">I" if iinf[0] else ">H"
+    size = struct.calcsize(letter)
+    (count,) = struct.unpack_from(letter, iinf, 4)
+    added = b"".join(
+        _box(
+            b"infe",
+            struct.pack(">IHH4s", 0x02000001, number, 0, kind) + b"\0" + content_type,
+        )
+        for number, (kind, content_type, _) in zip(numbers, items, strict=True)
+    )
+    return iinf[:4] + struct.pack(letter, count + len(items)) + iinf[4 + size :] + added
+
+
+def _more_references(iref: bytes | None, numbers: list[int], primary: int) -> bytes:
+    if not numbers:
+        return iref or b""
+    iref = iref or bytes(4)
+    letter = "I" if iref[0] else "H"
+    return iref + b"".join(
+        _box(b"cdsc", struct.pack(f">{letter}H{letter}", number, 1, primary))
+        for number in numbers
+    )
+
+
+def _more_properties(
+    meta: bytes, top: dict[bytes, _Box], primary: int, added: list[bytes]
+) -> bytes:
+    """The box of properties; new code points take the place of old ones."""
+    inside = top[b"iprp"]
+    known = {number: _box(*each) for number, each in _properties(meta, top).items()}
+    code_points = [new for new in added if new[8:12] == b"nclx"]
+    for number, old in known.items():
+        if old[4:12] == b"colrnclx" and code_points:
+            known[number] = code_points[0]  # where it is, and used, already
+            added = [each for each in added if each is not code_points[0]]
+    container = b"".join(known.values()) + b"".join(added)
+    numbers_of_new = [len(known) + 1 + i for i in range(len(added))]
+    rest = b""
+    for box in _boxes(meta, inside.start, inside.end):
+        if box.kind != b"ipma":
+            continue
+        version, wide = meta[box.start], meta[box.start + 3] & 1
+        letter = "H" if wide else "B"
+        rows, table = 0, b""
+        for item, place, count in _ipma_rows(meta, box):
+            numbers = list(struct.unpack_from(f">{count}{letter}", meta, place))
+            if item == primary:
+                numbers += numbers_of_new
+            table += struct.pack(">I" if version else ">H", item)
+            table += struct.pack(f">B{len(numbers)}{letter}", len(numbers), *numbers)
+            rows += 1
+        head = meta[box.start : box.start + 4] + struct.pack(">I", rows)
+        rest += _box(b"ipma", head + table)
+    return _box(b"ipco", container) + rest
+
+
+def _more_places(iloc: bytes, grown: int, spans: list[tuple[int, int, int]]) -> bytes:
+    """The table of places: old ones moved by `grown` bytes, new ones added.
+
+    Args:
+        iloc: the content of the box.
+        grown: bytes that come before the old places now.
+        spans: item, offset in the file, and size of what is new.
+    """
+    version, sizes = iloc[0], struct.unpack_from(">H", iloc, 4)[0]
+    offset, length, base, index = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
+    wide = "I" if version == 2 else "H"
+    (count,) = struct.unpack_from(f">{wide}", iloc, 6)
+    place = 6 + struct.calcsize(wide)
+
+    def number(size: int) -> int:
+        nonlocal place
+        place += size
+        return int.from_bytes(iloc[place - size : place], "big")
+
+    rows = []
+    for _ in range(count):
+        item = number(struct.calcsize(wide))
+        method = number(2) & 15 if version else 0
+        number(2)  # the file it lies in: this one
+        start = number(base)
+        for _ in range(number(2)):
+            number(index if version else 0)
+            rows.append((item, method, start + number(offset), number(length)))
+    moved = [(i, m, p + (0 if m else grown), s) for i, m, p, s in rows]
+    return _places(moved + [(item, 0, place, size) for item, place, size in spans])
+
+
+def _places(rows: list[tuple[int, int, int, int]]) -> bytes:
+    """A table of places in its second form: item, method, offset and size."""
+    by_item: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for item, method, place, size in rows:
+        by_item.setdefault((item, method), []).append((place, size))
+    made = struct.pack(">IHI", 0x02000000, 0x4400, len(by_item))
+    for (item, method), extents in by_item.items():
+        made += struct.pack(">IHHH", item, method, 0, len(extents))
+        for place, size in extents:
+            made += struct.pack(">II", place, size)
+    return made

@@ -1,0 +1,242 @@
+"""HEIC and JPEG XL, for which libvips' binary package has no decoder.
+
+Their libraries come with the extra `formats`: pillow-heif and pillow-jxl-plugin.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyvips
+
+from aethernet.errors import (
+    ImageError,
+    MissingExtraError,
+    import_optional,
+    install_line,
+)
+from aethernet.pictures.colour import StatedColour, code_points_in
+from aethernet.pictures.exif import block_of
+from aethernet.pictures.metadata import Metadata
+
+EXTRA = "formats"
+
+_CODESTREAM = b"\xff\x0a"
+_CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
+_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+
+
+def _plugin(module: str) -> ModuleType:
+    try:
+        return import_optional(module)
+    except MissingExtraError as error:  # the packages have other names
+        hint = f"Install AetherNet's extra: {install_line(EXTRA)}."
+        raise MissingExtraError(error.reason, hint=hint) from error
+
+
+def check_jxl() -> None:
+    """Check that JPEG XL can be written.
+
+    Raises:
+        MissingExtraError: without pillow-jxl-plugin.
+    """
+    _plugin("pillow_jxl")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture that a plugin has read."""
+
+    pixels: np.ndarray
+    """`(H, W, bands)`, uint8 or uint16."""
+    bits: int
+    """Bits per value that are used, the upper ones."""
+    metadata: Metadata
+
+
+def is_jxl(head: bytes) -> bool:
+    """Whether a file that begins so is JPEG XL."""
+    return head.startswith((_CODESTREAM, _CONTAINER))
+
+
+def decode_heic(path: Path) -> Decoded:
+    """Read the main picture of a HEIC file, upright.
+
+    Raises:
+        MissingExtraError: without pillow-heif.
+        ValueError: when it is damaged.
+    """
+    heif = _plugin("pillow_heif")
+    try:
+        found = heif.open_heif(path, convert_hdr_to_8bit=False)
+        pixels = np.asarray(found)
+    except (RuntimeError, EOFError) as error:
+        raise ValueError("The decoder cannot read it.") from error
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, np.newaxis]
+    info = found.info
+    return Decoded(
+        np.ascontiguousarray(pixels),
+        int(info.get("bit_depth", 8)),
+        Metadata(
+            profile=info.get("icc_profile") or None,
+            exif=block_of(info.get("exif") or b""),
+            xmp=info.get("xmp") or None,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class JxlHeader:
+    """The beginning of a JPEG XL file."""
+
+    width: int
+    height: int
+    animated: bool
+    bits: int = 8
+    """Bits per value."""
+
+
+class _Bits:
+    """Bits of a codestream, the least significant one first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._number = int.from_bytes(data, "little")
+
+    def take(self, count: int) -> int:
+        value = self._number & ((1 << count) - 1)
+        self._number >>= count
+        return value
+
+    def side(self) -> int:
+        return self.take((9, 13, 18, 30)[self.take(2)]) + 1
+
+    def size(self) -> tuple[int, int]:
+        small = self.take(1)
+        height = (self.take(5) + 1) * 8 if small else self.side()
+        ratio = self.take(3)
+        if ratio:
+            across, down = _RATIOS[ratio - 1]
+            return height * across // down, height
+        return ((self.take(5) + 1) * 8 if small else self.side()), height
+
+
+def jxl_header(path: Path) -> JxlHeader:
+    """Size of a JPEG XL file, and whether it is animated (ISO/IEC 18181-1, annex D).
+
+    Raises:
+        ImageError: when there is no codestream in it.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+        if not head.startswith(_CODESTREAM):
+            file.seek(0)
+            head = b""
+            while not head and len(box := file.read(8)) == 8:
+                size, kind = struct.unpack(">I4s", box)
+                if size == 1:
+                    size = struct.unpack(">Q", file.read(8).rjust(8, b"\0"))[0] - 8
+                if kind in (b"jxlc", b"jxlp"):
+                    head = file.read(64)[4 * (kind == b"jxlp") :]
+                elif size < 8:
+                    break
+                else:
+                    file.seek(size - 8, 1)
+    if not head.startswith(_CODESTREAM):
+        raise ImageError("The JPEG XL file has no picture.", path)
+    bits = _Bits(head[2:])
+    width, height = bits.size()
+    if bits.take(1):  # all the rest is as usual
+        return JxlHeader(width, height, False)
+    if bits.take(1):  # orientation, size on a display, preview, animation
+        bits.take(3)
+        if bits.take(1):
+            bits.size()
+        if bits.take(1):  # a preview, behind which we do not look
+            return JxlHeader(width, height, False)
+        if bits.take(1):
+            return JxlHeader(width, height, True)
+    floating, choice = bits.take(1), bits.take(2)
+    depth = (8, 10, 12)[choice] if choice < 3 else 1 + bits.take(6)
+    return JxlHeader(width, height, False, 8 if floating else depth)
+
+
+def decode_jxl(path: Path) -> Decoded:
+    """Read a JPEG XL file, upright.
+
+    Raises:
+        MissingExtraError: without pillow-jxl-plugin.
+        ImageError: when its values are of another type.
+        ValueError: when it is damaged.
+    """
+    plugin = _plugin("pillow_jxl")
+    try:
+        decoded = plugin.Decoder(num_threads=-1)(path.read_bytes())
+    except RuntimeError as error:
+        raise ValueError("The decoder cannot read it.") from error
+    is_jpeg, info, data, profile, boxes = decoded
+    if is_jpeg:  # a JPEG file that was packed without loss
+        image = pyvips.Image.jpegload_buffer(data, fail_on="error").autorot()
+        pixels, mode = image.numpy(), "RGB"
+        if image.get_typeof("icc-profile-data"):
+            profile = image.get("icc-profile-data")
+    else:
+        mode = info.mode
+        dtype = np.uint16 if mode == "I;16" else np.uint8
+        if mode.startswith("F"):
+            raise ImageError("The picture holds values of the type float.", path)
+        pixels = np.frombuffer(data, dtype)
+    # The decoder makes a profile of what the file states by code points.
+    cicp = code_points_in(bytes(profile or b""))
+    found = {bytes(box.box_type): bytes(box.data) for box in reversed(boxes)}
+    stored = jxl_header(path).bits
+    lost = f"{stored - 8} of {stored} bits per value, which the plugin cannot read"
+    return Decoded(
+        pixels.reshape(info.height, info.width, -1),
+        16 if mode == "I;16" else 8,
+        Metadata(
+            profile=bytes(profile) if profile and not cicp else None,
+            colour=StatedColour(cicp=cicp),
+            exif=block_of(found.get(b"Exif", b"")[4:]),
+            xmp=found.get(b"xml ") or None,
+            others=(lost,) if stored > 8 and mode != "I;16" else (),
+        ),
+    )
+
+
+def encode_jxl(pixels: np.ndarray, quality: int | None, metadata: Metadata) -> bytes:
+    """Write JPEG XL of 8 bits per value.
+
+    Args:
+        pixels: `(H, W, bands)`, uint8.
+        quality: 1 to 100; None: lossless.
+        metadata: of which EXIF and XMP are written.
+
+    Raises:
+        MissingExtraError: without pillow-jxl-plugin.
+    """
+    plugin = _plugin("pillow_jxl")
+    height, width, bands = pixels.shape
+    encoder = plugin.Encoder(
+        mode=("L", "LA", "RGB", "RGBA")[bands - 1],
+        lossless=quality is None,
+        quality=100 if quality is None else quality,
+        decoding_speed=0,
+        effort=7,
+        use_container=True,
+        use_original_profile=False,
+        num_threads=-1,
+    )
+    written = encoder(
+        np.ascontiguousarray(pixels).tobytes(),
+        width,
+        height,
+        jpeg_encode=False,
+        exif=bytes(4) + metadata.exif if metadata.exif else None,
+        jumb=None,
+        xmp=metadata.xmp,
+        compress=False,
+    )
+    return bytes(written)

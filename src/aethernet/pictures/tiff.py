@@ -1,0 +1,170 @@
+"""Metadata in TIFF files: read as EXIF and colours, and added to a written file.
+
+Source: TIFF 6.0, its supplements, and EXIF 2.32.
+"""
+
+import io
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from aethernet.pictures import ifd
+from aethernet.pictures.colour import StatedColour
+from aethernet.pictures.metadata import Metadata, iim_of, photoshop_of
+
+_XMP, _IIM, _PHOTOSHOP, _PROFILE = 700, 33723, 34377, 34675
+_TRANSFER, _WHITE, _CORNERS = 301, 318, 319
+# Tags that describe how the pixels are stored.
+_STRUCTURE = (
+    *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 274, 277, 278, 279),
+    *(280, 281, 284, 285, 286, 287, 288, 289, 290, 291, 292, 293, 297, 301, 317, 318),
+    *(319, 320, 321, 322, 323, 324, 325, 330, 332, 334, 336, 337, 338, 339, 340, 341),
+    *(342, 343, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
+    *(32997, 32998, 34016, 34017, 34019, 34020, 34021, 37724, 50838, 50839),
+)
+_RESOLUTION = (ifd.X_RESOLUTION, ifd.Y_RESOLUTION, ifd.RESOLUTION_UNIT)
+_CARRIED = (_XMP, _IIM, _PHOTOSHOP, _PROFILE)
+# Tags of the picture as a whole: as in EXIF's first directory, and copyright.
+_DESCRIBING = (
+    *(269, 270, 271, 272, 285, 305, 306, 315, 316, 33432, 40091, 40092, 40093, 40094),
+    *(40095, 18246, 18249, 50341),
+)
+# Tags of EXIF's own directory, which some programs put into the first one.
+_OF_EXIF = (range(33434, 33438), range(36864, 37523), range(40960, 42241))
+_LAYERS = 37724
+_GEO = (33550, 33922, 34264, 34735, 34736, 34737)
+
+
+def read(path: Path, known: Metadata) -> Metadata:
+    """Add what the first directory of a TIFF file says.
+
+    Args:
+        path: of the file.
+        known: the profile and XMP as libvips read them.
+    """
+    with path.open("rb") as file:
+        try:
+            found = ifd.Structure(file)
+            first = found.directory(found.first)
+        except (ValueError, struct.error):
+            return known
+        tags, order = first.tags, found.order
+        inside = ifd.tree_of(found, tags).inside
+    described = {
+        tag: value
+        for tag, value in tags.items()
+        if tag in _DESCRIBING or any(tag in some for some in _OF_EXIF)
+    }
+    block = None
+    if described or inside:
+        whole = ifd.Tree(described, inside)
+        block = ifd.header(order) + ifd.serialised(whole, order)
+    taken = (*_STRUCTURE, *_RESOLUTION, *_CARRIED, *described, *inside)
+    unknown = sorted(tag for tag in tags if tag not in taken)
+    geographic = any(tag in _GEO for tag in unknown)
+    others = ["the geographic position (GeoTIFF)"] if geographic else []
+    if _LAYERS in tags:
+        others.append("Photoshop's layers")
+    colour = _colour(tags, order)
+    if _TRANSFER in tags and colour.gamma is None:
+        others.append("the transfer function")
+    numbers = ", ".join(str(tag) for tag in unknown if tag not in _GEO)
+    if numbers:
+        others.append(f"the TIFF tags {numbers}")
+    photoshop = tags[_PHOTOSHOP].data if _PHOTOSHOP in tags else b""
+    if _IIM in tags and not (photoshop and iim_of(photoshop)):
+        photoshop += photoshop_of(_iim(tags[_IIM], order)) or b""
+    return replace(
+        known,
+        colour=colour,
+        exif=block,
+        photoshop=photoshop_of(photoshop),
+        others=tuple(others),
+    )
+
+
+def _iim(value: ifd.Value, order: str) -> bytes:
+    """IPTC records; some programs store them as numbers of 32 bits, big-endian."""
+    data = value.data
+    return data if data[:1] == b"\x1c" else value.in_order(order, ">")
+
+
+def _colour(tags: ifd.Tags, order: str) -> StatedColour:
+    """White point, primaries, and a transfer function that is a power."""
+    numbers = [
+        round(numerator / max(denominator, 1) * 100_000)
+        for tag in (_WHITE, _CORNERS)
+        if tag in tags and tags[tag].kind == 5
+        for numerator, denominator in _pairs(tags[tag].numbers(order))
+    ]
+    gamma = None
+    if _TRANSFER in tags and tags[_TRANSFER].kind == 3:
+        gamma = _power(tags[_TRANSFER].numbers(order))
+    return StatedColour(
+        gamma=gamma, chromaticities=tuple(numbers) if len(numbers) == 8 else None
+    )
+
+
+def _pairs(numbers: tuple[int, ...]) -> list[tuple[int, int]]:
+    return list(zip(numbers[::2], numbers[1::2], strict=False))
+
+
+def _power(table: tuple[int, ...]) -> int | None:
+    """The exponent, as in PNG's gAMA, of a table of linear values, if it is a power."""
+    values = np.array(table, np.float64) / 65535
+    curves = values.reshape(3, -1) if len(table) % 3 == 0 else values.reshape(1, -1)
+    length = curves.shape[1]
+    if length < 16 or not 0 < curves[0, length // 2] < 1:
+        return None
+    stored = np.arange(length) / (length - 1)
+    exponent = np.log(curves[0, length // 2]) / np.log(stored[length // 2])
+    if exponent <= 0 or np.abs(curves - stored**exponent).max() > 1e-3:
+        return None
+    return round(100_000 / exponent)
+
+
+def add(path: Path, metadata: Metadata) -> None:
+    """Add metadata to a TIFF file that libvips has written.
+
+    A new first directory is put at the end of the file.
+    """
+    with path.open("r+b") as file:
+        found = ifd.Structure(file)
+        first = found.directory(found.first)
+        tree = _exif_tree(metadata.exif, found.order)
+        tags = {**tree.tags, **first.tags}
+        added = {
+            _PROFILE: (7, metadata.profile),
+            _XMP: (1, metadata.xmp),
+            _PHOTOSHOP: (7, metadata.photoshop),
+            _IIM: (7, iim_of(metadata.photoshop) if metadata.photoshop else None),
+        }
+        tags |= {
+            tag: ifd.Value(kind, data) for tag, (kind, data) in added.items() if data
+        }
+        if len(tags) == len(first.tags) and not tree.inside:
+            return
+        end = file.seek(0, 2)
+        start = end + end % 2
+        whole = ifd.Tree(tags, tree.inside)
+        file.write(
+            bytes(end % 2) + ifd.serialised(whole, found.order, start, found.big)
+        )
+        file.seek(found.first_field)
+        file.write(struct.pack(found.order + ("Q" if found.big else "I"), start))
+
+
+def _exif_tree(block: bytes | None, order: str) -> ifd.Tree:
+    """The directories of an EXIF block, without what describes stored pixels."""
+    if block is None:
+        return ifd.Tree({})
+    found = ifd.Structure(io.BytesIO(block))
+    try:
+        first = found.directory(found.first)
+    except ValueError:
+        return ifd.Tree({})
+    left = (*_STRUCTURE, *_RESOLUTION, *_CARRIED)
+    tags = {tag: value for tag, value in first.tags.items() if tag not in left}
+    return ifd.tree_of(found, tags).in_order(found.order, order)

@@ -1,0 +1,177 @@
+"""Pictures that carry things beside their pixels, made byte by byte, and their readers.
+
+The readers here are others than ours: Pillow, or a few lines that look at the bytes.
+"""
+
+import functools
+import io
+import struct
+import zlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import SHARED, repeating_onnx
+from PIL import Image, ImageCms
+
+from aethernet.commands.main import main
+
+CASES = SHARED / "cases"
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+    b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+    b'rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" dc:format="%s"/>'
+    b"</rdf:RDF></x:xmpmeta>"
+)
+MAKER_NOTE = b"MAKER\0\x01\x02" + bytes(range(256)) * 4
+IIM = b"\x1c\x02\x78\x00\x0dWritten below"
+COLOURS = ((230, 40, 30), (40, 200, 60), (20, 60, 220), (128, 128, 128), (64, 96, 30))
+DISPLAY_P3, PQ = (12, 13), (9, 16)
+
+
+def shared_case(name):
+    """A file of ../shared/cases, or a skipped test."""
+    path = CASES / name
+    if not path.exists():
+        pytest.skip(f"needs ../shared/cases/{name}")
+    return path
+
+
+def needs_jxl():
+    return pytest.mark.skipif(
+        not find_spec("pillow_jxl"), reason="needs the extra formats (pillow_jxl)"
+    )
+
+
+def upscaled(source, target, *flags):
+    """Run `aethernet upscale` with a model that doubles pixels; returns the code."""
+    model = Path(target).parent / ".double.onnx"
+    if not model.exists():
+        repeating_onnx(model, 2)
+    words = ["upscale", source, "-o", target, "--model", model, *flags]
+    words += ["--runtime", "onnxruntime", "--device", "cpu"]
+    return main([*map(str, words), "--precision", "float32"])
+
+
+def patches(side=16, bands=3, dtype=np.uint8):
+    """Squares of one colour each, in a row: `(side, 5 * side, bands)`."""
+    row = np.array(COLOURS, np.float64)[:, :bands]
+    pixels = row.repeat(side, 0)[np.newaxis].repeat(side, 0)
+    return np.rint(pixels / 255 * np.iinfo(dtype).max).astype(dtype)
+
+
+def chunk(kind, data):
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png(path, *chunks, pixels=None):
+    """A PNG file with these chunks, (kind, data) each, behind IHDR."""
+    pixels = patches() if pixels is None else pixels
+    depth = 8 * pixels.dtype.itemsize
+    bands = pixels.shape[2]
+    head = struct.pack(">IIBB3x", *pixels.shape[1::-1], depth, (0, 4, 2, 6)[bands - 1])
+    rows = pixels.astype(f">u{depth // 8}").reshape(len(pixels), -1)
+    data = b"".join(b"\0" + row.tobytes() for row in rows)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + b"".join(chunk(*each) for each in chunks)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def chunks_of(path):
+    """The chunks of a PNG file: a list of (kind, data)."""
+    content, place, found = path.read_bytes(), 8, []
+    while place < len(content):
+        size, kind = struct.unpack_from(">I4s", content, place)
+        data = content[place + 8 : place + 8 + size]
+        stored = struct.unpack_from(">I", content, place + 8 + size)[0]
+        assert zlib.crc32(kind + data) == stored
+        found.append((kind, data))
+        place += 12 + size
+    return found
+
+
+def nclx_of(path):
+    """Primaries, transfer and matrix in an AVIF file, or None."""
+    content = path.read_bytes()
+    place = content.find(b"colrnclx")
+    return struct.unpack_from(">3H", content, place + 8) if place > 0 else None
+
+
+def gamma_chunks(gamma=100_000):
+    return ((b"gAMA", struct.pack(">I", gamma)),)
+
+
+def cicp_chunk(primaries, transfer):
+    return (b"cICP", bytes((primaries, transfer, 0, 1)))
+
+
+def exif_block(orientation=1, maker_note=False, thumbnail=b""):
+    """An EXIF block, big-endian, with a camera's name."""
+    exif = Image.Exif()
+    exif[0x010F] = "Camera maker"
+    exif[0x0112] = orientation
+    if maker_note:
+        exif.get_ifd(0x8769)[0x927C] = MAKER_NOTE
+    if not thumbnail:
+        return exif.tobytes().removeprefix(b"Exif\0\0")
+    # A second directory with the thumbnail, which ends the block.
+    block = bytearray(exif.tobytes().removeprefix(b"Exif\0\0"))
+    (count,) = struct.unpack_from(">H", block, 8)
+    field, start = 8 + 2 + 12 * count, len(block)
+    struct.pack_into(">I", block, field, start)
+    place = start + 2 + 2 * 12 + 4
+    block += struct.pack(">H", 2)
+    block += struct.pack(">HHII", 513, 4, 1, place)
+    block += struct.pack(">HHIII", 514, 4, 1, len(thumbnail), 0)
+    return bytes(block) + thumbnail
+
+
+@functools.cache
+def srgb_profile():
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def shown(image):
+    """What a colour-managed reader shows: sRGB pixels by the file's ICC profile."""
+    profile = image.info.get("icc_profile")
+    rgb = image.convert("RGB") if image.mode != "L" else image
+    if profile is None:
+        return np.asarray(rgb.convert("RGB"), float)
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    target = ImageCms.createProfile("sRGB")
+    made = ImageCms.profileToProfile(
+        rgb, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, outputMode="RGB"
+    )
+    return np.asarray(made, float)
+
+
+def centres(pixels):
+    """The mean colour in the middle of each of the patches in a row."""
+    count = len(COLOURS)
+    height, width = pixels.shape[:2]
+    side = width // count
+    middle = slice(height // 4, 3 * height // 4)
+    return np.array(
+        [
+            pixels[middle, i * side + side // 4 : (i + 1) * side - side // 4].mean(
+                axis=(0, 1)
+            )
+            for i in range(count)
+        ]
+    )
+
+
+def srgb_encoded(linear):
+    """Linear light, 0..1, as values 0..255 of sRGB."""
+    linear = np.clip(linear, 0, 1)
+    curve = np.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
+    )
+    return 255 * curve

@@ -1,0 +1,351 @@
+"""Texts, XMP, EXIF, IPTC and gain maps, from file to file."""
+
+import hashlib
+import io
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import pyvips
+from picture_files import (
+    IIM,
+    MAKER_NOTE,
+    XMP,
+    chunks_of,
+    exif_block,
+    patches,
+    png,
+    shared_case,
+    srgb_profile,
+    upscaled,
+)
+from PIL import Image, IptcImagePlugin
+from PIL.MpoImagePlugin import MpoImageFile
+
+WORKFLOW = '{"nodes": ["' + "k" * 50_000 + '"], "title": "café 猫"}'
+PARAMETERS = "a café, 猫\nSteps: 20, Sampler: Euler"
+
+
+def segments(path):
+    """Of a JPEG file: marker and content of each segment before the pixels."""
+    content, place, found = path.read_bytes(), 2, []
+    while content[place + 1] != 0xDA:
+        (size,) = struct.unpack_from(">H", content, place + 2)
+        found.append((content[place + 1], content[place + 4 : place + 2 + size]))
+        place += 2 + size
+    return found
+
+
+def jpeg(path, *added, **options):
+    """A JPEG file with these segments, (marker, content) each, after its first."""
+    stream = io.BytesIO()
+    Image.fromarray(patches()).save(stream, "JPEG", quality=95, **options)
+    content = stream.getvalue()
+    (size,) = struct.unpack_from(">H", content, 4)
+    made = b"".join(
+        struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+        for marker, data in added
+    )
+    path.write_bytes(content[: 4 + size] + made + content[4 + size :])
+    return path
+
+
+def resource(number, data):
+    padded = data + bytes(len(data) % 2)
+    return b"8BIM" + struct.pack(">H2xI", number, len(data)) + padded
+
+
+def xmp_of(path):
+    """The XMP as Pillow reads it."""
+    with Image.open(path) as image:
+        return image.info.get("xmp") or image.info.get("XML:com.adobe.xmp", "").encode()
+
+
+class TestTexts:
+    def test_kinds_and_characters_stay(self, tmp_path):
+        texts = (
+            (b"tEXt", b"workflow\0" + WORKFLOW.encode("latin-1", "ignore")),
+            (b"iTXt", b"parameters" + bytes(5) + PARAMETERS.encode()),
+            (b"zTXt", b"Zed\0\0" + zlib.compress(b"z" * 99)),
+            (b"iTXt", b"Title\0\1\0de\0Titel\0" + zlib.compress("für".encode())),
+            (b"tEXt", b"parameters\0caf\xe9"),
+        )
+        source = png(tmp_path / "in.png", *texts)
+        assert upscaled(source, tmp_path / "out.png") == 0
+        kinds = (b"tEXt", b"zTXt", b"iTXt")
+        assert texts == tuple(
+            c for c in chunks_of(tmp_path / "out.png") if c[0] in kinds
+        )
+        with Image.open(source) as before, Image.open(tmp_path / "out.png") as after:
+            assert before.text == after.text
+            assert after.text["Title"] == "für"
+
+    def test_the_shared_case_reads_back(self, tmp_path):
+        source = shared_case("text_utf8.png")
+        assert upscaled(source, tmp_path / "out.png") == 0
+        with Image.open(source) as before, Image.open(tmp_path / "out.png") as after:
+            assert before.info["workflow"] == after.info["workflow"]
+            assert after.info["prompt"] == '{"a": 1}'
+            assert after.info["parameters"] == "a café, 猫\nSteps: 20"
+
+    def test_other_formats_name_the_texts(self, tmp_path, caplog):
+        texts = [(b"tEXt", b"prompt\0{}"), (b"tEXt", b"workflow\0{}")]
+        source = png(tmp_path / "in.png", *texts)
+        for suffix in (".jpg", ".webp", ".tif", ".avif", ".bmp"):
+            caplog.clear()
+            assert upscaled(source, tmp_path / f"out{suffix}") == 0
+            assert "left out the texts prompt, workflow" in caplog.text
+
+    def test_comments_stay_comments(self, tmp_path, caplog):
+        jpeg(tmp_path / "in.jpg", (0xFE, "Grüße 猫".encode()))
+        assert upscaled(tmp_path / "in.jpg", tmp_path / "out.jpg") == 0
+        assert (0xFE, "Grüße 猫".encode()) in segments(tmp_path / "out.jpg")
+        assert upscaled(tmp_path / "in.jpg", tmp_path / "out.png") == 0
+        with Image.open(tmp_path / "out.png") as image:
+            assert image.text["Comment"] == "Grüße 猫"
+        Image.fromarray(patches()).save(tmp_path / "in.gif", comment=b"made by hand")
+        assert upscaled(tmp_path / "in.gif", tmp_path / "gif.png") == 0
+        with Image.open(tmp_path / "gif.png") as image:
+            assert image.text["Comment"] == "made by hand"
+        assert "left out" not in caplog.text
+
+    def test_unknown_chunks_and_segments_are_named(self, tmp_path, caplog):
+        source = png(tmp_path / "in.png", (b"caBX", b"jumbf"), (b"prVt", b"x"))
+        assert upscaled(source, tmp_path / "out.png") == 0
+        assert "content credentials (C2PA) and the chunk prVt" in caplog.text
+        caplog.clear()
+        jpeg(tmp_path / "in.jpg", (0xE5, b"RMETA\0something"))
+        assert upscaled(tmp_path / "in.jpg", tmp_path / "out.jpg") == 0
+        assert "left out the segment APP5 (RMETA)" in caplog.text
+
+
+class TestXmp:
+    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".avif"])
+    def test_it_is_in_its_standard_place(self, tmp_path, suffix):
+        source = png(
+            tmp_path / "in.png", (b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + XMP)
+        )
+        assert upscaled(source, tmp_path / f"out{suffix}") == 0
+        assert xmp_of(tmp_path / f"out{suffix}") == XMP
+
+    def test_more_than_64_kb_in_jpeg_is_extended(self, tmp_path, caplog):
+        large = XMP.replace(b"%s", b"x" * 200_000)
+        chunk = (b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + large)
+        assert upscaled(png(tmp_path / "in.png", chunk), tmp_path / "out.jpg") == 0
+        found = segments(tmp_path / "out.jpg")
+        start = b"http://ns.adobe.com/xap/1.0/\0"
+        (first,) = [data for _, data in found if data.startswith(start)]
+        digest = re.search(rb'xmpNote:HasExtendedXMP="([0-9A-F]{32})"', first)[1]
+        start = b"http://ns.adobe.com/xmp/extension/\0" + digest
+        parts = [data[len(start) :] for _, data in found if data.startswith(start)]
+        assert len(parts) == 4
+        assert all(struct.unpack_from(">I", part)[0] == len(large) for part in parts)
+        whole = b"".join(part[8:] for part in parts)
+        assert whole == large
+        assert (
+            hashlib.md5(whole, usedforsecurity=False).hexdigest().upper().encode()
+            == digest
+        )
+        # And back: what is in both is one packet again.
+        assert upscaled(tmp_path / "out.jpg", tmp_path / "back.png") == 0
+        packet = xmp_of(tmp_path / "back.png")
+        assert b"x" * 200_000 in packet
+        assert b"HasExtendedXMP" not in packet
+        assert packet.count(b"</rdf:RDF>") == 1
+        pyvips.Image.new_from_file(str(tmp_path / "out.jpg")).avg()
+        assert "left out" not in caplog.text
+
+    def test_the_shared_case_keeps_it(self, tmp_path, caplog):
+        source = shared_case("bigxmp.png")
+        for suffix in (".jpg", ".png", ".webp"):
+            assert upscaled(source, tmp_path / f"out{suffix}") == 0
+            assert upscaled(tmp_path / f"out{suffix}", tmp_path / "back.png") == 0
+            before, after = xmp_of(source), xmp_of(tmp_path / "back.png")
+            for line in re.findall(rb"<rdf:Description.*?>", before, re.DOTALL):
+                assert line in after
+        assert "left out" not in caplog.text
+
+
+class TestExif:
+    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".avif"])
+    def test_a_maker_note_stays_byte_by_byte(self, tmp_path, suffix, caplog):
+        block = exif_block(maker_note=True)
+        jpeg(tmp_path / "in.jpg", (0xE1, b"Exif\0\0" + block))
+        assert upscaled(tmp_path / "in.jpg", tmp_path / f"out{suffix}") == 0
+        with Image.open(tmp_path / f"out{suffix}") as image:
+            exif = image.getexif()
+            assert exif[0x010F] == "Camera maker"
+            note = exif.get_ifd(0x8769)[0x927C]
+        assert note == MAKER_NOTE
+        if suffix != ".tif":  # where it lies in the block does not change
+            content = (tmp_path / f"out{suffix}").read_bytes()
+            start = content.index(b"MM\0*\0\0\0\x08")
+            assert content[start : start + len(block)] == block
+        assert "left out" not in caplog.text
+
+    @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".avif"])
+    def test_more_than_64_kb_stays_where_there_is_room(self, tmp_path, suffix, caplog):
+        exif = Image.Exif()
+        exif[0x010E] = "d" * 100_000
+        block = exif.tobytes().removeprefix(b"Exif\0\0")
+        source = png(tmp_path / "in.png", (b"eXIf", block))
+        assert upscaled(source, tmp_path / f"out{suffix}") == 0
+        with Image.open(tmp_path / f"out{suffix}") as image:
+            assert image.getexif()[0x010E] == "d" * 100_000
+        assert "left out" not in caplog.text
+        assert upscaled(source, tmp_path / "out.jpg") == 0
+        assert "left out EXIF, which is larger than 64 KB" in caplog.text
+
+    def test_tiff_has_it_as_tags_of_its_own(self, tmp_path, caplog):
+        tags = {270: "described", 271: "Maker", 315: "an artist", 33432: "mine"}
+        source = tmp_path / "in.tif"
+        Image.fromarray(patches()).save(source, tiffinfo=tags, compression="raw")
+        for name in ("out.tif", "out.jpg", "out.png"):
+            assert upscaled(source, tmp_path / name) == 0
+            with Image.open(tmp_path / name) as image:
+                exif = image.getexif()
+                assert {tag: exif[tag] for tag in tags} == tags
+        assert "left out" not in caplog.text
+
+    def test_the_sides_and_the_thumbnail_are_those_of_the_result(self, tmp_path):
+        old = pyvips.Image.black(16, 12).jpegsave_buffer()
+        block = exif_block(6, thumbnail=old)
+        jpeg(tmp_path / "in.jpg", (0xE1, b"Exif\0\0" + block))
+        for suffix in (".jpg", ".png", ".webp", ".avif"):
+            target = tmp_path / f"out{suffix}"
+            assert upscaled(tmp_path / "in.jpg", target) == 0
+            assert old not in target.read_bytes()
+            with Image.open(target) as image:
+                assert image.getexif()[0x0112] == 1
+            image = pyvips.Image.new_from_file(str(target))
+            data = image.get("jpeg-thumbnail-data")
+            with Image.open(io.BytesIO(data)) as thumbnail:
+                assert thumbnail.size == (32, 160)  # 80x16, turned and doubled
+                middle = np.asarray(thumbnail.convert("RGB"), float)[16, 16]
+            assert np.abs(middle - (230, 40, 30)).max() < 30
+
+
+class TestIptc:
+    def test_it_goes_from_format_to_format_and_back(self, tmp_path, caplog):
+        blocks = resource(0x0404, IIM) + resource(0x040C, b"old thumbnail")
+        jpeg(tmp_path / "in.jpg", (0xED, b"Photoshop 3.0\0" + blocks))
+        assert upscaled(tmp_path / "in.jpg", tmp_path / "a.tif") == 0
+        assert upscaled(tmp_path / "a.tif", tmp_path / "b.png") == 0
+        assert upscaled(tmp_path / "b.png", tmp_path / "c.jpg") == 0
+        for name in ("a.tif", "c.jpg"):
+            with Image.open(tmp_path / name) as image:
+                found = IptcImagePlugin.getiptcinfo(image)
+            assert found[2, 120] == b"Written below"
+            assert b"old thumbnail" not in (tmp_path / name).read_bytes()
+        assert "left out" not in caplog.text
+        assert upscaled(tmp_path / "in.jpg", tmp_path / "out.webp") == 0
+        assert "left out IPTC" in caplog.text
+
+
+HDRGM = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+    b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+    b'rdf:about="" xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" '
+    b'hdrgm:Version="1.0" hdrgm:GainMapMax="2.5"/></rdf:RDF></x:xmpmeta>'
+)
+XMP_START = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+def container(size):
+    return (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+        b'rdf:about="" xmlns:Container="http://ns.google.com/photos/1.0/container/" '
+        b'xmlns:Item="http://ns.google.com/photos/1.0/container/item/" '
+        b'xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0">'
+        b'<Container:Directory><rdf:Seq><rdf:li rdf:parseType="Resource">'
+        b'<Container:Item Item:Semantic="Primary" Item:Mime="image/jpeg"/></rdf:li>'
+        b'<rdf:li rdf:parseType="Resource"><Container:Item Item:Semantic="GainMap" '
+        b'Item:Mime="image/jpeg" Item:Length="%d"/></rdf:li></rdf:Seq>'
+        b"</Container:Directory></rdf:Description></rdf:RDF></x:xmpmeta>" % size
+    )
+
+
+def ultra_hdr(path, orientation=1):
+    """An Ultra HDR file by version 1 of the format, with XMP and without an index."""
+    ramp = np.linspace(0, 255, 40).astype(np.uint8)
+    Image.fromarray(ramp[np.newaxis].repeat(8, 0)).save(path, "JPEG", quality=95)
+    jpeg_of = path.read_bytes()
+    data = XMP_START + HDRGM
+    segment = struct.pack(">BBH", 0xFF, 0xE1, len(data) + 2) + data
+    gain_map = jpeg_of[:2] + segment + jpeg_of[2:]
+    block = b"Exif\0\0" + exif_block(orientation)
+    jpeg(path, (0xE1, block), (0xE1, XMP_START + container(len(gain_map))))
+    path.write_bytes(path.read_bytes() + gain_map)
+    return path
+
+
+class TestGainMap:
+    @pytest.mark.parametrize("orientation", [1, 6])
+    def test_it_is_upscaled_with_the_picture(self, tmp_path, orientation, caplog):
+        source = ultra_hdr(tmp_path / "in.jpg", orientation)
+        assert upscaled(source, tmp_path / "out.jpg") == 0
+        size = (160, 32) if orientation == 1 else (32, 160)
+        with MpoImageFile(tmp_path / "out.jpg") as image:
+            assert image.n_frames == 2  # Pillow finds both through the index
+            assert image.size == size
+            image.seek(1)
+            assert image.size == (size[0] // 2, size[1] // 2)
+            gain = np.asarray(image.convert("L"), float)
+        if orientation == 6:  # what was left is at the top now
+            gain = gain.T
+        assert np.abs(gain[4] - np.linspace(0, 255, 80)).max() < 8
+        content = (tmp_path / "out.jpg").read_bytes()
+        second = content.index(HDRGM)
+        length = int(re.search(rb'GainMap".*?Length="(\d+)"', content)[1])
+        assert len(content) - length < second < len(content)
+        assert content[-length:][:3] == b"\xff\xd8\xff"
+        assert "left out" not in caplog.text
+
+    def test_other_libraries_see_hdr(self, tmp_path):
+        source = shared_case("ultrahdr.jpg")
+        assert upscaled(source, tmp_path / "out.jpg") == 0
+        before, after = (
+            pyvips.Image.new_from_file(str(path))
+            for path in (source, tmp_path / "out.jpg")
+        )
+        assert after.get("vips-loader") == "uhdrload"
+        assert (after.width, after.height) == (192, 128)
+        for name in before.get_fields():
+            if name.startswith("gainmap-") and name != "gainmap-data":
+                assert after.get(name) == pytest.approx(before.get(name)), name
+        maps = [
+            pyvips.Image.new_from_buffer(image.get("gainmap-data"), "")
+            for image in (before, after)
+        ]
+        assert maps[1].width == 2 * maps[0].width
+        assert abs(maps[0].avg() - maps[1].avg()) < 2
+
+    @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".avif", ".bmp"])
+    def test_other_formats_name_it_and_do_not_announce_it(
+        self, tmp_path, suffix, caplog
+    ):
+        source = ultra_hdr(tmp_path / "in.jpg")
+        assert upscaled(source, tmp_path / f"out{suffix}") == 0
+        assert "the gain map (HDR)" in caplog.text
+        content = (tmp_path / f"out{suffix}").read_bytes()
+        assert b"hdrgm" not in content
+        assert b"Container" not in content
+
+    def test_of_a_stereo_picture_the_first_is_upscaled(self, tmp_path, caplog):
+        first, second = (Image.fromarray(patches(side)) for side in (16, 20))
+        first.save(tmp_path / "in.mpo", "MPO", save_all=True, append_images=[second])
+        assert upscaled(tmp_path / "in.mpo", tmp_path / "out.jpg") == 0
+        assert "left out 1 more picture in the file" in caplog.text
+        with Image.open(tmp_path / "out.jpg") as image:
+            assert image.format == "JPEG"
+            assert image.size == (160, 32)
+
+    def test_a_film_behind_the_picture_is_named(self, tmp_path, caplog):
+        jpeg(tmp_path / "in.jpg", icc_profile=srgb_profile())
+        content = (tmp_path / "in.jpg").read_bytes()
+        (tmp_path / "in.jpg").write_bytes(content + b"\0\0\0\x18ftypmp42" + bytes(999))
+        assert upscaled(tmp_path / "in.jpg", tmp_path / "out.jpg") == 0
+        assert "left out 1011 bytes behind the picture" in caplog.text
