@@ -98,8 +98,8 @@ def test_weights_lie_in_models_and_have_cards():
         assert any(map(path.name.startswith, cards)), path
 
 
-def test_readme_states_the_sizes_of_the_variants():
-    readme = (ROOT / "README.md").read_text("utf-8")
+def test_the_sizes_of_the_variants_are_stated():
+    page = (ROOT / "docs/network.md").read_text("utf-8")
     for name, variant in VARIANTS.items():
         arguments = {**DEFAULTS, **variant, "scale": 2}
         training, fused = (
@@ -107,7 +107,7 @@ def test_readme_states_the_sizes_of_the_variants():
             for form in (False, True)
         )
         training, fused = (sum(map(math.prod, shapes)) for shapes in (training, fused))
-        line = next(row for row in readme.splitlines() if row.startswith(f"| `{name}`"))
+        line = next(row for row in page.splitlines() if row.startswith(f"| `{name}`"))
         assert f"{training:,} / {fused:,}" in line
         assert f"| {multiply_adds_per_pixel(arguments):,} |" in line
 
