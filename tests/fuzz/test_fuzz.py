@@ -129,8 +129,9 @@ def test_damaged_files(name, tmp_path):
     save_checkpoint(lively_network(embed_dim=4, depths=(1,)), model)
     whole, chance = path.read_bytes(), random.Random(f"{name} {SEED}")
     wrong, codes, most = [], [0, 0], [0.0, 0.0]
-    end = time.monotonic() + SECONDS
     with serving(AETHERNET_CACHE=str(tmp_path / "cache")) as server:
+        assert server.run(*words(path, model)).code == 0  # as it is
+        end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             data = mutated(whole, chance)
             path.write_bytes(data)
