@@ -6,7 +6,7 @@
 Times are those of `aethernet bench --cpu-time`: contenders take turns, and ratios are
 taken round by round, so that other work on the machine hits both. The command's CPU
 time is that of whole processes, in turns as well. Errors are those of the network on
-noise against NumPy in float64. The plot is that of the first size.
+noise against NumPy in float64. The plot has the ratios of CPU time.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from native_engine import peak_rate
 from aethernet.aether_core import VARIANTS, AetherNet
 from aethernet.bench.contenders import REWRITTEN, BenchPlan, Contender, Workshop
 from aethernet.bench.memory import peak_memory
-from aethernet.bench.plot import check_plot, draw
+from aethernet.bench.plot import check_plot
 from aethernet.bench.report import as_table, figures
 from aethernet.bench.rounds import BenchReport, run_benchmark
 from aethernet.checkpoints.folded import fold
@@ -39,6 +39,7 @@ from aethernet.version import PACKAGE
 
 SAMPLE = PACKAGE.parents[1] / "assets/sample.png"
 ERROR_SIZE = (24, 32)
+_OTHER = "in ONNX Runtime float32"
 GOALS = {
     "aether_small": 0.45,
     "aether_medium": 0.48,
@@ -111,14 +112,50 @@ def written(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def rows_of(reports: dict[int, BenchReport], variants: list[str]) -> list[list[str]]:
+Ratios = dict[int, dict[str, list[float]]]
+"""By size and name, the values of all rounds."""
+
+
+def ratios_of(reports: dict[int, BenchReport]) -> Ratios:
+    return {
+        size: {ratio.name: ratio.values for ratio in report.ratios}
+        for size, report in reports.items()
+    }
+
+
+def draw_ratios(ratios: Ratios, variants: list[str], target: Path) -> None:
+    """Draw native's CPU time as a part of the plain export's: median and range."""
+    from matplotlib.figure import Figure
+
+    found = []
+    for name in reversed(variants):
+        for size, known in reversed(ratios.items()):
+            values = known.get(f"{name}: CPU time of native / plain export {_OTHER}")
+            if values:
+                found.append((f"{name}, {size}x{size}", values, GOALS[name]))
+    figure = Figure(figsize=(8, 1.2 + 0.5 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, values, goal) in enumerate(found):
+        median = statistics.median(values)
+        reach = [[median - min(values)], [max(values) - median]]
+        axes.barh(place, median, 0.6, xerr=reach, color="#0072B2", ecolor="black")
+        label = "goal" if place == 0 else None
+        axes.plot([goal] * 2, [place - 0.4, place + 0.4], color="#E69F00", label=label)
+    axes.set_yticks(range(len(found)), [label for label, _, _ in found])
+    axes.axvline(1, color="#999999")
+    axes.set_xlim(0, 1.05)
+    axes.set_xlabel("CPU time of the native runtime / plain export in ONNX Runtime")
+    axes.legend(loc="upper right")
+    figure.savefig(target, dpi=120)
+
+
+def rows_of(ratios: Ratios, variants: list[str]) -> list[list[str]]:
     """Lines of the table: what, time, CPU time, goal."""
-    other = "in ONNX Runtime float32"
     lines = [
         (
             f"`{name}`",
-            f"{name}: time of native / plain export {other}",
-            f"{name}: CPU time of native / plain export {other}",
+            f"{name}: time of native / plain export {_OTHER}",
+            f"{name}: CPU time of native / plain export {_OTHER}",
             f"<= {GOALS[name]:g}",
         )
         for name in variants
@@ -127,16 +164,18 @@ def rows_of(reports: dict[int, BenchReport], variants: list[str]) -> list[list[s
     lines.append(
         (
             f"rate of `{variants[0]}` against Compact's",
-            f"{variants[0]}: GFLOP/s {per} {other}",
-            f"{variants[0]}: GFLOP per CPU second {per} {other}",
+            f"{variants[0]}: GFLOP/s {per} {_OTHER}",
+            f"{variants[0]}: GFLOP per CPU second {per} {_OTHER}",
             f">= {GOALS['rate']:g}",
         )
     )
     rows = []
     for what, time, cpu_time, goal in lines:
-        for size, report in reports.items():
-            known = {ratio.name: written(ratio.values) for ratio in report.ratios}
-            cells = [known.get(name, "-") for name in (time, cpu_time)]
+        for size, known in ratios.items():
+            cells = [
+                written(known[name]) if name in known else "-"
+                for name in (time, cpu_time)
+            ]
             rows.append([f"{what}, {size}x{size}", *cells, goal])
     return rows
 
@@ -153,7 +192,7 @@ def memory_of(variant: str, size: int) -> str:
 
 def table(given: argparse.Namespace, reports: dict[int, BenchReport]) -> str:
     """The whole table, in Markdown."""
-    rows = rows_of(reports, given.variants)
+    rows = rows_of(ratios_of(reports), given.variants)
     command = command_ratios(min(given.rounds, 3))
     rows.append(
         [
@@ -199,7 +238,7 @@ def main() -> None:
     lines = table(given, reports)
     print(lines)
     if given.plot:
-        draw(reports[given.sizes[0]], given.plot)
+        draw_ratios(ratios_of(reports), given.variants, given.plot)
     if given.json:
         content: dict[str, Any] = {"table": lines.splitlines(), "peak": peak}
         content["sizes"] = {

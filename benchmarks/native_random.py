@@ -5,7 +5,8 @@
 Each is a configuration of its own: width, hidden width, kernel, depth, scale, channels,
 size from 1x1, number of threads. It needs no PyTorch. `--library` is another build of
 the kernels, e.g. one with sanitizers (`nox -s sanitize`). Prints the largest error, in
-parts of the largest output where that is over 1, and fails where it is above 2e-5.
+parts of the largest output where that is over 1. Fails where it is above 2e-5 and ten
+times that of NumPy in float32: LayerNorm over few channels enlarges any rounding.
 """
 
 import argparse
@@ -72,8 +73,8 @@ def filled(
     return found
 
 
-def error_of(seed: int, kernels: Kernels) -> tuple[float, str]:
-    """The error of one configuration, and its description."""
+def error_of(seed: int, kernels: Kernels) -> tuple[float, float, str]:
+    """The error of one configuration, what is allowed, and a description."""
     rng = np.random.default_rng(seed)
     width, hidden = int(rng.integers(1, 37)), int(rng.integers(1, 49))
     kernel = int(rng.choice([1, 3, 5, 7, 11, 13, 15]))
@@ -89,13 +90,19 @@ def error_of(seed: int, kernels: Kernels) -> tuple[float, str]:
     weights |= random_ends(rng, width, channels, scale)
     image = rng.random((batch, channels, height, wide), np.float32)
     expected = evaluate(fold(weights, img_range, np.float64), image)
-    found = NativeNetwork(fold(weights, img_range), threads, kernels)(image)
+    folded = fold(weights, img_range)
+    found = NativeNetwork(folded, threads, kernels)(image)
     largest = max(1.0, float(np.abs(expected).max()))
+    error = float(np.abs(found - expected).max()) / largest
+    allowed = LIMIT
+    if error > LIMIT:
+        rounding = float(np.abs(evaluate(folded, image) - expected).max()) / largest
+        allowed = max(LIMIT, 10 * rounding)
     text = (
         f"seed {seed}: width {width}, hidden {hidden}, kernel {kernel}, depth {depth}, "
         f"{channels} channels, {scale}x, {image.shape}, {threads} threads"
     )
-    return float(np.abs(found - expected).max()) / largest, text
+    return error, allowed, text
 
 
 def main() -> None:
@@ -108,10 +115,10 @@ def main() -> None:
         kernels = Kernels(given.library, variant)
         worst, start = (-1.0, ""), time.process_time()
         for seed in range(given.first, given.first + given.count):
-            found = error_of(seed, kernels)
-            if not found[0] <= LIMIT:
-                raise SystemExit(f"error {found[0]:.1e}, {found[1]}")
-            worst = max(worst, found)
+            error, allowed, text = error_of(seed, kernels)
+            if not error <= allowed:
+                raise SystemExit(f"error {error:.1e}, {text}")
+            worst = max(worst, (error, text))
             done = seed - given.first + 1
             if done % 1000 == 0:
                 print(f"{variant}: {done} configurations are right", flush=True)
