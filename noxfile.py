@@ -1,8 +1,8 @@
 """The checks by name: `nox` runs all, `nox -s lint` one. `.ci/run` runs the same.
 
 They run in the environment that nox is installed in (the extra `dev` brings it): a new
-environment for each session would install PyTorch four times. Only `light` makes one.
-`sanitize` needs clang, and runs on request.
+environment for each session would install PyTorch four times.
+On request run `light`, which makes an environment, and `sanitize`, which needs clang.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "docs", "test", "light"]
+nox.options.sessions = ["lint", "types", "docs", "test"]
 
 
 def run(session: nox.Session, module: str, *arguments: str) -> None:

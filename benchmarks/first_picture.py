@@ -1,10 +1,10 @@
 """CPU seconds of the first picture: `aethernet upscale assets/sample.png`, no cache.
 
-    python benchmarks/first_picture.py [--rounds 3] [--picture FILE]
+    python benchmarks/first_picture.py [--rounds 3] [--picture FILE] [--runtimes ..]
 
 In a round the command runs once with each installed runtime and once with
 `--runtime auto`, each in a process and with an empty cache of its own. Printed are the
-medians of user and system time together, and of their ratios to PyTorch's, taken round
+medians of user and system time together, and of their ratios to the first, taken round
 by round: what else the machine does then hits all. A round before that, which does not
 count, compiles Python's files, as an installation does. Not on Windows.
 """
@@ -29,13 +29,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--picture", type=Path, default=SAMPLE)
-    given = parser.parse_args()
-    names = [
+    installed = [
         name
-        for name in runtimes_for("cpu")
+        for name in sorted(runtimes_for("cpu"), key=lambda name: name != BASE)
         if installed_versions(RUNTIMES[name].distributions)
     ]
-    names = [*sorted(names, key=lambda name: name != BASE), "auto"]
+    parser.add_argument(
+        "--runtimes",
+        nargs="+",
+        default=[*installed, "auto"],
+        help="to compare, with the first; default: all that are installed, and auto",
+    )
+    given = parser.parse_args()
+    names = given.runtimes
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as compiled:
         for number in range(given.rounds + 1):

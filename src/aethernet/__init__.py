@@ -66,6 +66,9 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:  # a part of the network, which is written in PyTorch
+        errors = importlib.import_module(f"{__name__}.errors")
+        errors.import_optional("torch", "torch")
     module = importlib.import_module(f"{__name__}.{_MODULES.get(name, 'aether_core')}")
     value = globals()[name] = getattr(module, name)
     return value

@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import PLAIN, ROOT, SAMPLE, SHIPPED_MODEL, run, without_hidden
+from helpers import (
+    HAS_TORCH,
+    PLAIN,
+    ROOT,
+    SAMPLE,
+    SHIPPED_MODEL,
+    SUFFIX,
+    run,
+    without_hidden,
+)
 from PIL import Image
 
 from aethernet.checkpoints import shipped
@@ -35,6 +44,7 @@ MODELS = ROOT / "models"
 ENTRIES = sorted(MODELS.glob("[0-9]*.json"))  # not index.json
 RUNNING = ("--runtime", PLAIN, "--device", "cpu", "--precision", "float32")
 
+torch_only = pytest.mark.skipif(not HAS_TORCH, reason="needs PyTorch")
 entries = pytest.mark.parametrize("entry", ENTRIES, ids=lambda path: path.stem)
 
 
@@ -304,9 +314,9 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("command", "module", "name"),
         [
-            ("fuse", "commands.fuse", "f.pth"),
+            ("fuse", "commands.fuse", f"f{SUFFIX}"),
             ("export", "commands.export", "m.onnx"),
-            ("release", "checkpoints.checkpoint", "out"),
+            pytest.param("release", "checkpoints.checkpoint", "out", marks=torch_only),
         ],
     )
     def test_conversions(self, tmp_path, monkeypatch, command, module, name):
@@ -322,6 +332,7 @@ class TestCommands:
         assert source == find_model("2x-small-fp16")
         assert str(target) == "2x_aether_small_fp16.engine"
 
+    @torch_only
     def test_bench(self, monkeypatch):
         seen = refusing(monkeypatch, "aethernet.bench.rounds.run_benchmark")
         assert main(["bench", "--model", "2x-small"]) == 1

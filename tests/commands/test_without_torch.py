@@ -1,7 +1,9 @@
 """What runs without importing torch, which takes seconds."""
 
+import os
+
 import pytest
-from helpers import run
+from helpers import ROOT, block_imports, run
 
 import aethernet
 from aethernet.commands.main import COMMANDS
@@ -59,6 +61,23 @@ def test_its_names_are_loaded_when_they_are_used():
     )
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "extra"),
+    [
+        ("import aethernet; aethernet.AetherNet", "torch"),
+        ("import spandrel_aethernet", "spandrel"),
+    ],
+)
+def test_names_that_need_it_say_how_to_install_it(tmp_path, line, extra):
+    block_imports(tmp_path, "torch", "spandrel")
+    package = tmp_path / "spandrel_aethernet"
+    package.symlink_to(ROOT / "spandrel/architectures/AetherNet")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    done = run("-c", line, env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f'python -m pip install "aethernet-sr[{extra}]"' in done.stderr
 
 
 def test_all_names_are_there_and_are_listed():

@@ -24,6 +24,9 @@ from picture_files import (
 from PIL import Image, IptcImagePlugin
 from PIL.MpoImagePlugin import MpoImageFile
 
+from aethernet.pictures import tiff
+from aethernet.pictures.metadata import Metadata
+
 WORKFLOW = '{"nodes": ["' + "k" * 50_000 + '"], "title": "café 猫"}'
 PARAMETERS = "a café, 猫\nSteps: 20, Sampler: Euler"
 
@@ -349,3 +352,65 @@ class TestGainMap:
         (tmp_path / "in.jpg").write_bytes(content + b"\0\0\0\x18ftypmp42" + bytes(999))
         assert upscaled(tmp_path / "in.jpg", tmp_path / "out.jpg") == 0
         assert "left out 1011 bytes behind the picture" in caplog.text
+
+
+class TestTiff:
+    def test_a_big_tiff_gets_its_metadata(self, tmp_path):
+        image = pyvips.Image.new_from_array(patches(), interpretation="srgb")
+        image.tiffsave(str(tmp_path / "a.tif"), bigtiff=True)
+        block = exif_block(maker_note=True)
+        tiff.add(tmp_path / "a.tif", Metadata(exif=block, xmp=XMP))
+        with Image.open(tmp_path / "a.tif") as found:
+            assert found.getexif()[0x010F] == "Camera maker"
+            assert found.getexif().get_ifd(0x8769)[0x927C] == MAKER_NOTE
+        again = pyvips.Image.new_from_file(str(tmp_path / "a.tif"))
+        assert again.get("xmp-data") == XMP
+        assert np.array_equal(again.numpy(), patches())
+
+    def test_big_endian_tags_are_read(self, tmp_path):
+        pixels = patches().tobytes()
+        tags = [(256, 4, 80), (257, 4, 16), (258, 3, (8, 8, 8)), (259, 3, 1)]
+        tags += [(262, 3, 2), (271, 2, b"Maker\0"), (273, 4, 0), (277, 3, 3)]
+        tags += [(278, 4, 16), (279, 4, len(pixels)), (34665, 4, 0)]
+        start = 8 + 2 + 12 * len(tags) + 4
+        inner = struct.pack(">HHHI4sI", 1, 0x9000, 7, 4, b"0231", 0)
+        rows, behind = b"", b""
+        for tag, kind, value in tags:
+            data = value if isinstance(value, bytes) else b""
+            if isinstance(value, tuple):
+                data = struct.pack(">3H", *value)
+            if tag in (273, 34665):
+                data = pixels if tag == 273 else inner
+            place = struct.pack(">I", start + len(behind))
+            count = len(data) if kind == 2 else 3 if isinstance(value, tuple) else 1
+            if not data:
+                place = struct.pack(
+                    ">HH" if kind == 3 else ">I", *(value, 0)[: 5 - kind]
+                )
+            rows += struct.pack(">HHI", tag, kind, count) + place
+            behind += data
+        head = b"MM\0*" + struct.pack(">IH", 8, len(tags))
+        (tmp_path / "in.tif").write_bytes(head + rows + bytes(4) + behind)
+        for name in ("out.tif", "out.jpg", "out.avif"):
+            assert upscaled(tmp_path / "in.tif", tmp_path / name) == 0
+            with Image.open(tmp_path / name) as image:
+                exif = image.getexif()
+                assert exif[0x010F] == "Maker"
+                assert exif.get_ifd(0x8769)[0x9000] == b"0231"
+
+    def test_a_damaged_block_stops_nothing(self, tmp_path):
+        head = struct.pack(">H", 3) + bytes(30)
+        source = png(tmp_path / "in.png", (b"eXIf", b"MM\0*\0\0\0\x08" + head))
+        for suffix in (".png", ".jpg", ".webp", ".tif", ".avif"):
+            assert upscaled(source, tmp_path / f"out{suffix}") == 0
+        jpeg(tmp_path / "in.jpg", (0xE1, b"http://ns.adobe.com/xmp/extension/\0short"))
+        assert upscaled(tmp_path / "in.jpg", tmp_path / "out.png") == 0
+
+    def test_a_profile_of_more_than_64_kb_goes_into_jpeg(self, tmp_path):
+        profile = bytearray(srgb_profile())
+        profile += bytes(200_000 - len(profile))
+        struct.pack_into(">I", profile, 0, len(profile))
+        chunk = (b"iCCP", b"x\0\0" + zlib.compress(bytes(profile)))
+        assert upscaled(png(tmp_path / "in.png", chunk), tmp_path / "out.jpg") == 0
+        with Image.open(tmp_path / "out.jpg") as image:
+            assert image.info["icc_profile"] == bytes(profile)

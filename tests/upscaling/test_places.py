@@ -16,8 +16,8 @@ from aethernet.commands.main import main
 from aethernet.pictures.files import read_picture
 
 
-def upscale_folder(folder, out, *flags):
-    model = repeating_onnx(folder.parent / "double.onnx", 2)
+def upscale_folder(folder, out, *flags, model=None):
+    model = repeating_onnx((model or folder.parent) / "double.onnx", 2)
     words = ["upscale", folder, "-o", out, "--model", model, *flags]
     return main([*map(str, words), "--runtime", "onnxruntime", "--device", "cpu"])
 
@@ -52,6 +52,13 @@ class TestNames:
         assert upscaled(tmp_path / "in.png", tmp_path / "out.png[compression=0]") == 1
         assert "the suffix is not that of a format" in capsys.readouterr().err
         assert without_hidden(tmp_path) == [".double.onnx", "in.png"]
+
+    def test_a_pattern_in_a_folder_with_brackets(self, tmp_path):
+        write(patches(), tmp_path / "in[1]/a.png")
+        write(patches(), tmp_path / "in[1]/b.png")
+        pattern = tmp_path / "in[1]" / "*.png"
+        assert upscale_folder(pattern, tmp_path / "out", model=tmp_path) == 0
+        assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "b.png"]
 
     @pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JFIF"])
     def test_other_suffixes_of_jpeg(self, tmp_path, suffix):
@@ -141,10 +148,8 @@ class TestNotes:
     def test_a_pattern_says_so_too(self, tmp_path, caplog):
         write(patches(), tmp_path / "in/a.png")
         (tmp_path / "in/a.psd").write_bytes(b"x")
-        model = repeating_onnx(tmp_path / "double.onnx", 2)
-        words = ["upscale", tmp_path / "in/*", "-o", tmp_path / "out", "--model", model]
-        words += ["--runtime", "onnxruntime", "--device", "cpu"]
-        assert main([*map(str, words)]) == 0
+        pattern = tmp_path / "in/*"
+        assert upscale_folder(pattern, tmp_path / "out", model=tmp_path) == 0
         assert "1 file not looked at, by the suffix: 1 .psd" in caplog.text
 
     def test_a_width_that_shrinks_is_said(self, tmp_path, caplog):

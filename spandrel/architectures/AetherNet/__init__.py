@@ -20,8 +20,9 @@ try:
     from spandrel.__helpers.registry import ArchSupport
     from spandrel.util import KeyCondition
 except ModuleNotFoundError as error:
+    missing = (error.name or "").partition(".")[0]
     raise ModuleNotFoundError(
-        f"AetherNet for spandrel needs {error.name}, which is missing. "
+        f"AetherNet for spandrel needs {missing}, which is not installed. "
         'Install it: python -m pip install "aethernet-sr[spandrel]".',
         name=error.name,
     ) from error

@@ -203,6 +203,7 @@ class RewrittenNet(nn.Module):
         return self.tail(features).to(x.dtype) + self.mean
 
 
+@torch.no_grad()
 def rewritten(
     folded: Folded,
     precision: str = "float32",

@@ -1,10 +1,13 @@
 """Picture formats, and reading pictures, whole or in strips from top to bottom.
 
-libvips reads and writes pictures; `benchmarks/picture_libraries.py` compares it with
-other libraries. It keeps 16-bit RGB, gray and alpha as they are, carries ICC, EXIF and
-XMP, turns CMYK and palettes into RGB, refuses damaged files, and works in strips.
-OpenCV drops profiles and metadata. Pillow reduces 16-bit RGB to 8 bits and holds the
-whole picture in memory. Pillow reads and writes BMP, which our libvips cannot.
+libvips reads and writes pixels; `benchmarks/picture_libraries.py` compares it with
+other libraries. It keeps 16-bit RGB, gray and alpha as they are, turns CMYK and
+palettes into RGB, refuses damaged files, and works in strips. OpenCV drops profiles and
+metadata. Pillow reduces 16-bit RGB to 8 bits and holds the whole picture in memory.
+Pillow reads and writes BMP, which our libvips cannot.
+
+What a file carries beside its pixels we read and write ourselves (`metadata`, and one
+module for each format), since libvips knows only a part of it.
 
 Pixel values are the encoded ones everywhere: gamma is neither removed nor applied. A
 colour profile is carried, not applied.
@@ -23,7 +26,10 @@ from aethernet.errors import ImageError
 from aethernet.files import check_source
 from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, Room
-from aethernet.pictures.opening import NOT_A_PICTURE, Opened
+from aethernet.pictures.opening import FINEST_RESOLUTION, NOT_A_PICTURE, Opened
+
+# Errors that libraries raise about a file.
+_OF_LIBRARIES = (pyvips.Error, OSError, OverflowError, SyntaxError, ValueError)
 
 # How far colours spread under transparency: standard deviation in pixels, and the value
 # at which the Gaussian is cut off, about 15 pixels away.
@@ -194,6 +200,10 @@ class PictureReader:
             if spread_colours and image.bands in (2, 4):
                 image = _colours_spread(image)
         resolution = (image.xres, image.yres)
+        # libvips gives 1 pixel per millimetre for pictures without a resolution.
+        known = resolution != (1, 1) and all(
+            0 < side < FINEST_RESOLUTION for side in resolution
+        )
         self.header = Header(
             width=image.width,
             height=image.height,
@@ -201,8 +211,7 @@ class PictureReader:
             depth=16 if image.format == "ushort" else 8,
             bits=opened.bits,
             metadata=metadata,
-            # libvips gives 1 pixel per millimetre for pictures without a resolution.
-            resolution=None if resolution == (1, 1) else resolution,
+            resolution=resolution if known else None,
         )
         self._region = pyvips.Region.new(image)
         self._image = image  # a region does not keep the image's memory alive
@@ -234,7 +243,7 @@ def _image_errors(path: Path, reason: str) -> Iterator[None]:
         raise ImageError(
             "The name is not valid UTF-8.", path, "Rename the file."
         ) from error
-    except (pyvips.Error, OSError, SyntaxError, ValueError) as error:
+    except _OF_LIBRARIES as error:
         raise ImageError(reason, path) from error
     except MemoryError as error:
         raise ImageError("There is not enough memory to read it.", path) from error

@@ -18,7 +18,7 @@ _DIRECTORIES = (EXIF_DIRECTORY, GPS_DIRECTORY, INTEROPERABILITY)
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _SIZES |= {13: 4, 16: 8, 17: 8, 18: 8}
 _PARTS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_SHORT, _LONG, _RATIONAL = 3, 4, 5
+_SHORT, _LONG, _RATIONAL, _LONG8 = 3, 4, 5, 16
 
 _MOST_ENTRIES, _LARGEST_VALUE = 4096, 2**28
 
@@ -234,7 +234,7 @@ def serialised(tree: Tree, order: str, start: int = 8, big: bool = False) -> byt
         start: offset of the first directory.
         big: whether the file is a BigTIFF.
     """
-    kind, letter = (18, "Q") if big else (_LONG, "I")
+    kind, letter = (_LONG8, "Q") if big else (_LONG, "I")
 
     def offset(place: int) -> Value:
         return Value(kind, struct.pack(order + letter, place))

@@ -122,6 +122,8 @@ def fitted(
     if kept.gain_map and not room.gain_map:
         lost.append("the gain map (HDR)")
         kept = replace(kept, gain_map=None)
+    if kept.xmp:  # readers correct the orientation in EXIF only
+        kept = replace(kept, xmp=upright_xmp(kept.xmp))
     if kept.xmp and kept.gain_map is None:
         kept = replace(kept, xmp=without_attachments(kept.xmp))
     if kept.xmp and not room.xmp:

@@ -12,7 +12,7 @@ import pyvips
 from aethernet.errors import ImageError
 from aethernet.pictures import ifd, isobmff, jpeg, others, plugins, png, tiff, webp
 from aethernet.pictures.exif import block_of
-from aethernet.pictures.metadata import Metadata, upright_xmp
+from aethernet.pictures.metadata import Metadata
 
 NOT_A_PICTURE = (
     "This is no picture that can be read (PNG, JPEG, WebP, TIFF, AVIF, GIF, BMP, HEIC "
@@ -36,6 +36,10 @@ _ANIMATED = ("png", "webp", "gif", "heif")
 # Formats that libvips can load but that have no pixels of their own to upscale.
 _REFUSED = {"svg": "an SVG drawing", "pdf": "a PDF document"}
 _DNG_VERSION, _SUBFILE_TYPE, _SUB_DIRECTORIES = 50706, 254, 330
+
+
+FINEST_RESOLUTION = 100_000
+"""Pixels per millimetre; libvips takes no more."""
 
 
 class Opened:
@@ -172,12 +176,10 @@ def _blob(image: pyvips.Image, name: str) -> bytes | None:
 
 def _metadata(path: Path, kind: str, image: pyvips.Image, turn: int) -> Metadata:
     """What a file carries; libvips has read profile, EXIF and XMP."""
-    xmp = _blob(image, "xmp-data")
     known = Metadata(
         profile=_blob(image, "icc-profile-data"),
         exif=block_of(_blob(image, "exif-data") or b""),
-        # libvips does not correct the orientation in it.
-        xmp=upright_xmp(xmp) if xmp and turn != 1 else xmp,
+        xmp=_blob(image, "xmp-data"),
     )
     try:
         return _more_metadata(path, kind, known, turn, (image.width, image.height))
@@ -228,7 +230,7 @@ def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
         dpi = image.info.get("dpi")
         pixels = np.asarray(plain)
     opened = pyvips.Image.new_from_array(pixels)
-    if dpi:
+    if dpi and max(dpi) < 25.4 * FINEST_RESOLUTION:
         opened = opened.copy(xres=dpi[0] / 25.4, yres=dpi[1] / 25.4)
     return opened
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +116,8 @@ class PictureWriter:
                 return
             if self._spool is None:
                 # Unbuffered, so that a full disk is known at once.
-                self._spool = temporary_path(self.path).open("xb", buffering=0)
+                path = temporary_path(self.path)
+                self._spool = io.FileIO(path, "x", opener=_open_privately)
             left = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
             while left:
                 left = left[self._spool.write(left) :]
@@ -280,6 +282,11 @@ def _thumbnail(image: pyvips.Image, header: Header) -> bytes:
     if small.hasalpha():
         small = small.flatten()
     return small.jpegsave_buffer(Q=80, keep=_KEEP_NOTHING)
+
+
+def _open_privately(path: str, flags: int) -> int:
+    """Open a file that nobody else may read, as the source may be private."""
+    return os.open(path, flags, 0o600)
 
 
 def _fitted(

@@ -272,7 +272,8 @@ def _expand(inputs: Sequence[str | Path]) -> list[Path]:
                 check_source(path, "a picture")  # raises with the reason
             paths.append(Path(each))
             continue
-        matched = [Path(m) for m in sorted(glob.glob(name, recursive=True))]
+        found = sorted(glob.glob(_with_folders_escaped(name), recursive=True))
+        matched = [Path(match) for match in found]
         matches = [path for path in matched if path.is_dir() or _is_picture(path)]
         passed = Counter(p.suffix.lower() for p in matched if p not in matches)
         if not matches:
@@ -280,6 +281,16 @@ def _expand(inputs: Sequence[str | Path]) -> list[Path]:
         _note_passed(name, passed)
         paths += matches
     return paths
+
+
+def _with_folders_escaped(pattern: str) -> str:
+    """The pattern, with brackets in the name of a folder that exists taken as such."""
+    path = Path(pattern)
+    for folder in path.parents:  # the longest first
+        if glob.has_magic(str(folder)) and os.path.isdir(folder):
+            inside = path.relative_to(folder)
+            return os.path.join(glob.escape(str(folder)), inside)
+    return pattern
 
 
 def _output_folder(
