@@ -134,7 +134,8 @@ def test_changelog_knows_this_version():
 
 # Files whose tests all are about PyTorch, or compare with it. All others run without.
 NEED_PYTORCH = (
-    *("bench/test_bench.py", "integrations/test_comfyui.py", "publish/test_release.py"),
+    *("bench/test_bench.py", "publish/test_release.py"),
+    *(f"integrations/test_{name}.py" for name in ("comfyui", "upstream_kit")),
     *("quality/test_architectures.py", "quality/test_perceptual.py"),
     *("test_copies.py", "test_core.py", "test_golden.py", "test_set5.py"),
     "test_spandrel.py",

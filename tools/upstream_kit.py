@@ -106,20 +106,12 @@ SPANDREL_SNAPSHOT = """\
 # ---
 """
 
-# In spandrel's own folder the registry is imported relatively, and installs it.
-_OUTSIDE = """\
-# By these names, because the package `spandrel` itself is not ready yet when it imports
-# this folder as one of its own architectures.
-from spandrel.__helpers.model_descriptor import (
-    Architecture,
-    ImageModelDescriptor,
-    StateDict,
-)
-from spandrel.__helpers.registry import ArchSupport
-from spandrel.util import KeyCondition
+# What the adapter imports when it is one of spandrel's own architectures.
+_IMPORTS = """\
+from __future__ import annotations
 
-"""
-_INSIDE = """\
+from typing_extensions import override
+
 from spandrel.util import KeyCondition
 
 from ...__helpers.model_descriptor import Architecture, ImageModelDescriptor, StateDict
@@ -223,15 +215,16 @@ def spandrel(clone: Clone, url: str) -> list[str]:
 def inside_spandrel(adapter: Path) -> str:
     """The adapter as one of spandrel's own architectures.
 
-    It is without the docstring and `install`, which are for the package outside.
+    It is without the docstring, the imports from outside and `install`.
     """
     text = adapter.read_text("utf-8")
-    _, future, text = text.partition("from __future__ import annotations\n")
-    start, install = text.split("def install(")
-    end = install.partition("__all__ = ")[2].replace(', "install"', "")
-    if _OUTSIDE not in start or '"install"' in end:
+    _, network, body = text.partition("from .__arch.aether_core import")
+    classes, install, end = body.partition("def install(")
+    names = end.partition("__all__ = ")[2]
+    if not (network and install and ', "install"' in names):
         raise KitError(f"{adapter} has changed; change inside_spandrel, too.")
-    return future + start.replace(_OUTSIDE, _INSIDE) + "__all__ = " + end
+    names = names.replace(', "install"', "")
+    return f"{_IMPORTS}{network}{classes}__all__ = {names}"
 
 
 def trainner_redux(clone: Clone, _: str) -> list[str]:

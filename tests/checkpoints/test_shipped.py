@@ -335,6 +335,7 @@ class TestCommands:
 
     @torch_only
     def test_bench(self, monkeypatch):
+        pytest.importorskip("torch", reason="needs PyTorch")
         seen = refusing(monkeypatch, "aethernet.bench.rounds.run_benchmark")
         assert main(["bench", "--model", "2x-small"]) == 1
         ((plan,),) = seen

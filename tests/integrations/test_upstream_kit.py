@@ -12,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import ROOT, SHIPPED_MODEL, call_script, run, sample_part, write
 
 KIT = ROOT / "tools/upstream_kit.py"

@@ -39,6 +39,11 @@ _REFUSED = {"svg": "an SVG drawing", "pdf": "a PDF document"}
 _DNG_VERSION, _SUBFILE_TYPE, _SUB_DIRECTORIES = 50706, 254, 330
 
 
+# Errors of the readers of metadata, and of Pillow, about bytes that make no sense.
+_DAMAGES = (
+    *(struct.error, ValueError, LookupError, StopIteration, OSError, SyntaxError),
+)
+
 FINEST_RESOLUTION = 100_000
 """Pixels per millimetre; libvips takes no more."""
 
@@ -184,7 +189,7 @@ def _metadata(path: Path, kind: str, image: pyvips.Image, turn: int) -> Metadata
     )
     try:
         return _more_metadata(path, kind, known, turn, (image.width, image.height))
-    except (struct.error, ValueError, KeyError, IndexError, StopIteration):
+    except _DAMAGES:
         return replace(known, others=("metadata that is damaged",))
 
 

@@ -11,7 +11,7 @@ import PIL.Image
 from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, Text
 
-_CALIBRATED, _SRGB, _EMBEDDED, _LINKED = 0, b"BGRs", b"DEBM", b"KNIL"
+_CALIBRATED, _SRGB, _EMBEDDED, _LINKED = bytes(4), b"BGRs", b"DEBM", b"KNIL"
 _XMP_OF_GIF = b"\x21\xff\x0bXMP DataXMP"
 _TRAILER = b"\x01\xff\xfe"
 """How the 257 bytes behind XMP in a GIF begin."""
@@ -29,7 +29,7 @@ def read_bmp(path: Path) -> Metadata:
         kind = head[14 + 56 : 14 + 60]
         if kind == _SRGB:
             return Metadata(colour=StatedColour(srgb=0))
-        if kind == bytes(4):
+        if kind == _CALIBRATED:
             return Metadata(colour=_calibrated(head))
         if kind == _LINKED:
             return Metadata(others=("the colour profile, which is in another file",))
