@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cluster_helpers
 import numpy as np
+import onnxruntime
 import psutil
 import pytest
 from cluster_helpers import Fragile, make_pictures, planned
@@ -30,6 +31,7 @@ from aethernet.errors import (
 )
 from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
+from aethernet.runtimes import onnx_files
 from aethernet.runtimes.registry import open_model
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.cluster import run
@@ -224,9 +226,9 @@ class TestWorker:
         self, tmp_path, monkeypatch, start_worker, share
     ):
         # ONNX Runtime would take all, and so would the other workers of the machine.
-        onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
         path = repeating_onnx(tmp_path / "others.onnx")
         monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
+        monkeypatch.setattr(onnx_files, "usable_cores", lambda: 4)
         taken = []
 
         class Session(onnxruntime.InferenceSession):
