@@ -160,7 +160,7 @@ class TestBack:
 
     def test_4x_starts_from_2x_without_the_second_upsampling(self, trained):
         network = self.build(scale=4)
-        state_dict = load_checkpoint(trained).state_dict
+        state_dict = load_checkpoint(trained).build().state_dict()
         with pytest.raises(RuntimeError, match=r"upsample\.2"):
             network.load_state_dict(state_dict)
         left_out = network.load_state_dict(state_dict, strict=False)
