@@ -95,6 +95,7 @@ class OnnxModel(abc.ABC):
         # The output's size tells the scale of any file, whatever program wrote it.
         self._sizes = found_sizes(
             path,
+            device,
             lambda height, width: self.size(1, height, width),
             lambda shape: self._run(np.zeros(shape, np.float32)).shape,
         )

@@ -176,10 +176,8 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
     settings, providers = _settings(ort, device, optimised)
     if device_kind(device) in ("cuda", "tensorrt"):
         _load_cuda(ort)
-    # Libraries of GPUs reserve much more than they take.
-    bounded = memory_limit(path) if device == "cpu" else contextlib.nullcontext()
     try:
-        with bounded:
+        with memory_limit(path, device):
             session = ort.InferenceSession(content, settings, providers)
     except Exception as error:  # its errors have no base class of their own
         if device == "cpu" and _is_bfloat16(path):

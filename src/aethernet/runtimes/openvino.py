@@ -1,6 +1,5 @@
 """ONNX files and exports of checkpoints, executed by OpenVINO."""
 
-import contextlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,7 +123,7 @@ def _compile(model: Any, path: Path, device: str, hint: str) -> Any:
     if device == "cpu" and (threads := allowed_threads()):
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        with memory_limit(path) if device == "cpu" else contextlib.nullcontext():
+        with memory_limit(path, device):
             compiled = _core().compile_model(model, _openvino_device(device), settings)
     except RuntimeError as error:
         raise AetherError(

@@ -60,16 +60,18 @@ _limiting = threading.Lock()
 
 
 @contextlib.contextmanager
-def memory_limit(path: Path, pixels: int = 0) -> Iterator[None]:
+def memory_limit(path: Path, device: str, pixels: int = 0) -> Iterator[None]:
     """Keep a small model from filling the memory in this block, on Linux.
 
     A library that asks for more is told that there is none, and raises its error.
 
     Args:
         path: of the model.
+        device: that it runs on; only on "cpu" there is a limit, because libraries of
+            GPUs reserve much more than they take.
         pixels: of the picture that it is run on.
     """
-    if not sys.platform.startswith("linux"):
+    if device != "cpu" or not sys.platform.startswith("linux"):
         yield
         return
     import resource
@@ -90,6 +92,7 @@ def memory_limit(path: Path, pixels: int = 0) -> Iterator[None]:
 
 def found_sizes(
     path: Path,
+    device: str,
     shape: Callable[[int, int], Shape],
     run: Callable[[Shape], tuple[int, ...]],
 ) -> Sizes:
@@ -97,6 +100,7 @@ def found_sizes(
 
     Args:
         path: of the model.
+        device: that it runs on.
         shape: of an input of that height and width; the file may fix sides of it.
         run: runs the model on an input of that shape, and returns the output's shape.
 
@@ -104,7 +108,7 @@ def found_sizes(
         AetherError: when no input is enlarged by a whole number up to `LARGEST_SCALE`,
             or it takes too much memory.
     """
-    sizes = _found(path, shape, run)
+    sizes = _found(path, device, shape, run)
     if sizes.scale > LARGEST_SCALE:
         raise AetherError(
             f"The model enlarges pictures {sizes.scale} times, more than the "
@@ -116,12 +120,13 @@ def found_sizes(
 
 def _found(
     path: Path,
+    device: str,
     shape: Callable[[int, int], Shape],
     run: Callable[[Shape], tuple[int, ...]],
 ) -> Sizes:
     def tried(height: int, width: int) -> int:
         given = shape(height, width)
-        return check_upscales(path, given, _run(path, given, run))
+        return check_upscales(path, given, _run(path, device, given, run))
 
     def works(height: int, multiple: int = 1) -> int:
         try:
@@ -154,10 +159,10 @@ def _found(
 
 
 def _run(
-    path: Path, given: Shape, run: Callable[[Shape], tuple[int, ...]]
+    path: Path, device: str, given: Shape, run: Callable[[Shape], tuple[int, ...]]
 ) -> tuple[int, ...]:
     batch, channels, height, width = given
     if batch * channels * height * width > _LARGEST_INPUT:
         raise OutOfMemoryError(f"The input that it takes, {given}, is too large.", path)
-    with memory_limit(path, batch * height * width):
+    with memory_limit(path, device, batch * height * width):
         return run(given)
