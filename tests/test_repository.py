@@ -141,6 +141,8 @@ NEED_PYTORCH = (
     "test_spandrel.py",
     *(f"checkpoints/test_{name}.py" for name in ("checkpoint", "comparison")),
     *(f"checkpoints/test_{name}.py" for name in ("folded", "fuse", "onnx", "rewrites")),
+    *(f"checkpoints/test_{name}.py" for name in ("limits", "trainers")),
+    *("commands/test_upscale_other_networks.py", "fuzz/test_fuzz.py"),
     *(f"runtimes/test_{name}.py" for name in ("choice", "native", "pytorch", "trial")),
     *("runtimes/test_registry.py", "runtimes/test_tensorrt_build.py"),
     "runtimes/test_tensorrt_run.py",

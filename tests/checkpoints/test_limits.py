@@ -10,7 +10,9 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import SHARED, lively_network
 from limited import serving
 

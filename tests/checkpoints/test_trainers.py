@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import FUSE_SCRIPT, ROOT, call_script, check_one_error, lively_network
 
 from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
 from helpers import lively_network, photo, repeating_onnx, write
 from limited import Attempt, serving
 

@@ -259,7 +259,10 @@ class TestFull:
         assert figures_of(card)["Set2"] == pytest.approx(means["it"].psnr, abs=0.002)
         (row,) = re.findall(r"^\| Set2 .*$", card, re.MULTILINE)
         assert f"{means['bicubic'].psnr:.3f} dB / {means['bicubic'].ssim:.4f} |" in row
-        assert "`aethernet quality --model 2x_leaves.safetensors --data Set2`" in card
+        measured = (
+            "aethernet quality --model 2x_leaves.safetensors --data Set2 --runtime"
+        )
+        assert f"`{measured} " in card
 
 
 def released(tmp_path, source, *words):

@@ -116,7 +116,9 @@ def release(
     without = _left_out(options)
     with replacing_folder(target) as folder:
         files = _write_models(source, folder / name, about, without)
-        model = _opened(folder / f"{name}{FUSED}", source.device)
+        runtime = _runtime_for(source.device)
+        how = (runtime, source.device or "cpu", "float32")
+        model = Tiled(open_model(folder / f"{name}{FUSED}", *how))
         figures = {
             path.resolve().name: _measure(name, model, path) for path in options.data
         }
@@ -130,7 +132,7 @@ def release(
             facts=facts(source, entry),
             files=files,
             notes=about.notes,
-            protocol=_protocol(name, options.data, model.describe().runtime),
+            protocol=_protocol(name, options.data, how),
             figures=figures,
             pictures=[(path, caption) for path in comparisons],
         )
@@ -293,21 +295,26 @@ def _measure(name: str, model: Model, folder: Path) -> dict[str, Figures]:
     return {method: means[method] for method in (name, BICUBIC)}
 
 
-def _opened(path: Path, device: str | None) -> Model:
-    """A model to measure and to draw with, in float32.
+def _runtime_for(device: str | None) -> str:
+    """What measures and draws: PyTorch on a device that was asked for, or if loaded."""
+    return "pytorch" if device or "torch" in sys.modules else "onnxruntime"
 
-    PyTorch runs it on a device that was asked for, and where it is loaded already.
+
+def _protocol(name: str, data: Sequence[Path], how: tuple[str, str, str]) -> str:
+    """How the figures were measured, with the command that measures them again.
+
+    Args:
+        name: of the model.
+        data: folders of the sets.
+        how: runtime, device and precision.
     """
-    runtime = "pytorch" if device or "torch" in sys.modules else "onnxruntime"
-    return Tiled(open_model(path, runtime, device or "cpu", "float32"))
-
-
-def _protocol(name: str, data: Sequence[Path], library: str) -> str:
     sets = [each.resolve().name for each in data]
     words = ["aethernet", "quality", "--model", f"{name}{FUSED}", "--data", *sets]
+    for flag, value in zip(("--runtime", "--device", "--precision"), how, strict=True):
+        words += [flag, value]
     return (
-        f"{PROTOCOL} LR by MATLAB's bicubic reduction. `{command_line(words)}`, "
-        f"float32 in {library}:"
+        f"{PROTOCOL} LR by MATLAB's bicubic reduction. Measured by "
+        f"`{command_line(words)}`:"
     )
 
 
