@@ -81,7 +81,8 @@ def serving(**variables: str) -> Iterator[Server]:
 
 def _serve() -> None:
     # Not pyvips and the runtimes, whose threads a fork does not bring along.
-    import torch  # noqa: F401
+    with contextlib.suppress(ModuleNotFoundError):  # tests without PyTorch need none
+        import torch  # noqa: F401
 
     from aethernet.commands import fuse, info  # noqa: F401
 

@@ -22,7 +22,7 @@ def names(requirements):
 def test_the_name_is_ours_and_the_import_package_keeps_its_own():
     assert PROJECT["project"]["name"] == "aethernet-sr"
     scripts = PROJECT["project"]["scripts"]
-    assert scripts == {"aethernet": "aethernet.commands.main:main"}
+    assert scripts == {"aethernet": "aethernet.__main__:main"}
 
 
 def test_nothing_large_is_required():

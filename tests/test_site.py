@@ -34,7 +34,7 @@ def place(tmp_path, monkeypatch):
 
 
 def test_the_tutorial_works_line_by_line(place, capsys):
-    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    pytest.importorskip("torch", reason="needs PyTorch: it starts from a .pth file")
     page = (ROOT / "docs/tutorial.md").read_text("utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S)
     lines = [line for block in blocks for line in block.splitlines()]

@@ -6,11 +6,10 @@ import sys
 import numpy as np
 import pytest
 import pyvips
-from helpers import SHARED, lively_network, photo, write
+from helpers import PLAIN, SHARED, lively_file, photo, write
 from limited import serving
 from PIL import Image
 
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.errors import ImageError
 from aethernet.pictures.files import PictureReader, read_picture
 
@@ -23,8 +22,8 @@ def refused(tmp_path_factory):
     if not sys.platform.startswith("linux"):
         pytest.skip("limits processes as Linux can")
     folder = tmp_path_factory.mktemp("model")
-    save_checkpoint(lively_network(embed_dim=4, depths=(1,)), folder / "m.safetensors")
-    model = ("--model", folder / "m.safetensors", "--runtime", "pytorch")
+    lively_file(folder / "m.safetensors", embed_dim=4, depths=(1,))
+    model = ("--model", folder / "m.safetensors", "--runtime", PLAIN)
     with serving() as server:
 
         def check(path):

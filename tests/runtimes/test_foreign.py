@@ -14,8 +14,8 @@ from aethernet.pictures.files import read_picture
 from aethernet.runtimes.base import Description, library_failures
 from aethernet.runtimes.registry import open_model
 
-onnx = pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
-pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 
 CASES = SHARED / "cases"
 OUT = {"y": [None] * 4}

@@ -6,20 +6,19 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT, lively_network, photo, write
+from helpers import ROOT, lively_file, photo, write
 
 from aethernet.cache import cache_folder, read_json, write_json
-from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
 from aethernet.pictures.files import read_picture
 
-pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
+pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture
 def words(tmp_path, monkeypatch):
     monkeypatch.setenv("AETHERNET_CACHE", str(tmp_path / "kept"))
-    save_checkpoint(lively_network(depths=(1,)), tmp_path / "m.safetensors")
+    lively_file(tmp_path / "m.safetensors", depths=(1,))
     write(photo(), tmp_path / "in.png")
     names = (tmp_path / "in.png", "-o", tmp_path / "out.png")
     model = ("--model", tmp_path / "m.safetensors", "--device", "cpu", "--overwrite")
