@@ -6,9 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, lively_network, photo, write
-
-from aethernet.checkpoints.checkpoint import save_checkpoint
+from helpers import ROOT, lively_file, photo, write
 
 # Run in a network without a route, whose only name server is this program, which
 # prints the questions that it was asked.
@@ -72,8 +70,7 @@ def watched(tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    save_checkpoint(lively_network(depths=(1,)), tmp_path / "m.safetensors")
-    return tmp_path / "m.safetensors"
+    return lively_file(tmp_path / "m.safetensors", depths=(1,))
 
 
 def test_the_watcher_sees_a_question(watched):
