@@ -135,7 +135,9 @@ class TestModelsFolder:
         assert command
         words = command[1].split()
         assert words[words.index("--model") + 1] == f"{entry.stem}.safetensors"
-        assert words[words.index("--data") + 1 :] == ["Set5", "Set14"]
+        data = words.index("--data")
+        assert words[data + 1 : data + 3] == ["Set5", "Set14"]
+        assert words[words.index("--precision") + 1] == "float32"
         for name in ("Set5", "Set14"):
             assert re.search(rf"^\| {name} \| \d\d\.\d+ dB / 0\.\d+ \|", card, re.M)
         assert json.loads(entry.read_text("utf-8"))["license"] in card
