@@ -246,9 +246,9 @@ class TestWhatIsAccepted:
                 check_pickle_limits(tmp_path / "model.pth")
 
     def test_numpy_scalars_do_not_become_safe_for_others(self, tmp_path):
-        before = torch.serialization.get_safe_globals()
+        before = {*torch.serialization.get_safe_globals()}
         self.loaded({"params": {"a": torch.ones(1)}}, tmp_path / "model.pth")
-        assert torch.serialization.get_safe_globals() == before
+        assert {*torch.serialization.get_safe_globals()} == before
 
     @pytest.mark.parametrize("new", [True, False])
     def test_what_training_frameworks_write(self, tmp_path, new):

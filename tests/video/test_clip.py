@@ -194,8 +194,7 @@ class TestBadInput:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(SegmentEncoder, "close", full)
-        segment = tmp_path / ".out.mkv.parts/000000.mkv"
-        self.refused(clip, "No space left", about=segment)
+        self.refused(clip, "No space left", about=tmp_path / "out.mkv")
 
     def test_interlaced_frames_are_reported(self, tmp_path, caplog):
         clip = make_clip(
