@@ -1,9 +1,10 @@
 """Write the pull request that adds AetherNet to another project, into a clone of it.
 
-    python tools/upstream_kit.py spandrel -o ../spandrel
+    python tools/upstream_kit.py spandrel -o ../spandrel --repository ADDRESS
 
 adds files to the clone and lines to a few of its own; `git diff` there shows the whole
-pull request. docs/how-to/upstream.md says how to send it.
+pull request. ADDRESS is that of this repository, which the pull request
+links to. docs/how-to/upstream.md says how to send it.
 """
 
 import argparse
@@ -18,7 +19,6 @@ from PIL import Image
 import aethernet
 
 ROOT = Path(__file__).resolve().parents[1]
-REPOSITORY = "https://github.com/Phhofm/aethernet"
 MODEL = ROOT / "models/2x_aether_small.safetensors"
 NETWORKS = ("aether", "aether_small", "aether_medium", "aether_large")
 
@@ -129,13 +129,17 @@ def main() -> int:
         "-o", "--output", type=Path, required=True, help="a clone of the project"
     )
     parser.add_argument(
-        "--url",
-        default=f"{REPOSITORY}/raw/main/models/{MODEL.name}",
-        help="where spandrel's test downloads the shipped model (default: %(default)s)",
+        "--repository",
+        required=True,
+        metavar="ADDRESS",
+        help="of this repository on the web, for links and for spandrel's test, which "
+        "downloads the shipped model from it: https://github.com/OWNER/NAME",
     )
     arguments = parser.parse_args()
     try:
-        written = PROJECTS[arguments.project](Clone(arguments.output), arguments.url)
+        written = PROJECTS[arguments.project](
+            Clone(arguments.output), arguments.repository.rstrip("/")
+        )
     except KitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -185,7 +189,7 @@ class Clone:
         self.write(name, text.replace(before, lines + before))
 
 
-def spandrel(clone: Clone, url: str) -> list[str]:
+def spandrel(clone: Clone, repository: str) -> list[str]:
     """Folder, two lines in the registry, README row, test, snapshots."""
     registry = "libs/spandrel/spandrel/__helpers/main_registry.py"
     clone.path(registry)
@@ -197,8 +201,9 @@ def spandrel(clone: Clone, url: str) -> list[str]:
     clone.insert(registry, "    AuraSR,\n", "    AetherNet,\n")
     support = "    ArchSupport.from_architecture({0}.{0}Arch()),\n"
     clone.insert(registry, support.format("AuraSR"), support.format("AetherNet"))
-    row = f"- [AetherNet]({REPOSITORY}) | [Models]({REPOSITORY}/tree/main/models)\n"
+    row = f"- [AetherNet]({repository}) | [Models]({repository}/tree/main/models)\n"
     clone.insert("README.md", "\n#### Face Restoration\n", row)
+    url = f"{repository}/raw/main/models/{MODEL.name}"
     clone.write("tests/test_AetherNet.py", SPANDREL_TEST.substitute(url=url))
     clone.write("tests/__snapshots__/test_AetherNet.ambr", SPANDREL_SNAPSHOT)
     model = aethernet.load(MODEL, runtime="pytorch", device="cpu", precision="float32")
@@ -227,7 +232,7 @@ def inside_spandrel(adapter: Path) -> str:
     return f"{_IMPORTS}{network}{classes}__all__ = {names}"
 
 
-def trainner_redux(clone: Clone, _: str) -> list[str]:
+def trainner_redux(clone: Clone, repository: str) -> list[str]:
     """Drop-in file, option files, schema, reference of the archs, README, licences."""
     ours = ROOT / "traiNNer-redux"
     clone.path("traiNNer/archs/arch_info.py")
@@ -254,15 +259,15 @@ def trainner_redux(clone: Clone, _: str) -> list[str]:
     clone.insert(
         "docs/source/arch_reference.md", "### ArtCNN\n", f"### AetherNet\n{reference}"
     )
-    licence = f"[MIT License]({REPOSITORY}/blob/main/LICENSE)"
-    row = f"|[AetherNet]({REPOSITORY}) | {licence}|\n"
+    licence = f"[MIT License]({repository}/blob/main/LICENSE)"
+    row = f"|[AetherNet]({repository}) | {licence}|\n"
     clone.insert("LICENSE/README.md", "|[APISR]", row)
-    made_by = f"- The [AetherNet]({REPOSITORY}) architecture is by Philip Hofmann.\n"
+    made_by = f"- The [AetherNet]({repository}) architecture is by Philip Hofmann.\n"
     clone.insert("README.md", "- The [FDAT]", made_by)
     return clone.written
 
 
-def neosr(clone: Clone, _: str) -> list[str]:
+def neosr(clone: Clone, repository: str) -> list[str]:
     """Drop-in file, option files, README row."""
     clone.path("neosr/archs/arch_util.py")
     arch = "archs/aether_arch.py"
@@ -270,7 +275,7 @@ def neosr(clone: Clone, _: str) -> list[str]:
     for source in sorted((ROOT / "neosr/options").glob("*.toml")):
         clone.copy(source, f"options/{source.name}")
     names = ", ".join(f"`{name}`" for name in NETWORKS)
-    row = f"| [AetherNet]({REPOSITORY}) | {names} |\n"
+    row = f"| [AetherNet]({repository}) | {names} |\n"
     clone.insert("readme.md", "| [SRVGGNetCompact]", row)
     return clone.written
 

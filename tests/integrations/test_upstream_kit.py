@@ -26,7 +26,8 @@ spandrel = pytest.importorskip(
 
 
 def apply(monkeypatch: pytest.MonkeyPatch, project: str, clone: Path) -> int:
-    return call_script(monkeypatch, KIT, project, "-o", clone)
+    words = ("-o", clone, "--repository", "https://example.org/aethernet")
+    return call_script(monkeypatch, KIT, project, *words)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
