@@ -13,6 +13,7 @@ from aethernet.pictures.metadata import Metadata, Text
 
 _CALIBRATED, _SRGB, _EMBEDDED, _LINKED = bytes(4), b"BGRs", b"DEBM", b"KNIL"
 _XMP_OF_GIF = b"\x21\xff\x0bXMP DataXMP"
+_PICTURE, _EXTENSION, _END = 0x2C, 0x21, 0x3B
 _TRAILER = b"\x01\xff\xfe"
 """How the 257 bytes behind XMP in a GIF begin."""
 
@@ -67,3 +68,52 @@ def read_gif(path: Path) -> Metadata:
     if start < 0 or end < 0:
         return Metadata(texts=texts)
     return Metadata(texts=texts, xmp=content[start + len(_XMP_OF_GIF) : end])
+
+
+def gif_with_metadata(content: bytes, metadata: Metadata) -> bytes:
+    """A GIF file with comments and XMP added before its first picture.
+
+    Args:
+        content: of a file without them.
+        metadata: of which texts of the kind "COM" are comments.
+    """
+    added = b""
+    for text in metadata.texts:
+        pieces = [text.data[i : i + 255] for i in range(0, len(text.data), 255)]
+        blocks = b"".join(bytes([len(piece)]) + piece for piece in pieces)
+        added += b"\x21\xfe" + blocks + b"\0"
+    if metadata.xmp:
+        # Readers that know only blocks find their way out by these bytes.
+        way_out = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+        added += _XMP_OF_GIF + metadata.xmp + way_out
+    start = _behind_palette(content, 10, 13)
+    return content[:start] + added + content[start:]
+
+
+def count_gif_frames(path: Path) -> int | None:
+    """How many pictures a GIF file has; None if it ends inside of one."""
+    content = path.read_bytes()
+    at, frames = _behind_palette(content, 10, 13), 0
+    while at < len(content) and content[at] != _END:
+        if content[at] == _PICTURE:
+            frames += 1
+            behind = _behind_palette(content, at + 9, at + 10)
+            at = _behind_blocks(content, behind + 1)  # after the size of codes
+        elif content[at] == _EXTENSION:
+            at = _behind_blocks(content, at + 2)
+        else:
+            at += 1  # what readers pass over
+    return frames if at <= len(content) else None
+
+
+def _behind_palette(content: bytes, flags: int, start: int) -> int:
+    """Where a palette ends that begins at `start`, if the flags announce one."""
+    announced = content[flags] if flags < len(content) else 0
+    return start + (3 * 2 ** ((announced & 7) + 1) if announced & 0x80 else 0)
+
+
+def _behind_blocks(content: bytes, at: int) -> int:
+    """Where blocks end that begin at `at`; behind the content if they do not."""
+    while at < len(content) and content[at]:
+        at += 1 + content[at]
+    return at + 1

@@ -1,10 +1,11 @@
 """Join encoded segments to one stream, and copy the other streams of the source."""
 
+import contextlib
 import heapq
 import io
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def check_muxable(clip: Clip, encoding: VideoEncoding, suffix: str) -> None:
     av = import_av()
     try:
         with (
-            open_container(clip.path) as source,
+            _source_of(clip) as source,
             av.open(io.BytesIO(), "w", format=CONTAINERS[suffix]) as trial,
         ):
             add_video_stream(trial, encoding)
@@ -190,7 +191,7 @@ def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> Non
     suffix = target.suffix.lower()
     skipped = (begin - clip.origin) * clip.time_base
     with (
-        open_container(clip.path) as source,
+        _source_of(clip) as source,
         _template(segments[0].path, clip, suffix) as template,
         open_unofficial(f"file:{target}", CONTAINERS[suffix]) as output,
     ):
@@ -216,6 +217,24 @@ def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> Non
             # libav writes stereo 3D twice. Its box of Apple's kind says less, and is
             # the one that libav reads.
             hide_boxes(file, b"vexu")
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """Stands in for the container of an animation, which has no other streams."""
+
+    streams: tuple[Any, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def chapters(self) -> list[Any]:
+        return []
+
+
+def _source_of(clip: Clip) -> Any:
+    """The container of a clip, as a context manager."""
+    if clip.index is None:
+        return contextlib.nullcontext(_Nothing())
+    return open_container(clip.path)
 
 
 def _template(segment: Path, clip: Clip, suffix: str) -> Any:
@@ -307,7 +326,8 @@ def _add_joined(
         stream.set_display_matrix(clip.display_matrix)
     if template.codec_context.name == "hevc" and suffix != ".mkv":
         stream.codec_context.codec_tag = "hvc1"  # Apple's players need it
-    _describe_copy(stream, source.streams[clip.index], skipped, clip.rate)
+    if clip.index is not None:
+        _describe_copy(stream, source.streams[clip.index], skipped, clip.rate)
     if timecode := timecode_of(source.streams):
         moved = moved_timecode(timecode, round(skipped * clip.rate), clip.rate)
         if moved is not None:
