@@ -348,9 +348,12 @@ class TestStorage:
 
 class TestCluster:
     def test_a_folder_gives_what_it_gives_without_a_cluster(
-        self, tmp_path, worker_model, model, two_workers, capsys
+        self, tmp_path, worker_model, model, two_workers, capsys, caplog
     ):
         make_pictures(tmp_path / "in", 6)
+        jpeg = tmp_path / "in/two.jpg"
+        write_picture(read_picture(tmp_path / "in/p00.png"), jpeg)
+        jpeg.write_bytes(2 * jpeg.read_bytes())
         (tmp_path / "in/bad.png").write_text("no picture")
         (tmp_path / "out").mkdir()
         finished = tmp_path / "out/p02.png"
@@ -363,7 +366,8 @@ class TestCluster:
         assert f"{tmp_path / 'in/bad.png'}: " in printed.err
         assert "Traceback" not in printed.err
         lines = [json.loads(line) for line in printed.out.splitlines()]
-        assert len({line["source"] for line in lines}) == len(lines) == 7
+        assert len({line["source"] for line in lines}) == len(lines) == 8
+        assert f"{tmp_path / 'out/two.jpg'}: left out 1 more picture" in caplog.text
         status = {Path(line["source"]).name: line["status"] for line in lines}
         assert status.pop("bad.png") == "failed"
         assert status.pop("p02.png") == "skipped"
@@ -378,6 +382,7 @@ class TestCluster:
             "p00.png",
             "p02.png",
             "p04.png",
+            "two.jpg",
         ]
 
     def test_a_model_that_no_worker_can_open_is_one_error(self, tmp_path, two_workers):

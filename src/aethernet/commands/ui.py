@@ -4,7 +4,12 @@ import argparse
 import logging
 from pathlib import Path
 
-from aethernet.commands.model_flags import add_runtime, model_loader, models_of
+from aethernet.commands.model_flags import (
+    add_runtime,
+    add_values,
+    model_loader,
+    models_of,
+)
 from aethernet.commands.values import port
 
 
@@ -49,4 +54,5 @@ def define(parser: argparse.ArgumentParser) -> None:
         help="print the address without opening the page",
     )
     add_runtime(parser)
+    add_values(parser)
     parser.set_defaults(job=ui)

@@ -12,9 +12,11 @@ from aethernet.checkpoints.checkpoint import (
 )
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.shipped import find_model, shipped_model
+from aethernet.commands.model_flags import asked_values
 from aethernet.commands.values import LOSSLESS
 from aethernet.errors import AetherError
 from aethernet.pictures.files import PictureEncoding
+from aethernet.runtimes.base import AskedValues
 from aethernet.runtimes.registry import open_any
 from aethernet.runtimes.tiling import DEFAULT_CONTEXT, Tiled
 from aethernet.upscaling.files import Options, Size
@@ -43,6 +45,8 @@ class ModelRequest:
     tile: int | None
     """As for `Tiled`."""
     context: int
+    asked: AskedValues
+    """As for `open_any`."""
 
     def open(self, pixels: Callable[[], float] | None = None) -> Tiled:
         """Open the model, for pictures of any size.
@@ -54,7 +58,8 @@ class ModelRequest:
             AetherError: as `open_any` and `Tiled` do.
         """
         how = (self.runtime, self.device, self.precision)
-        return Tiled(open_any(self.path, *how, pixels), self.tile, self.context)
+        opened = open_any(self.path, *how, pixels, self.asked)
+        return Tiled(opened, self.tile, self.context)
 
     def scale(self) -> int:
         """The model's scale, without a trial of runtimes.
@@ -166,6 +171,7 @@ def _model_from(arguments: argparse.Namespace) -> ModelRequest:
         precision=arguments.precision,
         tile=arguments.tile,
         context=DEFAULT_CONTEXT if context is None else context,
+        asked=asked_values(arguments),
     )
 
 

@@ -138,7 +138,7 @@ def _run_cluster(request: UpscaleRequest) -> int:
     jobs, done = _planned_for_cluster(request)
     worker_model = WorkerModel(
         *(model.path, model.runtime, model.device, model.precision),
-        *(model.tile, model.context),
+        *(model.tile, model.context, model.asked),
     )
     failed = 0
     with _shown_progress(request, jobs, done) as shown:

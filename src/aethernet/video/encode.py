@@ -22,6 +22,7 @@ from aethernet.video.libav import (
     pixel_format,
     planar_name,
     planes_of,
+    usual_priority,
 )
 from aethernet.video.yuv import BT709, FULL, LIMITED, RGB, Colour, from_rgb
 
@@ -458,7 +459,8 @@ def add_video_stream(container: Any, encoding: VideoEncoding) -> Any:
         ) from error
     try:
         _set_up(stream, encoding)
-        stream.codec_context.open()
+        with usual_priority():
+            stream.codec_context.open()
     except (av.FFmpegError, ValueError) as error:
         size = f"{encoding.width}x{encoding.height}"
         odd = encoding.width % 2 or encoding.height % 2

@@ -55,6 +55,28 @@ def open_container(path: Path) -> Any:
     return av.open(f"file:{path}", container_options=options, **arguments)
 
 
+@contextlib.contextmanager
+def usual_priority() -> Iterator[None]:
+    """Give all threads of this process the caller's scheduling policy at the end.
+
+    SVT-AV1, run by root, makes its own threads and the one that opens it real-time
+    threads. They and whatever they start later would take the processor from all other
+    programs.
+    """
+    if not hasattr(os, "sched_setscheduler"):  # not Linux
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for thread in map(int, os.listdir("/proc/self/task")):
+            # A thread can end meanwhile.
+            with contextlib.suppress(ProcessLookupError):
+                if os.sched_getscheduler(thread) != policy:
+                    os.sched_setscheduler(thread, policy, parameters)
+
+
 def av_reason(error: Exception) -> str:
     """What libav says went wrong, without the error's number and the file's name."""
     return str(getattr(error, "strerror", None) or error).rstrip(".")

@@ -22,6 +22,7 @@ from typing import cast
 
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import check_source, unreadable
+from aethernet.runtimes.choice import warn_once
 from aethernet.upscaling.cluster.ray_session import (
     Pool,
     configure,
@@ -180,6 +181,8 @@ def _round(
                 answer = pickle.loads(pickled)  # from our own workers
                 if isinstance(answer, AetherError):
                     raise _cannot_open(answer, setup.model.path) from answer
+                for note in answer.notes:
+                    warn_once(note)  # each worker may have the same
                 yield answer
     except ray.exceptions.RayError as error:
         raise AetherError(
