@@ -199,6 +199,13 @@ class TestRefused:
         with pytest.raises(ImageError, match="the limit is"):
             AnimationReader(source, limit / 6)
 
+    def test_frames_too_large_for_memory(self, tmp_path):
+        frames = [Image.new("L", (5000, 4000), value) for value in (0, 255)]
+        source = tmp_path / "in.gif"
+        frames[0].save(source, save_all=True, append_images=frames[1:])
+        with pytest.raises(ImageError, match="5000x4000 pixels; those of an animation"):
+            upscale_file(source, tmp_path / "out.gif", Repeat())
+
     def test_damaged_ones_leave_nothing(self, tmp_path):
         for suffix in (".gif", ".webp", ".png"):
             source = animation(tmp_path / f"in{suffix}")

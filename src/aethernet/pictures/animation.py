@@ -1,5 +1,6 @@
 """Reading animations (GIF, WebP, APNG) frame by frame."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -24,6 +25,9 @@ from aethernet.pictures.others import count_gif_frames
 from aethernet.pictures.timing import Timing
 
 _DAMAGED = "The file is damaged, or ends early."
+
+# Pixels of a frame, which is held in memory as a whole.
+_LARGEST_FRAME = 16 * 10**6
 
 # All frames together may have so many times the megapixels of the limit for pictures.
 _FRAMES_WITHIN = 20
@@ -59,8 +63,8 @@ class AnimationReader:
 
         Args:
             path: of the file. The content tells the format, not the name.
-            limit_mp: refuse frames of more megapixels, and twenty times as many
-                megapixels in all frames.
+            limit_mp: refuse twenty times as many megapixels in all frames. A frame
+                may have 16 at most.
 
         Raises:
             ImageError: when the file is no animation of these formats, or too large.
@@ -88,6 +92,12 @@ class AnimationReader:
                 if self.kind == "gif" and count_gif_frames(self.path) != frames:
                     raise ImageError(_DAMAGED, self.path)
         self.header = Header(first.width, first.height, bands, metadata=metadata)
+        if math.prod(self.header.size) > _LARGEST_FRAME:
+            raise ImageError(
+                f"The frames have {first.width}x{first.height} pixels; those of an "
+                f"animation may have {_LARGEST_FRAME // 10**6} megapixels.",
+                self.path,
+            )
         if limit_mp is not None:
             rows = self.header.height * len(self.timing.seconds)
             size = self.header.width, rows

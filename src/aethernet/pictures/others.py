@@ -3,6 +3,7 @@
 Sources: the headers of Windows' BMP, version 4 and 5; GIF89a.
 """
 
+import re
 import struct
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from aethernet.pictures.metadata import Metadata, Text
 _CALIBRATED, _SRGB, _EMBEDDED, _LINKED = bytes(4), b"BGRs", b"DEBM", b"KNIL"
 _XMP_OF_GIF = b"\x21\xff\x0bXMP DataXMP"
 _PICTURE, _EXTENSION, _END = 0x2C, 0x21, 0x3B
+_NOTHING = re.compile(b"\0*")
 _TRAILER = b"\x01\xff\xfe"
 """How the 257 bytes behind XMP in a GIF begin."""
 
@@ -101,8 +103,12 @@ def count_gif_frames(path: Path) -> int | None:
             at = _behind_blocks(content, behind + 1)  # after the size of codes
         elif content[at] == _EXTENSION:
             at = _behind_blocks(content, at + 2)
+        elif content[at]:
+            break  # readers stop here, too
         else:
-            at += 1  # what readers pass over
+            nothing = _NOTHING.match(content, at)
+            assert nothing
+            at = nothing.end()
     return frames if at <= len(content) else None
 
 

@@ -197,7 +197,7 @@ def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> Non
         packets = heapq.merge(
             _joined_packets(segments, clip, begin, stream),
             _in_order(
-                _copied_packets(source, copies, span),
+                _without_cut_sound(_copied_packets(source, copies, span)),
                 0 if suffix in _MATROSKA else 1,
             ),
             key=_decoding_time,
@@ -270,6 +270,21 @@ class _Span:
     def is_over(self, at: Fraction) -> bool:
         """Whether no packet from within comes any more after one from this time."""
         return self.end is not None and at >= self.end + _INTERLEAVING
+
+
+def _without_cut_sound(packets: Iterator[Any]) -> Iterator[Any]:
+    """The packets without sound that an edit list cuts away.
+
+    The last packet before a sound begins stays: its decoder needs a run-up.
+    """
+    run_up: dict[int, Any] = {}
+    for packet in packets:
+        if packet.is_discard and packet.stream.type == "audio":
+            run_up[packet.stream_index] = packet
+            continue
+        if (before := run_up.pop(packet.stream_index, None)) is not None:
+            yield before
+        yield packet
 
 
 def _in_order(packets: Iterator[Any], step: int) -> Iterator[Any]:
