@@ -11,7 +11,8 @@ from helpers import check_one_error, photo, write
 
 from aethernet.commands.main import main
 from aethernet.pictures.files import read_picture
-from aethernet.upscaling.cluster.worker import Worker, WorkerModel, WorkerSetup
+from aethernet.runtimes.request import ModelRequest
+from aethernet.upscaling.cluster.worker import Worker, WorkerSetup
 from aethernet.upscaling.files import Options
 from aethernet.upscaling.folders import Job
 
@@ -82,7 +83,7 @@ def test_one_of_0_to_255_is_found_out(tmp_path, caplog):
     assert caplog.text == ""
     assert np.array_equal(read_picture(tmp_path / "out.png").pixels, made)
     # A worker of a cluster runs it, too, and hands on what it has to say.
-    model = WorkerModel(tmp_path / "compact.pth", "auto", "cpu")
+    model = ModelRequest(tmp_path / "compact.pth", "auto", "cpu")
     files = {"compact.pth": model.path.read_bytes()}
     worker = Worker(WorkerSetup(model, files, Options(), "12ab", 1, False))
     job = Job(tmp_path / "in.png", tmp_path / "other.png")

@@ -23,6 +23,7 @@ from typing import cast
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import check_source, unreadable
 from aethernet.runtimes.choice import warn_once
+from aethernet.runtimes.request import ModelRequest
 from aethernet.upscaling.cluster.ray_session import (
     Pool,
     configure,
@@ -34,7 +35,7 @@ from aethernet.upscaling.cluster.storage import (
     reason_without_keys,
     remove_unfinished,
 )
-from aethernet.upscaling.cluster.worker import Answer, Worker, WorkerModel, WorkerSetup
+from aethernet.upscaling.cluster.worker import Answer, Worker, WorkerSetup
 from aethernet.upscaling.files import Options
 from aethernet.upscaling.folders import Job, Outcome
 
@@ -52,7 +53,7 @@ _DIED = "The worker that had it died, as it does of a picture too large for its 
 
 def upscale_on_cluster(
     jobs: Sequence[Job | RemoteJob],
-    model: WorkerModel,
+    model: ModelRequest,
     options: Options,
     address: str | None,
     retries: int = 2,

@@ -21,9 +21,9 @@ from aethernet.cache import cache_folder, make_folder
 from aethernet.devices import limit_threads
 from aethernet.errors import AetherError, OutOfMemoryError
 from aethernet.files import check_target
-from aethernet.runtimes.base import NOTHING_ASKED, AskedValues, Model
-from aethernet.runtimes.registry import open_any
-from aethernet.runtimes.tiling import DEFAULT_CONTEXT, Tiled
+from aethernet.runtimes.base import Model
+from aethernet.runtimes.request import ModelRequest
+from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.cluster.storage import (
     RemoteJob,
     file_system,
@@ -46,27 +46,11 @@ _LASTING_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
-class WorkerModel:
-    """The model that every worker opens, and how it runs it."""
-
-    path: Path
-    """On the machine that starts the run, which sends the file to the workers."""
-    runtime: str = "auto"
-    """As for `open_any`, like `device` and `precision`."""
-    device: str = "auto"
-    precision: str = "auto"
-    tile: int | None = None
-    """As for `Tiled`, like `context`."""
-    context: int = DEFAULT_CONTEXT
-    asked: AskedValues = NOTHING_ASKED
-    """As for `open_any`."""
-
-
-@dataclass(frozen=True)
 class WorkerSetup:
     """All that a worker needs to know beside its jobs."""
 
-    model: WorkerModel
+    model: ModelRequest
+    """Its path is on the machine that starts the run, which sends the file."""
     files: Mapping[str, bytes]
     """Name -> content of the model's file and of those that belong to it."""
     options: Options
@@ -219,17 +203,15 @@ class Worker:
         return upscale_file(source, target, self._model, self._setup.options)
 
 
-def _opened(model: WorkerModel, files: Mapping[str, bytes]) -> Tiled:
+def _opened(model: ModelRequest, files: Mapping[str, bytes]) -> Tiled:
     """Open the model from a copy of its files. Errors name the file that was sent."""
     with tempfile.TemporaryDirectory(prefix="aethernet_") as folder:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)
-        path = Path(folder, model.path.name)
+        copy = replace(model, path=Path(folder, model.path.name))
         try:
             with _one_at_a_time():
-                how = (model.runtime, model.device, model.precision)
-                opened = open_any(path, *how, asked=model.asked)
-                return _SharedModel(opened, model.tile, model.context)
+                return copy.open(kind=_SharedModel)
         except AetherError as error:
             if error.path is None or error.path.parent != Path(folder):
                 raise
