@@ -34,10 +34,15 @@ def test_a_folder_of_that_name_is_not_the_library():
 
 
 def test_libraries_send_nothing_about_their_use(tmp_path):
-    """ONNX Runtime reads a variable; OpenVINO works without the package that sends."""
-    (tmp_path / "onnxruntime.py").write_text(
-        "import os\nassert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n"
-    )
+    """Two read a variable; OpenVINO works without the package that sends."""
+    variables = {
+        "onnxruntime": ("ORT_DISABLE_TELEMETRY", "1"),
+        "ray": ("RAY_USAGE_STATS_ENABLED", "0"),
+    }
+    for library, (name, value) in variables.items():
+        (tmp_path / f"{library}.py").write_text(
+            f"import os\nassert os.environ[{name!r}] == {value!r}\n"
+        )
     (tmp_path / "openvino_telemetry.py").write_text("print('sent')\n")
     (tmp_path / "openvino.py").write_text(
         "try:\n    import openvino_telemetry\nexcept ImportError:\n    print('quiet')\n"
@@ -45,10 +50,10 @@ def test_libraries_send_nothing_about_their_use(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from aethernet.errors import import_optional\n"
-        "import_optional('onnxruntime'); import_optional('openvino')\n"
+        "for name in ('onnxruntime', 'ray', 'openvino'): import_optional(name)\n"
         "import openvino_telemetry"  # others may use it afterwards
     )
-    environment = {**os.environ}
-    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    names = [name for name, _ in variables.values()]
+    environment = {k: v for k, v in os.environ.items() if k not in names}
     done = run("-c", code, env=environment)
     assert done.stdout == "quiet\nsent\n", done.stderr

@@ -45,6 +45,8 @@ def watched(tmp_path):
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
     (tmp_path / "nsswitch.conf").write_text("hosts: files dns\n")
     files = [tmp_path / "resolv.conf", tmp_path / "nsswitch.conf"]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     network = ["unshare", "-rnm", "sh", "-c", INSIDE, *map(str, files)]
     try:
         subprocess.run([*network, "true"], check=True, capture_output=True)
@@ -59,10 +61,16 @@ def watched(tmp_path):
             text=True,
             check=False,
             cwd=ROOT,
-            env={**os.environ, "AETHERNET_CACHE": str(tmp_path / "cache")},
+            env={
+                **os.environ,
+                "AETHERNET_CACHE": str(tmp_path / "cache"),
+                "HOME": str(tmp_path / "absent"),
+                "TMPDIR": str(temporary),
+            },
         )
         assert done.stdout, done.stderr
         code, questions = json.loads(done.stdout.splitlines()[-1])
+        assert os.listdir(temporary) == []
         return code, questions, done.stderr
 
     return run

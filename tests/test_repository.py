@@ -88,7 +88,7 @@ def test_files_stay_small():
 
 
 def test_weights_lie_in_models_and_have_cards():
-    suffixes = (".safetensors", ".onnx", ".pth")
+    suffixes = (".safetensors", ".onnx", ".pth", ".param", ".bin")
     weights = [path for path in tracked_files() if path.suffix in suffixes]
     ours = [path for path in weights if "tests" not in path.parts]
     assert ours

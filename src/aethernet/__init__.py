@@ -1,15 +1,15 @@
 """AetherNet: an efficient super-resolution network and the tools around it.
 
-Importing this package does not import torch. Each public name is loaded on first use
-(PEP 562).
+Importing this package imports next to nothing, so that a command can decide soon what
+Ctrl-C does. Each public name is loaded on first use (PEP 562).
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
-from aethernet.version import __version__
-
+TYPE_CHECKING = False  # as in `typing`, whose import takes its time
 if TYPE_CHECKING:
+    from typing import Any
+
     from aethernet.aether_core import (
         AetherNet,
         aether_large,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         save_checkpoint,
     )
     from aethernet.errors import AetherError
+    from aethernet.version import __version__
 
 __all__ = [
     "AetherError",
@@ -54,6 +55,7 @@ __all__ = [
 # Modules of the names that are not in `aether_core`.
 _MODULES = {
     "AetherError": "errors",
+    "__version__": "version",
     **dict.fromkeys(
         ("Upscaler", "export", "fuse", "load", "load_network", "upscale_file"), "api"
     ),
@@ -63,7 +65,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _MODULES:  # a part of the network, which is written in PyTorch

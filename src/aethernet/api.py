@@ -8,6 +8,7 @@ Every name is exported by the package:
     aethernet.upscale_file("a.jpg", "b.png", model=model)
 """
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -15,12 +16,19 @@ import numpy as np
 
 from aethernet.checkpoints import fuse as fusing
 from aethernet.checkpoints import ncnn_export, onnx
-from aethernet.checkpoints.checkpoint import DTYPES, load_checkpoint
+from aethernet.checkpoints.checkpoint import (
+    DTYPES,
+    Checkpoint,
+    CheckpointOptions,
+    load_checkpoint,
+)
 from aethernet.checkpoints.layout import PRECISIONS
+from aethernet.checkpoints.plausibility import likely_img_range
 from aethernet.checkpoints.shipped import find_model, shipped_model
 from aethernet.errors import AetherError, ImageError
 from aethernet.pictures.files import Picture
-from aethernet.runtimes.registry import open_model
+from aethernet.runtimes.base import AskedValues
+from aethernet.runtimes.registry import open_any
 from aethernet.runtimes.tiling import DEFAULT_CONTEXT, Tiled
 from aethernet.upscaling import files
 from aethernet.upscaling.planes import planes_and_alpha, upscale_picture
@@ -29,6 +37,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from aethernet.aether_core import AetherNet
+
+_log = logging.getLogger(__name__)
 
 Alpha = Literal["network", "bicubic"]
 """What upscales transparency."""
@@ -99,24 +109,32 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     tile: int | None = None,
+    value_range: float | None = None,
+    bgr: bool = False,
 ) -> Upscaler:
     """Open a model.
 
     Args:
-        model: a path (checkpoint, .onnx or .engine file), or a name that `aethernet
-            models` lists, such as "2x-small"; None for the default model.
+        model: a path (checkpoint of any network that spandrel knows, .onnx or .engine
+            file), or a name that `aethernet models` lists, such as "2x-small"; None for
+            the default model.
         runtime: "auto", or a name that `--runtime` takes, e.g. "onnxruntime".
         device: "auto", "cpu", "cuda", "cuda:1", ..
         precision: "auto", "float32", "float16" or "bfloat16".
         tile: pixels along each side of a tile; 0: pictures are not divided; None: as
             large as the free memory allows.
+        value_range: what white is to the network, e.g. 255; of an AetherNet, its
+            `img_range`. None: it is found out with a photograph, and a warning says it
+            where it is not 1.
+        bgr: whether the network takes and makes BGR instead of RGB.
 
     Raises:
         AetherError: when the file is missing or is no model, or nothing here runs it
             as asked.
     """
     path = find_model(model) if model else shipped_model()
-    opened = open_model(path, runtime, device, precision)
+    asked = AskedValues(value_range, bgr)
+    opened = open_any(path, runtime, device, precision, asked=asked)
     return Upscaler(Tiled(opened, tile, DEFAULT_CONTEXT))
 
 
@@ -153,11 +171,13 @@ def upscale_file(
     return files.upscale_file(source, target, model.model, options)
 
 
-def load_network(source: str | Path) -> "AetherNet":
+def load_network(source: str | Path, *, img_range: float | None = None) -> "AetherNet":
     """Build the network of a checkpoint, in training or fused form, as it is stored.
 
     Args:
         source: a checkpoint (`.safetensors`, `.pth`, ..), or the name of a shipped one.
+        img_range: with which the network was trained; None: as the file says, else 1. A
+            warning is logged where another one fits a photograph.
 
     Returns:
         A `torch.nn.Module` in evaluation mode on the CPU, for float32 images
@@ -167,16 +187,30 @@ def load_network(source: str | Path) -> "AetherNet":
         CheckpointError: when the file is no checkpoint of AetherNet.
         AetherError: when PyTorch is not installed.
     """
-    return load_checkpoint(find_model(source)).build()
+    checkpoint = _checkpoint(source, img_range)
+    if img_range is None and (likely := likely_img_range(checkpoint)) is not None:
+        _log.warning(
+            "%s: a test with a photograph shows that the network was trained with an "
+            "img_range of %g.",
+            *(checkpoint.path, likely),
+        )
+    return checkpoint.build()
 
 
-def fuse(source: str | Path, target: str | Path, *, dtype: str = "float32") -> Path:
+def fuse(
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: str = "float32",
+    img_range: float | None = None,
+) -> Path:
     """Write the fused form of a checkpoint; the written file is checked against it.
 
     Args:
         source: a checkpoint in either form, or the name of a shipped one.
         target: `.safetensors` or `.pth`.
         dtype: of the written weights, "float32" or "float16".
+        img_range: as for `load_network`; the written file has 1.
 
     Returns:
         The target.
@@ -186,7 +220,7 @@ def fuse(source: str | Path, target: str | Path, *, dtype: str = "float32") -> P
         AetherError: when `source` is no checkpoint, or the target cannot be written.
     """
     _check_one_of(dtype, DTYPES, "dtype")
-    fusing.fuse_checkpoint(load_checkpoint(find_model(source)), target, dtype)
+    fusing.fuse_checkpoint(_checkpoint(source, img_range), target, dtype)
     return Path(target)
 
 
@@ -196,6 +230,7 @@ def export(
     *,
     precision: str = "float32",
     size: tuple[int, int] | None = None,
+    img_range: float | None = None,
 ) -> Path:
     """Write a checkpoint as an ONNX file or as ncnn files, checked against it.
 
@@ -204,6 +239,7 @@ def export(
         target: `.onnx`; or `.param` for ncnn, which gets a `.bin` beside it.
         precision: "float32", "float16", or for ONNX "bfloat16".
         size: for ONNX, the fixed (width, height) of its input; None for free sizes.
+        img_range: as for `load_network`.
 
     Returns:
         The target.
@@ -217,7 +253,7 @@ def export(
         if size is not None:
             raise AetherError("ncnn files take any size; size is for ONNX.")
         options = ncnn_export.NcnnOptions(precision)
-        ncnn_export.export_ncnn(load_checkpoint(find_model(source)), path, options)
+        ncnn_export.export_ncnn(_checkpoint(source, img_range), path, options)
         return path
     onnx.check_export(path)
     _check_one_of(precision, PRECISIONS, "precision")
@@ -226,11 +262,16 @@ def export(
         fixed = (1, size[1], size[0])
         shapes = onnx.ShapeRange(fixed, fixed, fixed)
     onnx.export_onnx(
-        load_checkpoint(find_model(source)),
+        _checkpoint(source, img_range),
         path,
         onnx.ExportOptions(dynamic=size is None, shapes=shapes, precision=precision),
     )
     return path
+
+
+def _checkpoint(source: str | Path, img_range: float | None) -> Checkpoint:
+    options = CheckpointOptions(img_range=img_range)
+    return load_checkpoint(find_model(source), options)
 
 
 def _check_one_of(value: str, known: tuple[str, ...], what: str) -> None:

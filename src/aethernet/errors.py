@@ -84,11 +84,19 @@ def install_line(extra: str) -> str:
     return f'python -m pip install "aethernet-sr[{extra}]"'  # as every shell takes it
 
 
+# Variables by which libraries are told, before they are imported, to send nothing about
+# their use. ONNX Runtime would open a connection.
+_SENDS_NOTHING = {
+    "onnxruntime": ("ORT_DISABLE_TELEMETRY", "1"),
+    "ray": ("RAY_USAGE_STATS_ENABLED", "0"),
+}
+
+
 @contextlib.contextmanager
 def _telemetry_off(package: str) -> Iterator[None]:
     """Keep a library from sending messages about its use while it is imported."""
-    if package == "onnxruntime":  # it opens a connection
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if package in _SENDS_NOTHING:
+        os.environ.setdefault(*_SENDS_NOTHING[package])
     sender = "openvino_telemetry"
     if package != "openvino" or sender in sys.modules:
         yield

@@ -48,6 +48,11 @@ def _cell_len() -> Callable[[str], int]:
     return cell_len
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def printable(text: str) -> str:
     """Make one line of any text, for instance of a file name.
 

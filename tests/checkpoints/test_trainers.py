@@ -1,5 +1,7 @@
 """Checkpoints as training programs leave them, through the commands."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch")
 
 from helpers import FUSE_SCRIPT, ROOT, call_script, check_one_error, lively_network
 
+import aethernet
 from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from aethernet.checkpoints.reference import evaluate
 from aethernet.checkpoints.verification import natural_image
@@ -114,6 +117,21 @@ class TestImgRange:
         network = lively_network(img_range=255.0)
         found = spandrel_aethernet.AetherNetArch(255.0).load(network.state_dict())
         assert found.model.img_range == 255
+
+    def test_spandrel_and_python_tell_a_wrong_one(self, wide, caplog):
+        spandrel_aethernet = pytest.importorskip("spandrel_aethernet")
+        weights = torch.load(wide, weights_only=True)["params"]
+        with pytest.warns(UserWarning, match=r"install\(img_range=255\) loads it"):
+            spandrel_aethernet.AetherNetArch().load(dict(weights))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            spandrel_aethernet.AetherNetArch(255.0).load(dict(weights))
+            spandrel_aethernet.AetherNetArch().load(lively_network().state_dict())
+        assert aethernet.load_network(wide).img_range == 1
+        assert "trained with an img_range of 255" in caplog.text
+        caplog.clear()
+        assert aethernet.load_network(wide, img_range=255.0).img_range == 255
+        assert caplog.text == ""
 
 
 class TestBare:

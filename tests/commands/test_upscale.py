@@ -16,7 +16,7 @@ from PIL import Image
 from aethernet.commands.main import main
 from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
-from aethernet.runtimes.registry import open_model
+from aethernet.runtimes.registry import open_any
 
 COMMAND = [sys.executable, "-m", "aethernet", "upscale"]
 PLAINLY = ["--runtime", PLAIN, "--device", "cpu"]
@@ -349,7 +349,7 @@ class TestModel:
 
         def counted(path, *options):
             paths.append(path)
-            return open_model(path, *options)
+            return open_any(path, *options)
 
         monkeypatch.setattr("aethernet.commands.upscale_request.open_any", counted)
         return paths

@@ -1,5 +1,7 @@
 """`aethernet upscale` with checkpoints of other networks, which spandrel knows."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,10 @@ from helpers import check_one_error, photo, write
 
 from aethernet.commands.main import main
 from aethernet.pictures.files import read_picture
+from aethernet.runtimes.request import ModelRequest
+from aethernet.upscaling.cluster.worker import Worker, WorkerSetup
+from aethernet.upscaling.files import Options
+from aethernet.upscaling.folders import Job
 
 pytest.importorskip("spandrel", reason="needs the extra spandrel")
 
@@ -55,6 +61,36 @@ def test_only_pytorch_runs_it(network, tmp_path, capsys):
     printed = capsys.readouterr().err
     check_one_error(printed)
     assert "only PyTorch runs it" in printed
+
+
+def test_one_of_0_to_255_is_found_out(tmp_path, caplog):
+    """Its picture is one in 0 to 255, to which it adds 8."""
+    from spandrel.architectures.Compact import Compact
+
+    weights = Compact(num_feat=4, num_conv=1, upscale=2).state_dict()
+    last = max(int(key.split(".")[1]) for key in weights)
+    weights[f"body.{last}.weight"].zero_()
+    weights[f"body.{last}.bias"].fill_(8)
+    torch.save({"params": weights}, tmp_path / "compact.pth")
+    assert main(words(tmp_path)) == 0
+    told = "the network takes RGB of 0 to 255 and makes the same"
+    assert told in caplog.text
+    made = read_picture(tmp_path / "out.png").pixels
+    expected = photo(20, 31).repeat(2, 0).repeat(2, 1).astype(int) + 8
+    assert np.abs(made - expected.clip(max=255)).max() <= 1
+    caplog.clear()
+    assert main(words(tmp_path, "--range", "255", "--bgr")) == 0
+    assert caplog.text == ""
+    assert np.array_equal(read_picture(tmp_path / "out.png").pixels, made)
+    # A worker of a cluster runs it, too, and hands on what it has to say.
+    model = ModelRequest(tmp_path / "compact.pth", "auto", "cpu")
+    files = {"compact.pth": model.path.read_bytes()}
+    worker = Worker(WorkerSetup(model, files, Options(), "12ab", 1, False))
+    job = Job(tmp_path / "in.png", tmp_path / "other.png")
+    answer = pickle.loads(worker({"job": pickle.dumps((0, job))})["answer"])
+    assert answer.outcome.status == "done"
+    assert [told in note for note in answer.notes] == [True]
+    assert np.array_equal(read_picture(tmp_path / "other.png").pixels, made)
 
 
 def test_weights_of_no_known_network_are_one_error(tmp_path, capsys):

@@ -19,6 +19,7 @@ from PIL import Image
 
 from aethernet.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from aethernet.checkpoints.model_card import figures_of
+from aethernet.checkpoints.ncnn_reader import read_ncnn
 from aethernet.checkpoints.onnx_check import open_session
 from aethernet.checkpoints.rewrites import run_network
 from aethernet.checkpoints.verification import compare, natural_image
@@ -33,8 +34,8 @@ from aethernet.runtimes.registry import open_model
 from aethernet.upscaling.planes import upscale_picture
 
 TINY = {"embed_dim": 8, "depths": (1,)}
-OTHERS = (".md", ".json")
-EXPORTS = ("--without", "fp32", "fp16")
+OTHERS = (".md", ".json", ".bin")
+EXPORTS = ("--without", "fp32", "fp16", "ncnn")
 """Leaves out the files that take seconds, for tests of something else."""
 
 
@@ -60,7 +61,11 @@ def check_every_file(base, network, count):
     files = [path for path in base.parent.glob("*.*") if path.suffix not in OTHERS]
     assert len(files) == count
     for path in files:
-        if path.suffix == ".onnx":
+        if path.suffix == ".param":
+            psnr = 50
+            model = read_ncnn(path, path.with_suffix(".bin"))
+            output = model.run(image[0], rounded=False)[None]
+        elif path.suffix == ".onnx":
             half = path.stem.endswith("_fp16")
             dtype, psnr = (np.float16, 50) if half else (np.float32, 100)
             session = open_session(path.read_bytes())
@@ -130,9 +135,9 @@ class TestFull:
     def test_the_files(self, full):
         assert without_hidden(full.parent) == ["Set2", "my leaf.png", "notes.md", "out"]
         assert without_hidden(full) == [
-            *("2x_leaves.json", "2x_leaves.md", "2x_leaves.pth"),
-            *("2x_leaves.safetensors", "2x_leaves_fp16.onnx", "2x_leaves_fp32.onnx"),
-            *("2x_leaves_training.safetensors", "images"),
+            *("2x_leaves.bin", "2x_leaves.json", "2x_leaves.md", "2x_leaves.param"),
+            *("2x_leaves.pth", "2x_leaves.safetensors", "2x_leaves_fp16.onnx"),
+            *("2x_leaves_fp32.onnx", "2x_leaves_training.safetensors", "images"),
         ]
         assert without_hidden(full / "images") == [
             f"my leaf_{kind}.png" for kind in ("comparison", "lr", "sr")
@@ -153,7 +158,7 @@ class TestFull:
             assert load_checkpoint(full / f"2x_leaves{suffix}").form == "fused"
 
     def test_every_file_is_loaded_and_computes_the_same(self, full):
-        check_every_file(full / "2x_leaves", lively_network(**TINY), 5)
+        check_every_file(full / "2x_leaves", lively_network(**TINY), 6)
 
     def test_onnx_files_take_any_size_and_state_the_licence(self, full):
         for kind in ("fp32", "fp16"):
@@ -194,7 +199,9 @@ class TestFull:
             assert url.startswith("https://example.org/leaves/2x_leaves")
             stated[url.rpartition("/")[2]] = each["size"], each["sha256"]
         files = [path for path in full.iterdir() if path.is_file()]
-        models = [path for path in files if path.suffix not in (".md", ".json")]
+        # OpenModelDB has no place for ncnn.
+        others = (".md", ".json", ".param", ".bin")
+        models = [path for path in files if path.suffix not in others]
         assert stated == {
             path.name: (
                 path.stat().st_size,
@@ -319,7 +326,7 @@ class TestOthers:
         source = tmp_path / "source.safetensors"
         save_checkpoint(network.fuse() if fused else network, source)
         folder, entry = released(tmp_path, source)
-        check_every_file(folder / entry["name"], network, 4 if fused else 5)
+        check_every_file(folder / entry["name"], network, 5 if fused else 6)
 
     def test_missing_statements_are_reported(self, tmp_path, checkpoint, capsys):
         folder, entry = released(tmp_path, checkpoint, *EXPORTS)

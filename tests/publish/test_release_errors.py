@@ -15,7 +15,7 @@ from aethernet.checkpoints.checkpoint import write_checkpoint
 from aethernet.commands.main import main
 
 TINY = {"embed_dim": 8, "depths": (1,)}
-EXPORTS = ("--without", "fp32", "fp16")
+EXPORTS = ("--without", "fp32", "fp16", "ncnn")
 """Leaves out the files that take seconds, for tests of something else."""
 
 
@@ -118,7 +118,7 @@ def test_weights_too_large_for_float16(capsys, tmp_path):
     weights["conv_first.weight"] *= 1e5
     write_checkpoint(weights, arguments, tmp_path / "large.safetensors")
     reason = refused(
-        *(capsys, tmp_path, tmp_path / "large.safetensors", "--without", "fp32")
+        *(capsys, tmp_path, tmp_path / "large.safetensors", "--without", "fp32", "ncnn")
     )
     assert "float16" in reason or "ONNX" in reason
     assert ".part" not in reason

@@ -276,9 +276,9 @@ def test_a_checkpoint_is_read_once_for_all_runtimes(stage, checkpoint, monkeypat
 
     read = []
 
-    def counted(path):
+    def counted(path, *options):
         read.append(path)
-        return load(path)
+        return load(path, *options)
 
     load = reader.load_checkpoint
     monkeypatch.setattr(reader, "load_checkpoint", counted)

@@ -33,6 +33,7 @@ from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
 from aethernet.runtimes import onnx_files
 from aethernet.runtimes.registry import open_model
+from aethernet.runtimes.request import ModelRequest
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.cluster import run
 from aethernet.upscaling.cluster.ray_session import (
@@ -54,7 +55,6 @@ from aethernet.upscaling.cluster.storage import (
 )
 from aethernet.upscaling.cluster.worker import (
     Worker,
-    WorkerModel,
     WorkerSetup,
     worth_retrying,
 )
@@ -68,7 +68,7 @@ WORKERS = 2
 def worker_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     lively_file(path)
-    return WorkerModel(path, PLAIN, "cpu", "float32")
+    return ModelRequest(path, PLAIN, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ class TestWorker:
     ):
         path = tmp_path / "m.safetensors"
         path.write_text("no model")
-        worker = start_worker(WorkerModel(path, PLAIN, "cpu"))
+        worker = start_worker(ModelRequest(path, PLAIN, "cpu"))
         job = Job(tmp_path / "a.png", tmp_path / "b.png")
         for _ in range(2):
             error = answer_of(worker, job)
@@ -237,7 +237,7 @@ class TestWorker:
                 super().__init__(model, options, providers)
 
         monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-        start_worker(WorkerModel(path, "onnxruntime", "cpu"), threads=share)
+        start_worker(ModelRequest(path, "onnxruntime", "cpu"), threads=share)
         assert set(taken) == {share}
 
 
@@ -348,9 +348,12 @@ class TestStorage:
 
 class TestCluster:
     def test_a_folder_gives_what_it_gives_without_a_cluster(
-        self, tmp_path, worker_model, model, two_workers, capsys
+        self, tmp_path, worker_model, model, two_workers, capsys, caplog
     ):
         make_pictures(tmp_path / "in", 6)
+        jpeg = tmp_path / "in/two.jpg"
+        write_picture(read_picture(tmp_path / "in/p00.png"), jpeg)
+        jpeg.write_bytes(2 * jpeg.read_bytes())
         (tmp_path / "in/bad.png").write_text("no picture")
         (tmp_path / "out").mkdir()
         finished = tmp_path / "out/p02.png"
@@ -363,7 +366,8 @@ class TestCluster:
         assert f"{tmp_path / 'in/bad.png'}: " in printed.err
         assert "Traceback" not in printed.err
         lines = [json.loads(line) for line in printed.out.splitlines()]
-        assert len({line["source"] for line in lines}) == len(lines) == 7
+        assert len({line["source"] for line in lines}) == len(lines) == 8
+        assert f"{tmp_path / 'out/two.jpg'}: left out 1 more picture" in caplog.text
         status = {Path(line["source"]).name: line["status"] for line in lines}
         assert status.pop("bad.png") == "failed"
         assert status.pop("p02.png") == "skipped"
@@ -378,13 +382,14 @@ class TestCluster:
             "p00.png",
             "p02.png",
             "p04.png",
+            "two.jpg",
         ]
 
     def test_a_model_that_no_worker_can_open_is_one_error(self, tmp_path, two_workers):
         make_pictures(tmp_path, 1)
         (tmp_path / "m.safetensors").write_text("no model")
         jobs = [Job(tmp_path / "p00.png", tmp_path / "out.png")]
-        model = WorkerModel(tmp_path / "m.safetensors", PLAIN, "cpu")
+        model = ModelRequest(tmp_path / "m.safetensors", PLAIN, "cpu")
         with pytest.raises(AetherError, match="cannot open the model") as caught:
             [*upscale_on_cluster(jobs, model, Options(), None)]
         assert caught.value.path == model.path
@@ -502,13 +507,13 @@ JOIN = """
 import sys
 from pathlib import Path
 from cluster_helpers import planned
-from aethernet.upscaling.cluster.worker import WorkerModel
+from aethernet.runtimes.request import ModelRequest
 from aethernet.upscaling.cluster.run import upscale_on_cluster
 from aethernet.upscaling.files import Options
 
 folder, model, address = sys.argv[1:]
 jobs = planned(Path(folder, "in"), Path(folder, "out"))
-worker_model = WorkerModel(Path(model), PLAIN, "cpu", "float32")
+worker_model = ModelRequest(Path(model), PLAIN, "cpu", "float32")
 coming = upscale_on_cluster(jobs, worker_model, Options(), address)
 try:
     for outcome in coming:
@@ -546,7 +551,7 @@ class TestUnreachable:
             check_reachable("127.0.0.1:9")
 
     def test_a_missing_model_is_an_error_before_ray_starts(self, tmp_path):
-        model = WorkerModel(tmp_path / "absent.pth")
+        model = ModelRequest(tmp_path / "absent.pth")
         with pytest.raises(AetherError, match="There is no such file") as caught:
             next(upscale_on_cluster([], model, Options(), None))
         assert caught.value.path == model.path

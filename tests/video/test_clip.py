@@ -170,10 +170,6 @@ class TestBadInput:
             container.start_encoding()
         self.refused(none, "cannot be read as a video", about=none)
 
-    def test_transparency_is_refused(self, tmp_path):
-        clip = make_clip(tmp_path / "in.mkv", 2, kind="yuva420p")
-        self.refused(clip, "transparency", about=clip)
-
     def test_the_clip_itself_is_no_target(self, tmp_path):
         clip = make_clip(tmp_path / "in.mkv", 2)
         with pytest.raises(AetherError, match="would replace its own input"):

@@ -67,6 +67,9 @@ class ExportOptions:
     """Input and output are float32 also with "float16"."""
     norm: Norm = "operator"
     """How LayerNorm is written, see `onnx_graph.Writing`."""
+    half_weights: bool = False
+    """A float32 file stores its kernels in float16, see `onnx_graph.Writing`. It has to
+    be as close to the network as a float16 file."""
     license: str | None = None
     """SPDX identifier of the weights' licence, for the metadata. None: the one in the
     metadata of the checkpoint, if any."""
@@ -91,7 +94,12 @@ class ExportOptions:
         """How the graph is written; int8 is made of a float32 graph."""
         precision = "float32" if self.precision == "int8" else self.precision
         return Writing(
-            precision, self.float32_io, self.opset, self.fixed_size, self.norm
+            precision,
+            self.float32_io,
+            self.opset,
+            self.fixed_size,
+            self.norm,
+            self.half_weights,
         )
 
 
@@ -130,7 +138,8 @@ def export_onnx(
         AetherError: when the network cannot be exported or the file not written.
     """
     target, options = Path(target), options or ExportOptions()
-    tolerance = Tolerance.of(options.precision, options.atol, options.rtol)
+    stored = "float16" if options.half_weights else options.precision
+    tolerance = Tolerance.of(stored, options.atol, options.rtol)
     check_export(target)
     _log.info("exporting")
     with replacing(target) as temporary:

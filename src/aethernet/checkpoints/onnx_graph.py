@@ -57,6 +57,9 @@ class Writing:
     norm: Norm = "operator"
     """"operator": LayerNormalization between two Transposes. "parts": as means and
     products over channels, which OpenVINO computes faster and ONNX Runtime slower."""
+    half_weights: bool = False
+    """Kernels of convolutions are stored in float16, and the rest in float32; a Cast
+    that runtimes do once makes them float32. For small files; float32 only."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -69,6 +72,11 @@ class Writing:
             raise AetherError(
                 f"A {self.precision} file can have opset {oldest} to {NEWEST_OPSET}, "
                 f"not {self.version}."
+            )
+        if self.half_weights and self.precision != "float32":
+            raise AetherError(
+                f"Only a float32 file can store its weights in float16, not one in "
+                f"{self.precision}."
             )
         if self.size and min(self.size) < 1:
             raise AetherError(f"Sizes start at 1, not {min(self.size)}.")
@@ -223,17 +231,25 @@ class _Graph:
         weight, bias = convolution.weight, convolution.bias
         sides = weight.shape[2:]
         margins = [side // 2 for side in sides]
+        kernel = self.kernel(f"{name}.weight", weight)
         self.values.append(self.value(name, len(weight), self.body, self.enlarged))
         return self.node(
             "Conv",
             name,
             x,
-            self.weight(f"{name}.weight", weight, self.body),
+            kernel,
             self.weight(f"{name}.bias", bias, self.body),
             kernel_shape=sides,
             pads=margins * 2,
             group=groups,
         )
+
+    def kernel(self, name: str, values: npt.ArrayLike) -> str:
+        """The weights of a convolution, in the type in which it computes."""
+        if not self.writing.half_weights:
+            return self.weight(name, values, self.body)
+        stored = self.weight(f"{name}.half", values, "float16")
+        return self.cast(stored, name, "float16", self.body)
 
     def mean(self, name: str, x: str) -> str:
         """Over channels."""

@@ -34,8 +34,12 @@ ENDINGS = {
     "pth": ".pth",
     "fp32": "_fp32.onnx",
     "fp16": "_fp16.onnx",
+    "ncnn": ".param",
 }
 """Endings of its other files."""
+
+NCNN_WEIGHTS = ".bin"
+"""Ending of the file that belongs to that for ncnn."""
 
 # Suffixes of the files that `--model` accepts.
 _MODEL_SUFFIXES = (*formats.SUFFIXES, ".onnx", ".engine")

@@ -4,7 +4,12 @@ import argparse
 import logging
 from pathlib import Path
 
-from aethernet.commands.model_flags import add_runtime, model_loader, models_of
+from aethernet.commands.model_flags import (
+    add_runtime,
+    add_values,
+    model_loader,
+    models_of,
+)
 from aethernet.commands.values import crop
 from aethernet.text import in_columns
 
@@ -85,4 +90,5 @@ def define(parser: argparse.ArgumentParser) -> None:
         help="compare this part of each LR picture: left, top, width, height in pixels",
     )
     add_runtime(parser)
+    add_values(parser)
     parser.set_defaults(job=compare)

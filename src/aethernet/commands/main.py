@@ -24,6 +24,7 @@ COMMANDS = {
     "release": "make a folder to publish a model",
     "quality": "measure the quality of models on HR pictures",
     "ui": "upscale in the browser, on this computer",
+    "web": "write a web page that upscales in the visitor's browser",
 }
 
 # argcomplete sets it for the program whose line is completed.

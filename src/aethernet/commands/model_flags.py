@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aethernet.checkpoints.shipped import find_model, shipped_model
 from aethernet.commands.values import positive
-from aethernet.runtimes.base import PRECISIONS
+from aethernet.runtimes.base import PRECISIONS, AskedValues
 from aethernet.runtimes.registry import RUNTIMES, device_kinds, open_any
 
 if TYPE_CHECKING:
@@ -39,6 +39,29 @@ def add_runtime(
     )
 
 
+def add_values(
+    parser: "argparse.ArgumentParser | argparse._ArgumentGroup",
+) -> None:
+    """Add --range and --bgr, for `asked_values`."""
+    parser.add_argument(
+        "--range",
+        type=positive(float),
+        metavar="R",
+        help="the model takes and makes values of 0 to R, e.g. 255; of an AetherNet, "
+        "its img_range; default: found out with a photograph",
+    )
+    parser.add_argument(
+        "--bgr",
+        action="store_true",
+        help="the model takes and makes BGR instead of RGB (not an AetherNet)",
+    )
+
+
+def asked_values(arguments: argparse.Namespace) -> AskedValues:
+    """What the flags of `add_values` say."""
+    return AskedValues(arguments.range, arguments.bgr)
+
+
 def add_threads(
     parser: "argparse.ArgumentParser | argparse._ArgumentGroup",
 ) -> None:
@@ -67,4 +90,5 @@ def model_loader(arguments: argparse.Namespace) -> "Callable[[Path], Model]":
     from aethernet.runtimes.tiling import Tiled
 
     how = (arguments.runtime, arguments.device, arguments.precision)
-    return lambda path: Tiled(open_any(path, *how))
+    asked = asked_values(arguments)
+    return lambda path: Tiled(open_any(path, *how, asked=asked))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aethernet.checkpoints.layout import UPSAMPLE_FACTORS
-from aethernet.commands.model_flags import add_runtime
+from aethernet.commands.model_flags import add_runtime, add_values, asked_values
 from aethernet.commands.values import not_negative
 from aethernet.errors import AetherError, MissingExtraError, import_optional
 
@@ -71,6 +71,7 @@ def define(parser: argparse.ArgumentParser) -> None:
         written.add_argument(flag, type=Path, metavar=metavar, help=text)
     running = parser.add_argument_group("running")
     add_runtime(running)
+    add_values(running)
     running.add_argument(
         "--tile",
         type=not_negative,
@@ -148,7 +149,8 @@ def _opened(path: Path, arguments: argparse.Namespace) -> "Model":
     from aethernet.runtimes.registry import open_any
     from aethernet.runtimes.tiling import Tiled
 
-    model = open_any(path, arguments.runtime, arguments.device, arguments.precision)
+    how = (arguments.runtime, arguments.device, arguments.precision)
+    model = open_any(path, *how, asked=asked_values(arguments))
     return Tiled(model, arguments.tile)
 
 

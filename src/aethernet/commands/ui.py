@@ -4,7 +4,12 @@ import argparse
 import logging
 from pathlib import Path
 
-from aethernet.commands.model_flags import add_runtime, models_of
+from aethernet.commands.model_flags import (
+    add_runtime,
+    add_values,
+    asked_values,
+    models_of,
+)
 from aethernet.commands.values import port
 from aethernet.runtimes.registry import open_any
 
@@ -16,11 +21,11 @@ def ui(arguments: argparse.Namespace) -> None:
     logging.getLogger("pyvips").setLevel(logging.ERROR)
     # Without a model here, `models_of` raises the error that says so.
     paths = models_of(arguments) if arguments.model else default_models()
+    runtime, precision = arguments.runtime, arguments.precision
+    asked = asked_values(arguments)
     serve(
         find_models(paths or models_of(arguments)),
-        lambda path, device: open_any(
-            path, arguments.runtime, device, arguments.precision
-        ),
+        lambda path, device: open_any(path, runtime, device, precision, asked=asked),
         arguments.port,
         open_browser=arguments.browser,
         device=arguments.device,
@@ -57,4 +62,5 @@ def define(parser: argparse.ArgumentParser) -> None:
         help="print the address without opening the page",
     )
     add_runtime(parser)
+    add_values(parser)
     parser.set_defaults(job=ui)

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from aethernet.commands.model_flags import add_runtime, add_threads
+from aethernet.commands.model_flags import add_runtime, add_threads, add_values
 from aethernet.commands.values import (
     finite,
     not_negative,
@@ -126,6 +126,7 @@ def _define_files(group: "argparse._ArgumentGroup") -> None:
 
 def _define_running(group: "argparse._ArgumentGroup") -> None:
     add_runtime(group)
+    add_values(group)
     add_threads(group)
     group.add_argument(
         "--tile",

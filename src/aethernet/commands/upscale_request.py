@@ -1,7 +1,7 @@
 """What a call of `aethernet upscale` asks for: its flags as typed values."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from aethernet.checkpoints.checkpoint import (
 )
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.shipped import find_model, shipped_model
+from aethernet.commands.model_flags import asked_values
 from aethernet.commands.values import LOSSLESS
 from aethernet.errors import AetherError
 from aethernet.pictures.files import PictureEncoding
-from aethernet.runtimes.registry import open_any
+from aethernet.runtimes.request import ModelRequest
 from aethernet.runtimes.tiling import DEFAULT_CONTEXT, Tiled
 from aethernet.upscaling.files import Options, Size
 from aethernet.video.upscale import VIDEO_SUFFIXES, VideoOptions
@@ -32,39 +33,15 @@ CLIP_FLAGS = ("--codec", "--crf", "--pixel-format", "--preview", "--start", "--e
 VIDEO_FLAGS = (*CLIP_FLAGS, "--raw")
 
 
-@dataclass(frozen=True)
-class ModelRequest:
-    """Which model to open, and how to run it."""
+def scale_of(model: ModelRequest) -> int:
+    """The scale of a model, without a trial of runtimes.
 
-    path: Path
-    runtime: str
-    device: str
-    precision: str
-    tile: int | None
-    """As for `Tiled`."""
-    context: int
-
-    def open(self, pixels: Callable[[], float] | None = None) -> Tiled:
-        """Open the model, for pictures of any size.
-
-        Args:
-            pixels: as for `open_model`.
-
-        Raises:
-            AetherError: as `open_any` and `Tiled` do.
-        """
-        how = (self.runtime, self.device, self.precision)
-        return Tiled(open_any(self.path, *how, pixels), self.tile, self.context)
-
-    def scale(self) -> int:
-        """The model's scale, without a trial of runtimes.
-
-        Raises:
-            AetherError: when the file is not a model.
-        """
-        if is_checkpoint(self.path) and is_aethernet(load_weights(self.path)):
-            return load_checkpoint(self.path).scale
-        return self.open(lambda: 0).scale
+    Raises:
+        AetherError: when the file is not a model.
+    """
+    if is_checkpoint(model.path) and is_aethernet(load_weights(model.path)):
+        return load_checkpoint(model.path).scale
+    return model.open(lambda: 0).scale
 
 
 @dataclass(frozen=True)
@@ -166,6 +143,7 @@ def _model_from(arguments: argparse.Namespace) -> ModelRequest:
         precision=arguments.precision,
         tile=arguments.tile,
         context=DEFAULT_CONTEXT if context is None else context,
+        asked=asked_values(arguments),
     )
 
 

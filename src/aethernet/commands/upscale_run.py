@@ -17,6 +17,7 @@ from aethernet.commands.upscale_request import (
     UpscaleRequest,
     has_video,
     how,
+    scale_of,
 )
 from aethernet.errors import AetherError
 from aethernet.files import check_source
@@ -29,7 +30,6 @@ from aethernet.upscaling.cluster.storage import (
     remote_plan,
     without_keys,
 )
-from aethernet.upscaling.cluster.worker import WorkerModel
 from aethernet.upscaling.files import total_pixels, upscale_files
 from aethernet.upscaling.folders import Job, Outcome, check_targets, plan, prepare
 from aethernet.video.upscale import UpscaledVideo, check_video_target, upscale_video
@@ -106,7 +106,7 @@ def _scale_suffix(request: UpscaleRequest) -> str:
     size = request.options.size
     if size.width or size.height or size.max_mp:
         return "_upscaled"
-    return f"_{size.scale or request.model.scale():g}x"
+    return f"_{size.scale or scale_of(request.model):g}x"
 
 
 @contextlib.contextmanager
@@ -124,17 +124,12 @@ def _shown_progress(
 
 
 def _run_cluster(request: UpscaleRequest) -> int:
-    model = request.model
     jobs, done = _planned_for_cluster(request)
-    worker_model = WorkerModel(
-        *(model.path, model.runtime, model.device, model.precision),
-        *(model.tile, model.context),
-    )
     failed = 0
     with _shown_progress(request, jobs, done) as shown:
         outcomes = upscale_on_cluster(
             jobs,
-            worker_model,
+            request.model,
             request.options,
             request.cluster or None,
             overwrite=request.overwrite,
@@ -174,7 +169,7 @@ def _run_video(request: UpscaleRequest) -> int:
     source = Path(request.inputs[0])
     check_source(source, "a video")
     if request.output is None:
-        scale = request.model.scale()
+        scale = scale_of(request.model)
         target = source.with_name(f"{source.stem}_{scale}x{source.suffix}")
     else:
         target = Path(request.output)

@@ -71,7 +71,9 @@ def make_entry(
         "inputChannels": checkpoint.in_chans,
         "outputChannels": checkpoint.in_chans,
         "resources": [
-            openmodeldb.resource(folder / file.name, about.url) for file in files
+            openmodeldb.resource(folder / file.name, about.url)
+            for file in files
+            if openmodeldb.lists(file.name)
         ],
         **{name: training[name] for name in _TRAINING if name in training},
         "images": _images(about.url, shown),

@@ -40,6 +40,11 @@ _WORDS = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _MODEL_ID = rf"\d+x-(?i:{_WORDS})"
 
 
+def lists(name: str) -> bool:
+    """Whether the database knows such files; those for ncnn it does not."""
+    return Path(name).suffix in _TYPES
+
+
 def resource(path: Path, base_url: str | None) -> dict[str, Any]:
     """A file as an entry lists it: size in bytes, SHA-256, address.
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from aethernet.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from aethernet.checkpoints.fuse import fuse_checkpoint
 from aethernet.checkpoints.model_card import Card, File, as_markdown
+from aethernet.checkpoints.ncnn_export import NcnnOptions, export_ncnn
 from aethernet.checkpoints.onnx import ExportOptions, check_libraries, export_onnx
-from aethernet.checkpoints.shipped import ENDINGS, FUSED
+from aethernet.checkpoints.shipped import ENDINGS, FUSED, NCNN_WEIGHTS
 from aethernet.checkpoints.verification import Difference
 from aethernet.errors import AetherError, MissingExtraError, import_optional
 from aethernet.files import (
@@ -50,6 +51,8 @@ _WHAT = {
     ENDINGS["pth"]: "fused form, float32: for programs that do not read .safetensors",
     ENDINGS["fp32"]: "ONNX, float32, inputs of any size",
     ENDINGS["fp16"]: "ONNX, float16 input and output of any size: for GPUs",
+    ENDINGS["ncnn"]: "ncnn, the network: for Upscayl and other programs with Vulkan",
+    NCNN_WEIGHTS: "ncnn, its weights in float16",
 }
 
 
@@ -192,7 +195,7 @@ def check_place(target: Path, source: Path, overwrite: bool) -> None:
             target,
             "Name another one, or replace the release in it with --overwrite.",
         )
-    endings = (FUSED, *ENDINGS.values(), ".md", ".json")
+    endings = (FUSED, *ENDINGS.values(), NCNN_WEIGHTS, ".md", ".json")
     names = [name.removesuffix(".json") for name in inside if name.endswith(".json")]
     ours = {IMAGES} | {name + ending for name in names[:1] for ending in endings}
     foreign = [name for name in inside if name not in ours]
@@ -259,11 +262,18 @@ def _write_models(
 
         return write
 
+    def ncnn(path: Path) -> str:
+        done = export_ncnn(
+            checkpoint, path, NcnnOptions(precision="float16", verify="full")
+        )
+        return _worst([*done.differences.values()])
+
     writers: dict[str, Callable[[Path], str]] = {
         FUSED: fused,
         ENDINGS["pth"]: fused,
         ENDINGS["fp32"]: onnx("float32"),
         ENDINGS["fp16"]: onnx("float16"),
+        ENDINGS["ncnn"]: ncnn,
     }
     if checkpoint.form == "training":
         writers[ENDINGS["training"]] = training
@@ -274,7 +284,10 @@ def _write_models(
         path = base.with_name(base.name + ending)
         _log.info("making %s", path.name)
         check = write(path)
-        files.append(File(path.name, _WHAT[ending], path.stat().st_size, check))
+        written = [ending, *([NCNN_WEIGHTS] if write is ncnn else [])]
+        for each in written:
+            made = base.with_name(base.name + each)
+            files.append(File(made.name, _WHAT[each], made.stat().st_size, check))
     return files
 
 

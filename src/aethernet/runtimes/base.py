@@ -6,6 +6,7 @@ This module imports no library, so that flags and help texts can be made from it
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import re
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,19 @@ class InputSizes:
     """None where memory is the only limit."""
 
 
+@dataclass(frozen=True)
+class AskedValues:
+    """What the user says about the values that a network takes and makes."""
+
+    range: float | None = None
+    """What white is; None: to be found out. For AetherNet this is `img_range`."""
+    bgr: bool = False
+    """Whether the colours are in the order blue, green, red."""
+
+
+NOTHING_ASKED = AskedValues()
+
+
 class Model(Protocol):
     """A loaded model."""
 
@@ -104,9 +118,14 @@ class Model(Protocol):
 class ModelFile:
     """A model file whose content is read once, however many runtimes load it."""
 
-    def __init__(self, path: Path) -> None:
-        """Name a file; nothing is read yet."""
-        self.path = path
+    def __init__(self, path: Path, img_range: float | None = None) -> None:
+        """Name a file; nothing is read yet.
+
+        Args:
+            path: of the file.
+            img_range: of a checkpoint, as in `CheckpointOptions`.
+        """
+        self.path, self._img_range = path, img_range
 
     @classmethod
     def of(cls, file: "Path | ModelFile") -> "ModelFile":
@@ -115,15 +134,23 @@ class ModelFile:
 
     @functools.cached_property
     def digest(self) -> str:
-        """The SHA-256 of the content; raises AetherError where it cannot be read."""
-        return sha256_of(self.path)
+        """The SHA-256 of the content, and of `img_range` if there is one.
+
+        Raises:
+            AetherError: when the file cannot be read.
+        """
+        found = sha256_of(self.path)
+        if self._img_range is None:
+            return found
+        return hashlib.sha256(f"{found} {self._img_range!r}".encode()).hexdigest()
 
     @functools.cached_property
     def checkpoint(self) -> "Checkpoint":
         """The content of a checkpoint; raises AetherError as `load_checkpoint`."""
-        from aethernet.checkpoints.checkpoint import load_checkpoint
+        from aethernet.checkpoints.checkpoint import CheckpointOptions, load_checkpoint
 
-        return load_checkpoint(self.path)
+        options = CheckpointOptions(img_range=self._img_range)
+        return load_checkpoint(self.path, options)
 
 
 class Runtime(Model, Protocol):

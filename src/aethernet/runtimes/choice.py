@@ -83,6 +83,8 @@ class Request:
     """Both as for `open_model`."""
     named: bool = False
     """Whether the user named the runtime, which then is not replaced by another."""
+    img_range: float | None = None
+    """Of a checkpoint, as for `open_model`."""
     pixels: Callable[[], float] = lambda: math.inf
     """Finds how many LR pixels will be upscaled; called if a trial might be made."""
 
@@ -148,7 +150,7 @@ class _Choice:
     def __init__(self, request: Request, specs: Sequence[RuntimeSpec]) -> None:
         able = [*specs] if request.named else _installed(request, specs)
         self.request, self.specs = request, able
-        self.file = ModelFile(request.path)
+        self.file = ModelFile(request.path, request.img_range)
         self.candidates = _candidates(request, able)
         # Where the user asked for no precision, none may be visible in a picture.
         self.trial = Trial(self.file, request.precision == "auto")

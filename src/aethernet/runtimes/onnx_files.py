@@ -36,6 +36,7 @@ from aethernet.runtimes.base import (
 )
 from aethernet.runtimes.cores import usable_cores
 from aethernet.runtimes.probing import found_sizes
+from aethernet.runtimes.values import Values
 from aethernet.version import PACKAGE
 
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class OnnxModel(abc.ABC):
         self,
         path: Path,
         shapes: Sequence[Sequence[int | None]],
-        dtype: type[np.floating] | None,
+        dtype: type[np.floating] | type[np.uint8] | None,
         device: str,
         precision: str,
     ) -> None:
@@ -71,7 +72,7 @@ class OnnxModel(abc.ABC):
         Args:
             path: of the file.
             shapes: of its inputs and outputs, with None for sides that are free.
-            dtype: of its input, None where that is neither float32 nor float16.
+            dtype: of its input, None where that is none of float32, float16 and uint8.
             device: where it runs.
             precision: in which it computes.
 
@@ -81,7 +82,7 @@ class OnnxModel(abc.ABC):
         shape = shapes[0] if len(shapes) == 2 else ()
         channels = shape[1] if len(shape) == 4 else None
         if channels is None or dtype is None:
-            raise no_picture_model(path, "float32 or float16")
+            raise no_picture_model(path, "float32, float16 or uint8")
         self.fixed = tuple(shape)
         height, width = shape[2:]
         self.input_sizes = InputSizes(
@@ -91,6 +92,9 @@ class OnnxModel(abc.ABC):
         self.channels: int = channels
         self.device, self.precision, self.why = device, precision, ""
         self._dtype = dtype
+        white = 255.0 if dtype is np.uint8 else 1.0
+        self.values = Values(white, white)
+        """As `values.Foreign`."""
         self._path = path
         # The output's size tells the scale of any file, whatever program wrote it.
         self._sizes = found_sizes(
@@ -129,7 +133,7 @@ class OnnxModel(abc.ABC):
         if any(missing):
             sides = ((0, 0), (0, 0), *((0, side) for side in missing))
             batch = np.pad(batch, sides, mode="reflect")
-        output = self._run(batch)
+        output = self.values.made(self._run(self.values.given(batch)))
         wanted = (*batch.shape[:2], *(side * self.scale for side in batch.shape[2:]))
         if output.shape != wanted:
             raise AetherError(
@@ -140,6 +144,8 @@ class OnnxModel(abc.ABC):
         return output[:, :, : height * self.scale, : width * self.scale]
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
+        if self._dtype is np.uint8:
+            batch = np.rint(batch.clip(0, 255))
         with library_failures(self.describe(), batch.shape):
             output = self._execute(batch.astype(self._dtype, copy=False))
         return np.asarray(output).astype(np.float32, copy=False)

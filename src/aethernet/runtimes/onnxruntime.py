@@ -36,9 +36,10 @@ _NUMBERED = ("cuda", "dml", "tensorrt")
 # less CPU time, and on a busy machine less wall time, too (benchmarks/spinning.py).
 SPINNING = False
 
-_DTYPES: dict[str, type[np.floating]] = {
+_DTYPES: dict[str, type[np.floating] | type[np.uint8]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
 }
 
 
@@ -66,7 +67,8 @@ class OnnxRuntime(OnnxModel):
             raise AetherError("The metadata is no valid UTF-8.", path) from error
         stated = self.metadata.get("precision", "")  # other programs may write anything
         known = stated in (*PRECISIONS, "int8")
-        precision = stated if known else np.dtype(dtype).name
+        half = dtype is np.float16
+        precision = stated if known else "float16" if half else "float32"
         super().__init__(path, shapes, dtype, device, precision)
 
     @classmethod

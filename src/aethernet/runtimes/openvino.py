@@ -19,7 +19,11 @@ HINTS = {
     "bfloat16": ("bf16", "BF16"),
 }
 
-_DTYPES: dict[str, type[np.floating]] = {"f32": np.float32, "f16": np.float16}
+_DTYPES: dict[str, type[np.floating] | type[np.uint8]] = {
+    "f32": np.float32,
+    "f16": np.float16,
+    "u8": np.uint8,
+}
 
 
 class OpenVINORuntime(OnnxModel):
@@ -139,7 +143,7 @@ def _ports(model: Any) -> list[Any]:
     return [*model.inputs, *model.outputs]
 
 
-def _input_dtype(model: Any) -> type[np.floating] | None:
+def _input_dtype(model: Any) -> type[np.floating] | type[np.uint8] | None:
     inputs = model.inputs
     return _DTYPES.get(inputs[0].element_type.get_type_name()) if inputs else None
 

@@ -1,9 +1,10 @@
 """The runtimes by name, and `open_model`, which loads a file with one of them."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from aethernet.checkpoints.formats import SUFFIXES as CHECKPOINT_SUFFIXES
 from aethernet.checkpoints.formats import is_checkpoint
@@ -11,15 +12,22 @@ from aethernet.devices import PYTORCH_KINDS, device_kind
 from aethernet.errors import AetherError, CheckpointError, import_optional
 from aethernet.files import check_source
 from aethernet.runtimes.base import (
+    NOTHING_ASKED,
     ONNX_RUNTIME_DISTRIBUTIONS,
     PRECISIONS,
+    AskedValues,
     Model,
     Runtime,
     RuntimeSpec,
 )
 
 if TYPE_CHECKING:
+    from aethernet.checkpoints.checkpoint import Weights
+    from aethernet.runtimes.spandrel import SpandrelModel
     from aethernet.runtimes.trial import Verdict
+    from aethernet.runtimes.values import Foreign
+
+_log = logging.getLogger(__name__)
 
 RUNTIMES: dict[str, RuntimeSpec] = {}
 """Every runtime by its name."""
@@ -130,6 +138,7 @@ def open_model(
     device: str = "auto",
     precision: str = "auto",
     pixels: Callable[[], float] | None = None,
+    img_range: float | None = None,
 ) -> Runtime:
     """Load a model file with the fastest runtime here, or with the one that is named.
 
@@ -146,6 +155,7 @@ def open_model(
             number: "cuda:1".
         precision: "auto" or one of `PRECISIONS`.
         pixels: finds how many LR pixels will be upscaled; None: the work is long.
+        img_range: of a checkpoint, as in `CheckpointOptions`.
 
     Raises:
         AetherError: when the file is missing or is no model, or nothing here executes
@@ -159,7 +169,8 @@ def open_model(
     # Imports NumPy.
     from aethernet.runtimes.choice import Request, choose
 
-    request = Request(path, device, precision, runtime != "auto")
+    img_range = img_range if is_checkpoint(path) else None
+    request = Request(path, device, precision, runtime != "auto", img_range)
     return choose(replace(request, pixels=pixels) if pixels else request, specs)
 
 
@@ -169,8 +180,12 @@ def open_any(
     device: str = "auto",
     precision: str = "auto",
     pixels: Callable[[], float] | None = None,
+    asked: AskedValues = NOTHING_ASKED,
 ) -> Model:
     """Open a model like `open_model`, or of any architecture that spandrel knows.
+
+    Its `run` takes and makes RGB of 0 to 1, whatever the network wants. If a photograph
+    shows that it wants other values, a warning says so.
 
     Args:
         path: as for `open_model`, like the other arguments; or a checkpoint of any
@@ -179,6 +194,7 @@ def open_any(
         device: as above.
         precision: as above.
         pixels: as above.
+        asked: what the user says about the values that the network wants.
 
     Raises:
         MissingExtraError: when the checkpoint is of another architecture, and spandrel
@@ -186,20 +202,37 @@ def open_any(
         AetherError: as `open_model` and `SpandrelModel.load`; also when a runtime other
             than PyTorch is asked for and the checkpoint is not of AetherNet.
     """
+    # Imported here because it imports NumPy.
+    from aethernet.runtimes.values import set_values
+
     path = Path(path)
+    how = (runtime, device, precision, pixels)
+    model: Model
     try:
-        return open_model(path, runtime, device, precision, pixels)
+        model = open_model(path, *how, asked.range)
     except CheckpointError:
-        # Imported here because it imports NumPy, and for most files is not needed.
+        # Imported here because for most files it is not needed.
         from aethernet.checkpoints.checkpoint import is_aethernet, load_weights
 
         if not is_checkpoint(path) or is_aethernet(weights := load_weights(path)):
             raise
+        model = _other_network(weights, runtime, device, precision)
+    else:
+        if is_checkpoint(path):
+            return _in_its_range(model, path, asked, how)
+    set_values(cast("Foreign", model), path, asked)
+    return model
+
+
+def _other_network(
+    weights: "Weights", runtime: str, device: str, precision: str
+) -> "SpandrelModel":
+    """A network of another architecture, as `open_any`."""
     if runtime not in ("auto", "pytorch"):
         raise AetherError(
             f"This is no AetherNet checkpoint, so {runtime} cannot run it; only "
             "PyTorch runs it.",
-            path,
+            weights.path,
             "Other runtimes need an .onnx file, made by the network's own tools.",
         )
     import_optional("spandrel", "spandrel")
@@ -207,6 +240,40 @@ def open_any(
     from aethernet.runtimes.spandrel import SpandrelModel
 
     return SpandrelModel.load(weights, device, precision)
+
+
+def _in_its_range(
+    model: Model,
+    path: Path,
+    asked: AskedValues,
+    how: tuple[str, str, str, Callable[[], float] | None],
+) -> Model:
+    """An AetherNet, opened again if it was trained with another `img_range`."""
+    from aethernet.checkpoints.checkpoint import load_checkpoint
+    from aethernet.checkpoints.plausibility import enlarges, likely_img_range
+
+    if asked.bgr:
+        raise AetherError(
+            "This is an AetherNet, which takes RGB.", path, "Leave out --bgr."
+        )
+    if asked.range is not None or enlarges(model.run, model.channels):
+        return model
+    likely = likely_img_range(load_checkpoint(path))
+    if likely is None:
+        return model
+    opened = model
+    try:
+        opened = open_model(path, *how, likely)
+    except CheckpointError:  # the file states another one
+        done = "but the file states another"
+    else:
+        done = f"so it is used (--range {likely:g})"
+    _log.warning(
+        "%s: a test with a photograph shows that the network was trained with an "
+        "img_range of %g, %s.",
+        *(path, likely, done),
+    )
+    return opened
 
 
 def try_runtimes(

@@ -15,6 +15,7 @@ from aethernet.checkpoints.rewrites import as_tensors, exact_float32
 from aethernet.devices import choose_device
 from aethernet.errors import AetherError, CheckpointError, first_line, import_optional
 from aethernet.runtimes.base import Description, InputSizes, library_failures
+from aethernet.runtimes.values import Values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,8 @@ class SpandrelModel:
         self.channels: int = descriptor.input_channels
         self.device, self.precision = device, precision
         self.dtype: torch.dtype = getattr(torch, precision)
+        self.values = Values()
+        """As `values.Foreign`."""
         self.architecture: str = descriptor.architecture.name
         spandrel = import_optional("spandrel", "spandrel")
         fold_span(descriptor.model)
@@ -53,6 +56,9 @@ class SpandrelModel:
                 f"{self.architecture} does not run in {precision}.",
                 hint="Use --precision float32.",
             ) from error
+        # Inside of what spandrel calls, because it clamps the result to 0..1.
+        self.descriptor.model.register_forward_pre_hook(self._given)
+        self.descriptor.model.register_forward_hook(self._made)
 
     @classmethod
     def load(cls, weights: Weights, device: str, precision: str) -> Self:
@@ -103,6 +109,14 @@ class SpandrelModel:
             images = torch.from_numpy(batch).to(self.device, self.dtype)
             outputs = [self.descriptor(image[None]) for image in images]
             return torch.cat(outputs).float().cpu().numpy()
+
+    def _given(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.values.given(inputs[0]), *inputs[1:])
+
+    def _made(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, list | tuple):  # the picture comes first
+            return (self.values.made(output[0]), *output[1:])
+        return self.values.made(output)
 
     def describe(self) -> Description:
         """As `Model.describe`."""

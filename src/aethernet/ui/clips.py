@@ -59,6 +59,7 @@ def upscale_clip(task: Task, order: ClipOrder, open_model: OpenModel) -> None:
     def report(done: int, total: int | None) -> None:
         of = f" of {total}" if total else ""
         task.phase = f"Upscaling frame {done}{of}" if done else "Upscaling"
+        kept.begin(done)
         if total:
             kept.wanted = total // 2
             task.estimate.advance(done / total)
@@ -105,7 +106,7 @@ class _FrameKeeper:
         self.input_sizes = model.input_sizes
         self.wanted = 0
         """Number of the frame to keep; later ones are not."""
-        self._frames = 0
+        self._frame, self._begun = 0, False
         self._kept: tuple[np.ndarray, np.ndarray] | None = None
 
     def describe(self) -> Description:
@@ -113,10 +114,15 @@ class _FrameKeeper:
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         output = self._model.run(batch)
-        if self._kept is None or self._frames <= self.wanted:
+        # The colours come first; transparency may follow.
+        if not self._begun and self._frame <= self.wanted:
             self._kept = batch[0].copy(), output[0].copy()
-        self._frames += 1
+        self._begun = True
         return output
+
+    def begin(self, frame: int) -> None:
+        """Say that the frame of that number comes next."""
+        self._frame, self._begun = frame, False
 
     def write(self, folder: Path) -> None:
         """Write the frame, enlarged by bicubic resampling and by the model."""

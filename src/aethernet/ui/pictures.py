@@ -9,7 +9,7 @@ from pathlib import Path
 import pyvips
 
 from aethernet.errors import AetherError, ImageError
-from aethernet.pictures.files import Picture, PictureReader, read_picture
+from aethernet.pictures.files import Header, Picture, PictureReader, read_picture
 from aethernet.pictures.write import for_browsers
 from aethernet.quality.compare import Region, read_region
 from aethernet.runtimes.base import Model
@@ -32,17 +32,16 @@ OpenModel = Callable[[str, str], Model]
 """Opens the model of that name on that device."""
 
 
-def picture_size(path: Path, name: str) -> tuple[int, int]:
-    """Width and height of a picture that was uploaded.
+def picture_header(path: Path, name: str) -> Header:
+    """What the file of a picture that was uploaded says of it.
 
     Raises:
         AetherError: when it is no picture that can be read; it names the picture.
     """
     try:
-        header = PictureReader(path, Options().limit_mp).header
+        return PictureReader(path, Options().limit_mp).header
     except AetherError as error:
         raise error.about(name) from error
-    return header.size
 
 
 def upscale_pictures(
@@ -90,6 +89,7 @@ class _Run:
         self, task: Task, order: PictureOrder, watched: Watched, model: Tiled
     ) -> None:
         self.task, self.order, self.watched, self.model = task, order, watched, model
+        self.headers: dict[Upload, Header] = {}
         self.uploads: dict[Path, Upload] = {}
         """By target, in the order of the user."""
         self.work: dict[Path, float] = {}
@@ -97,7 +97,7 @@ class _Run:
         uploads = [upload for upload in order.uploads if self._fits(upload)]
         for target, upload in zip(self._targets(uploads), uploads, strict=True):
             self.uploads[target] = upload
-            self.work[target] = self._work_of(upload)
+            self.work[target] = self._work_of(self.headers[upload])
         self.total = max(sum(self.work.values()), 1.0)
         self.before = 0.0  # work of pictures that are finished or failed
         self.current: Path | None = None
@@ -105,25 +105,27 @@ class _Run:
         self.known = 0.0  # share of it that is done for sure
         watched.ran = self._ran
 
-    def _size_of(self, upload: Upload) -> tuple[tuple[int, int], tuple[int, int]]:
-        before = picture_size(upload.path, str(upload.name))
-        return before, self.order.size.of(*before, self.model.scale)
-
     def _fits(self, upload: Upload) -> bool:
         """Whether a picture can be read and becomes no larger than it may."""
+        name = str(upload.name)
         try:
-            before, after = self._size_of(upload)
-            check_result(str(upload.name), before, after)
+            header = picture_header(upload.path, name)
+            check_result(name, header.size, self._size_after(header))
         except AetherError as error:
-            self.task.failed.append((str(upload.name), error.reason))
+            self.task.failed.append((name, error.reason))
             return False
+        self.headers[upload] = header
         return True
 
-    def _work_of(self, upload: Upload) -> float:
-        before, after = self._size_of(upload)
-        work = math.prod(before)
-        twice = passes(before, after, self.model.scale) > 1
-        return work * (1 + self.model.scale**2) if twice else work
+    def _size_after(self, header: Header) -> tuple[int, int]:
+        return self.order.size.of(*header.size, self.model.scale)
+
+    def _work_of(self, header: Header) -> float:
+        scale, gray = self.model.scale, self.model.channels == 1
+        planes = 3 if gray and header.bands > 2 else 1
+        work = math.prod(header.size) * (planes + header.has_alpha)
+        twice = passes(header.size, self._size_after(header), scale) > 1
+        return work * (1 + scale**2) if twice else work
 
     def _targets(self, uploads: list[Upload]) -> list[Path]:
         size = self.order.size
@@ -193,7 +195,8 @@ class _Run:
         known = {made.path for made in self.task.made}
         for target, upload in self.uploads.items():
             if target not in known and target.exists():
-                self._add(target, *self._size_of(upload), "")
+                header = self.headers[upload]
+                self._add(target, header.size, self._size_after(header), "")
 
     def _add(
         self, path: Path, before: tuple[int, int], after: tuple[int, int], remark: str

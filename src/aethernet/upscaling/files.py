@@ -29,6 +29,7 @@ from aethernet.pictures.write import PictureWriter
 from aethernet.pipeline import ahead
 from aethernet.runtimes.base import Model
 from aethernet.runtimes.tiling import Tiled, windows
+from aethernet.text import listed
 from aethernet.upscaling.folders import Job, Outcome
 from aethernet.upscaling.planes import pixels_of, planes_and_alpha
 
@@ -317,13 +318,8 @@ def _writer(
     )
     writer = PictureWriter(target, rows, options.encoding, final, depth)
     if writer.left_out:
-        _log.warning("%s: left out %s", target, _listed(writer.left_out))
+        _log.warning("%s: left out %s", target, listed(writer.left_out))
     return writer
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names in a sentence: "a, b and c"."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _note_runs(job: Job, size: tuple[int, int], model: Tiled, times: int) -> None:

@@ -1,7 +1,8 @@
 """Read video files: look at the first frame, then decode all of them.
 
-A decoded frame becomes planes `(1 or 3, H, W)`, float32, gray or RGB, 0..1. The values
-are encoded ones: no transfer function is applied or removed. Timestamps are whole ticks
+A decoded frame becomes planes `(1 to 4, H, W)`, float32, 0..1: gray or RGB, and alpha
+where there is transparency. The values are encoded ones: no transfer function is
+applied or removed. Timestamps are whole ticks
 of the clip's time base and are never rounded here.
 """
 
@@ -17,11 +18,14 @@ import numpy as np
 
 from aethernet.errors import AetherError
 from aethernet.files import check_source
+from aethernet.video.describe import has_alpha_beside
+from aethernet.video.extras import Extra, TrackFacts, read_facts, side_data
 from aethernet.video.libav import (
     as_fraction,
     av_errors,
     av_reason,
     bit_depth,
+    colour_components,
     has_alpha,
     import_av,
     is_cover,
@@ -51,15 +55,14 @@ _JUMP = 10
 
 _USUAL_RATE = Fraction(25)  # frames per second, where a file does not name its rate
 
-# libav's name of side data that is not carried over -> what people call it.
-_NOT_CARRIED = {
-    "MASTERING_DISPLAY_METADATA": "mastering display metadata",
-    "CONTENT_LIGHT_LEVEL": "content light level",
-    "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
-    "DOVI_RPU_BUFFER": "Dolby Vision metadata",
-    "DOVI_METADATA": "Dolby Vision metadata",
-    "A53_CC": "closed captions inside the picture",
-}
+# Codec with its transparency beside its packets -> the decoder of libav that reads it.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+INTERLACED = (
+    "is interlaced. Its frames are upscaled as they are, with both fields in one "
+    "picture; deinterlace it first if it has motion"
+)
+"""A remark on a clip."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Clip:
     height: int
     pixel_format: str
     """libav's name of the planar format that holds the decoded frames."""
+    decoder: str | None
+    """libav's name of the decoder; None for libav's choice."""
     siting: str
     """Place of the chroma samples, a key of `yuv.SITINGS`."""
     colour: Colour
@@ -92,6 +97,10 @@ class Clip:
     """Seconds of the picture; None where the file does not say."""
     frames: int | None
     """Number of frames, as announced or estimated; None where nothing is known."""
+    extras: tuple[Extra, ...]
+    """What the stream says about its pictures, which containers can say again."""
+    beside: frozenset[str]
+    """Names of what the first frame carries besides, such as captions."""
     remarks: tuple[str, ...]
     """What a user should know before the work begins; each completes "The clip ..."."""
 
@@ -120,11 +129,12 @@ def read_clip(path: Path) -> Clip:
         with open_container(path) as container:
             stream = _video_stream(container, path)
             _check_whole(stream, path)
-            first = next(_decoded(container, stream, path), None)
+            decoder = _decoder_for(stream, path)
+            first = next(_decoded(container, stream, path, decoder), None)
             if first is None:
                 raise AetherError("The file holds no frame that can be decoded.", path)
             _check_supported(first, path)
-            return _describe(container, stream, first, path)
+            return _describe(container, stream, first, path, decoder)
     except av.FFmpegError as error:
         raise _not_a_video(path, av_reason(error)) from error
 
@@ -167,14 +177,26 @@ def _check_whole(stream: Any, path: Path) -> None:
         )
 
 
-def _check_supported(first: Any, path: Path) -> None:
-    if has_alpha(first.format):
+def _decoder_for(stream: Any, path: Path) -> str | None:
+    """The decoder that reads the transparency of VP8 and VP9, where the clip has it.
+
+    libav's own decoders of these leave it out.
+    """
+    name = _ALPHA_DECODERS.get(stream.codec_context.name)
+    if name is None or not has_alpha_beside(stream):
+        return None
+    try:
+        import_av().Codec(name, "r")
+    except ValueError as error:
         raise AetherError(
-            f"The video has transparency ({first.format.name}), which is not "
-            "supported.",
+            f"The video has transparency, and this build of PyAV lacks {name}, which "
+            "decodes it.",
             path,
-            "Remove it first, e.g. with ffmpeg's -pix_fmt.",
-        )
+        ) from error
+    return name
+
+
+def _check_supported(first: Any, path: Path) -> None:
     if first.colorspace not in (*MATRICES, UNSPECIFIED):
         raise AetherError(
             f"The video uses the colour matrix {first.colorspace} of ITU-T H.273, "
@@ -184,12 +206,14 @@ def _check_supported(first: Any, path: Path) -> None:
         )
 
 
-def _describe(container: Any, stream: Any, first: Any, path: Path) -> Clip:
+def _describe(
+    container: Any, stream: Any, first: Any, path: Path, decoder: str | None
+) -> Clip:
     time_base = as_fraction(stream.time_base)
     assert time_base
     rate = as_fraction(stream.guessed_rate) or as_fraction(stream.average_rate)
-    side_data = _side_data(first)
-    matrix = side_data.get("DISPLAYMATRIX")
+    facts = read_facts(stream, first)
+    matrix = side_data(first, stream).get("DISPLAYMATRIX")
     start = container.start_time or 0  # microseconds
     origin = max(round(Fraction(start, 10**6) / time_base), 0)
     begin = max(((stream.start_time or 0) - origin) * time_base, Fraction(0))
@@ -202,8 +226,9 @@ def _describe(container: Any, stream: Any, first: Any, path: Path) -> Clip:
         rate=rate or _USUAL_RATE,
         width=first.width,
         height=first.height,
-        pixel_format=planar_name(first.format),
-        siting=_siting(stream.codec_context.name),
+        pixel_format=_planar_name(first, path, decoder),
+        decoder=decoder,
+        siting=facts.siting or _usual_siting(stream.codec_context.name),
         colour=_colour(first),
         aspect=as_fraction(stream.sample_aspect_ratio),
         display_matrix=(
@@ -213,20 +238,43 @@ def _describe(container: Any, stream: Any, first: Any, path: Path) -> Clip:
         begin=begin,
         duration=duration,
         frames=frames,
-        remarks=_remarks(first, side_data),
+        extras=facts.extras,
+        beside=facts.beside,
+        remarks=_remarks(first, facts),
     )
 
 
-def _remarks(first: Any, side_data: dict[str, Any]) -> tuple[str, ...]:
+def _planar_name(first: Any, path: Path, decoder: str | None) -> str:
+    """Name of the planar format that holds the frames, and their transparency."""
+    if first.format.has_palette and _is_transparent_palette(first):
+        return "gbrap"
+    name = planar_name(first.format)
+    if decoder is None or has_alpha(first.format):
+        return name
+    if name != "yuv420p":  # libvpx decodes no other transparency
+        raise AetherError(
+            f"The video has transparency beside pictures of {name}, which cannot be "
+            "decoded.",
+            path,
+        )
+    return "yuva420p"  # a frame may come without alpha if it is opaque
+
+
+def _is_transparent_palette(frame: Any) -> bool:
+    """Whether a colour of a palette (native 32-bit ARGB) is not opaque."""
+    colours = np.frombuffer(frame.planes[1], np.uint32, 256)
+    return bool((colours >> 24 < 255).any())
+
+
+def _remarks(first: Any, facts: TrackFacts) -> tuple[str, ...]:
     remarks = []
     if first.interlaced_frame:
+        remarks.append(INTERLACED)
+    if facts.dolby_vision_only:
         remarks.append(
-            "is interlaced. Its frames are upscaled as they are, with both fields in "
-            "one picture; deinterlace it first if it has motion"
+            "is in colours that only Dolby Vision's metadata makes right; without it "
+            "they will look green and purple"
         )
-    lost = dict.fromkeys(_NOT_CARRIED[n] for n in side_data if n in _NOT_CARRIED)
-    if lost:
-        remarks.append(f"has {', '.join(lost)}, which is not copied")
     return tuple(remarks)
 
 
@@ -247,14 +295,6 @@ def _duration(
     return end - begin if end > begin else None
 
 
-def _side_data(frame: Any) -> dict[str, Any]:
-    try:  # By number: what iterating gives depends on the version of PyAV.
-        found = [frame.side_data[n] for n in range(len(frame.side_data))]
-        return {data.type.name: data for data in found}
-    except ValueError:  # a kind that PyAV has no name for
-        return {}
-
-
 def _colour(frame: Any) -> Colour:
     """What a frame says about its values, and the usual colours where it says nothing.
 
@@ -263,10 +303,10 @@ def _colour(frame: Any) -> Colour:
     assume others by its size.
     """
     primaries, transfer = frame.color_primaries, frame.color_trc
-    if frame.format.is_rgb:
+    if frame.format.is_rgb or frame.format.has_palette:
         return Colour(RGB, FULL, primaries, transfer)
     full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
-    if len(frame.format.components) == 1:  # libav assumes full range for gray
+    if colour_components(frame.format) == 1:  # libav assumes full range for gray
         full = frame.color_range != LIMITED
     value_range = FULL if full else LIMITED
     if frame.colorspace not in (UNSPECIFIED, RGB):
@@ -277,8 +317,8 @@ def _colour(frame: Any) -> Colour:
     return replace(usual, primaries=primaries, transfer=transfer)
 
 
-def _siting(codec: str) -> str:
-    """Place of the chroma samples, by the codec, since PyAV does not tell it.
+def _usual_siting(codec: str) -> str:
+    """Place of the chroma samples where the stream does not name it.
 
     All codecs but the oldest place them left.
     """
@@ -336,7 +376,8 @@ def _all_frames(clip: Clip, seek: int | None) -> Any:
         stream.thread_type = "AUTO"
         if seek is not None:
             container.seek(seek, stream=stream)
-        for frame in _decoded(container, stream, clip.path, sought=seek is not None):
+        sought = seek is not None
+        for frame in _decoded(container, stream, clip.path, clip.decoder, sought):
             if (frame.width, frame.height) != (clip.width, clip.height):
                 raise AetherError(
                     f"The frames change their size from {clip.width}x{clip.height} to "
@@ -349,10 +390,15 @@ def _all_frames(clip: Clip, seek: int | None) -> Any:
 
 
 def _decoded(
-    container: Any, stream: Any, path: Path, *, sought: bool = False
+    container: Any,
+    stream: Any,
+    path: Path,
+    decoder: str | None,
+    sought: bool = False,
 ) -> Iterator[Any]:
     """Decode a stream and give every frame a timestamp and a duration."""
     av = import_av()
+    context = av.CodecContext.create(decoder, "r") if decoder else stream
     time_base, rate = as_fraction(stream.time_base), as_fraction(stream.guessed_rate)
     assert time_base
     step = max(round(1 / (rate or _USUAL_RATE) / time_base), 1)
@@ -360,7 +406,7 @@ def _decoded(
     damaged = 0
     for packet in container.demux(stream):
         try:
-            frames = packet.decode()
+            frames = context.decode(packet)
         except av.error.InvalidDataError:
             damaged += 1
             continue
@@ -391,10 +437,16 @@ def _jump_back(path: Path, at: Fraction) -> AetherError:
 
 
 def frame_to_rgb(frame: Any, clip: Clip) -> np.ndarray:
-    """Convert a decoded frame to planes `(1 or 3, H, W)`, float32, 0..1.
+    """Convert a decoded frame to planes `(1 to 4, H, W)`, float32, 0..1.
 
     A format that is not planar is repacked first, which changes no value.
     """
     if frame.format.name.replace("yuvj", "yuv") != clip.pixel_format:
         frame = frame.reformat(format=clip.pixel_format)
-    return to_rgb(planes_of(frame), bit_depth(frame.format), clip.colour, clip.siting)
+    planes, bits = planes_of(frame), bit_depth(frame.format)
+    count = colour_components(frame.format)
+    colours = to_rgb(planes[:count], bits, clip.colour, clip.siting)
+    if count == len(planes):
+        return colours
+    alpha = planes[-1].astype(np.float32) / np.float32(2**bits - 1)
+    return np.concatenate((colours, alpha[np.newaxis]))

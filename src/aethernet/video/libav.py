@@ -55,6 +55,28 @@ def open_container(path: Path) -> Any:
     return av.open(f"file:{path}", container_options=options, **arguments)
 
 
+@contextlib.contextmanager
+def usual_priority() -> Iterator[None]:
+    """Give all threads of this process the caller's scheduling policy at the end.
+
+    SVT-AV1, run by root, makes its own threads and the one that opens it real-time
+    threads. They and whatever they start later would take the processor from all other
+    programs.
+    """
+    if not hasattr(os, "sched_setscheduler"):  # not Linux
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for thread in map(int, os.listdir("/proc/self/task")):
+            # A thread can end meanwhile.
+            with contextlib.suppress(ProcessLookupError):
+                if os.sched_getscheduler(thread) != policy:
+                    os.sched_setscheduler(thread, policy, parameters)
+
+
 def av_reason(error: Exception) -> str:
     """What libav says went wrong, without the error's number and the file's name."""
     return str(getattr(error, "strerror", None) or error).rstrip(".")
@@ -99,14 +121,24 @@ def pixel_format(name: str) -> Any:
 
 
 def planar_name(pixel_format: Any) -> str:
-    """Name of the format that stores the same values with one plane per component."""
+    """Name of the format that stores the same values, one plane for each component.
+
+    Gray with alpha has no such format: "ya8" stores the two in turn.
+    """
     bits = bit_depth(pixel_format)
     ending = "" if bits <= 8 else f"{min(bits, 16)}le"
-    if len(pixel_format.components) == 1 and not pixel_format.has_palette:
-        return f"gray{ending}"
+    alpha = has_alpha(pixel_format)
     if pixel_format.is_rgb or pixel_format.has_palette:
-        return f"gbrp{ending}"
-    return f"yuv{_CHROMA[chroma_subsampling(pixel_format)]}p{ending}"
+        return f"gbr{'a' if alpha else ''}p{ending}"
+    if colour_components(pixel_format) == 1:
+        return f"ya{ending or 8}" if alpha else f"gray{ending}"
+    chroma = _CHROMA[chroma_subsampling(pixel_format)]
+    return f"yuv{'a' if alpha else ''}{chroma}p{ending}"
+
+
+def colour_components(pixel_format: Any) -> int:
+    """1 for gray, else 3."""
+    return sum(not component.is_alpha for component in pixel_format.components)
 
 
 def bit_depth(pixel_format: Any) -> int:
@@ -127,19 +159,22 @@ def has_alpha(pixel_format: Any) -> bool:
 def planes_of(frame: Any) -> list[np.ndarray]:
     """The planes of a planar frame as writable views `(H, W)`, uint8 or uint16.
 
-    The planes of RGB come in the order R, G, B.
+    The planes of RGB come in the order R, G, B. Alpha is the last.
     """
     dtype = np.dtype(np.uint8 if bit_depth(frame.format) <= 8 else "<u2")
+    in_turn = len(frame.format.components) // len(frame.planes)  # gray with alpha: 2
     planes = [
         np.ndarray(
             (plane.height, plane.width),
             dtype,
             buffer=plane,
-            strides=(plane.line_size, dtype.itemsize),
+            offset=n * dtype.itemsize,
+            strides=(plane.line_size, dtype.itemsize * in_turn),
         )
         for plane in frame.planes
+        for n in range(in_turn)
     ]
     if frame.format.is_rgb:
-        green, blue, red = planes
-        return [red, green, blue]
+        green, blue, red, *alpha = planes
+        return [red, green, blue, *alpha]
     return planes

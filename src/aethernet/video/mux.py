@@ -10,8 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from aethernet.errors import AetherError
+from aethernet.text import listed
+from aethernet.video.boxes import hide_boxes
 from aethernet.video.clip import Clip, Cut
-from aethernet.video.encode import Segment, VideoEncoding, add_video_stream
+from aethernet.video.describe import (
+    ALPHA_MODE,
+    TIMECODE,
+    has_alpha_beside,
+    is_timecode,
+    kept_metadata,
+    moved_timecode,
+    timecode_of,
+)
+from aethernet.video.encode import (
+    CODECS,
+    Segment,
+    VideoEncoding,
+    add_video_stream,
+    sample_of,
+)
+from aethernet.video.extras import (
+    CAPTIONS,
+    Extra,
+    open_unofficial,
+    read_facts,
+    with_extras,
+)
 from aethernet.video.libav import (
     as_fraction,
     av_reason,
@@ -42,10 +66,6 @@ _INTERLEAVING = Fraction(10)
 # Codec of a cover picture -> its name and type as an attachment.
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 
-# Metadata that must not be copied to the output: it describes the old file.
-_STALE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")
-_STALE_PREFIXES = ("_statistics", "bps", "number_of_")
-
 
 def check_muxable(clip: Clip, encoding: VideoEncoding, suffix: str) -> None:
     """Check before any work that a container takes the video.
@@ -61,21 +81,16 @@ def check_muxable(clip: Clip, encoding: VideoEncoding, suffix: str) -> None:
         AetherError: when it does not take the video.
     """
     av = import_av()
-    stored = encoding.codec in _STORE_ASPECT or suffix not in _MATROSKA
-    if clip.aspect not in (None, 1) and not stored:  # PyAV cannot set Matroska's
-        _log.warning(
-            "%s: the pixel aspect of %s is lost with %s in %s",
-            *(clip.path, clip.aspect, encoding.codec, suffix),
-        )
     try:
         with (
             open_container(clip.path) as source,
             av.open(io.BytesIO(), "w", format=CONTAINERS[suffix]) as trial,
         ):
             add_video_stream(trial, encoding)
-            _add_copies(trial, source, clip, suffix)
+            _add_copies(trial, source, clip, suffix, Fraction(0))
             trial.set_chapters(_chapters(source, Fraction(0), None))
             trial.start_encoding()
+        lost = _left_out(clip, encoding, suffix)
     except (av.FFmpegError, ValueError) as error:
         raise AetherError(
             f"{suffix} does not hold this video as {encoding.codec} "
@@ -83,6 +98,73 @@ def check_muxable(clip: Clip, encoding: VideoEncoding, suffix: str) -> None:
             clip.path,
             "Name the output .mkv, which holds most videos.",
         ) from error
+    if lost:
+        how = encoding.codec, suffix
+        _log.warning("%s: left out %s, with %s in %s", clip.path, listed(lost), *how)
+
+
+def _left_out(clip: Clip, encoding: VideoEncoding, suffix: str) -> list[str]:
+    """Names of what the video stream carries and the new one will not."""
+    lost = set(clip.beside)
+    if CODECS[encoding.codec].captions:
+        lost.discard(CAPTIONS)
+    if clip.extras:
+        sample = sample_of(encoding)
+        held = _held(sample, _enlarged(clip, encoding.width), suffix)
+        lost |= {e.name for e in clip.extras} - {e.name for e in held}
+    in_matroska = suffix in _MATROSKA
+    stored = encoding.codec in _STORE_ASPECT or not in_matroska
+    if clip.aspect not in (None, 1) and not stored:  # PyAV cannot set Matroska's
+        lost.add(f"the pixel aspect of {clip.aspect}")
+    if clip.display_matrix and in_matroska and not _only_turns(clip.display_matrix):
+        lost.add("the mirroring of the picture")
+    return sorted(lost)
+
+
+def _only_turns(matrix: Sequence[int]) -> bool:
+    """Whether a display matrix (row by row) has no mirroring and no other scale."""
+    a, b, _, c, d = matrix[:5]
+    return a == d and b == -c
+
+
+def _enlarged(clip: Clip, width: int) -> list[Extra]:
+    """The extras of the clip for a picture of that width."""
+    return [extra.enlarged(width // clip.width) for extra in clip.extras]
+
+
+def _held(template: bytes, extras: Sequence[Extra], suffix: str) -> list[Extra]:
+    """Those of the extras that a container holds, found out by trying.
+
+    Args:
+        template: a file of Matroska with a frame of the video.
+        extras: what the stream shall say.
+        suffix: of the container.
+    """
+    return [extra for extra in extras if _is_extra_held(template, extra, suffix)]
+
+
+def _is_extra_held(template: bytes, extra: Extra, suffix: str) -> bool:
+    av = import_av()
+    file = io.BytesIO()
+    try:
+        with (
+            av.open(io.BytesIO(with_extras(template, [extra]))) as source,
+            open_unofficial(file, CONTAINERS[suffix]) as output,
+        ):
+            (original,) = source.streams
+            stream = output.add_stream_from_template(original, opaque=True)
+            for packet in source.demux(original):
+                if packet.size:
+                    packet.duration = packet.duration or 1  # players drop one of none
+                    packet.stream = stream
+                    output.mux(packet)
+        hide_boxes(file, b"vexu")
+        with av.open(io.BytesIO(file.getvalue())) as written:
+            (stream,) = written.streams
+            facts = read_facts(stream, next(written.decode(stream)))
+    except (av.FFmpegError, ValueError, StopIteration):
+        return False
+    return any(extra.means(found) for found in facts.extras)
 
 
 def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> None:
@@ -102,21 +184,22 @@ def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> Non
         AetherError: when a segment does not hold the frames that were noted for it.
         av.FFmpegError: when a file cannot be read or written.
     """
-    av = import_av()
     begin = min(segments[0].pts) if cut.first is not None else clip.origin
     end = segments[-1].end * clip.time_base if cut.end is not None else None
     span = _Span(begin * clip.time_base, end, seek=cut.first is not None)
     suffix = target.suffix.lower()
+    skipped = (begin - clip.origin) * clip.time_base
     with (
         open_container(clip.path) as source,
-        open_container(segments[0].path) as template,
-        av.open(f"file:{target}", "w", format=CONTAINERS[suffix]) as output,
+        _template(segments[0].path, clip, suffix) as template,
+        open_unofficial(f"file:{target}", CONTAINERS[suffix]) as output,
     ):
-        stream = _add_joined(output, template.streams.video[0], source, clip, suffix)
-        copies = _add_copies(output, source, clip, suffix, quiet=True)
-        for key, value in source.metadata.items():
-            if not _is_stale(key):
-                output.metadata[key] = value
+        stream = _add_joined(
+            output, template.streams.video[0], source, clip, suffix, skipped
+        )
+        copies = _add_copies(output, source, clip, suffix, skipped, quiet=True)
+        for key, value in kept_metadata(source.metadata, skipped, clip.rate):
+            output.metadata[key] = value
         output.set_chapters(_chapters(source, span.begin, span.end))
         packets = heapq.merge(
             _joined_packets(segments, clip, begin, stream),
@@ -128,6 +211,37 @@ def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> Non
         )
         for packet in packets:
             output.mux(packet)
+    if clip.extras and suffix not in _MATROSKA:
+        with target.open("r+b") as file:
+            # libav writes stereo 3D twice. Its box of Apple's kind says less, and is
+            # the one that libav reads.
+            hide_boxes(file, b"vexu")
+
+
+def _template(segment: Path, clip: Clip, suffix: str) -> Any:
+    """A container with a stream as the segment's, which also says the clip's extras."""
+    if not clip.extras:
+        return open_container(segment)
+    with open_container(segment) as container:
+        (stream,) = container.streams
+        width = stream.codec_context.width
+        first = _first_packet(container, stream)
+    held = _held(first, _enlarged(clip, width), suffix)
+    return import_av().open(io.BytesIO(with_extras(first, held)))
+
+
+def _first_packet(container: Any, stream: Any) -> bytes:
+    """A Matroska file of the first packet of a stream."""
+    file = io.BytesIO()
+    with import_av().open(file, "w", format="matroska") as output:
+        copy = output.add_stream_from_template(stream, opaque=True)
+        if has_alpha_beside(stream):
+            copy.metadata[ALPHA_MODE] = "1"
+        packet = next(container.demux(stream))
+        packet.pts = packet.dts = 0
+        packet.stream = copy
+        output.mux(packet)
+    return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -175,7 +289,12 @@ def _decoding_time(packet: Any) -> Fraction:
 
 
 def _add_joined(
-    output: Any, template: Any, source: Any, clip: Clip, suffix: str
+    output: Any,
+    template: Any,
+    source: Any,
+    clip: Clip,
+    suffix: str,
+    skipped: Fraction,
 ) -> Any:
     """Add the stream of the joined segments, described as that of the source."""
     stream = output.add_stream_from_template(
@@ -188,28 +307,37 @@ def _add_joined(
         stream.set_display_matrix(clip.display_matrix)
     if template.codec_context.name == "hevc" and suffix != ".mkv":
         stream.codec_context.codec_tag = "hvc1"  # Apple's players need it
-    _describe_copy(stream, source.streams[clip.index])
+    _describe_copy(stream, source.streams[clip.index], skipped, clip.rate)
+    if timecode := timecode_of(source.streams):
+        moved = moved_timecode(timecode, round(skipped * clip.rate), clip.rate)
+        if moved is not None:
+            stream.metadata[TIMECODE] = moved
+    if has_alpha_beside(template):
+        stream.metadata[ALPHA_MODE] = "1"
     return stream
 
 
-def _describe_copy(stream: Any, original: Any) -> None:
+def _describe_copy(
+    stream: Any, original: Any, skipped: Fraction, rate: Fraction
+) -> None:
     stream.disposition = original.disposition
-    for key, value in original.metadata.items():
-        if not _is_stale(key):
-            stream.metadata[key] = value
-
-
-def _is_stale(key: str) -> bool:
-    key = key.lower()
-    return key in _STALE or key.startswith(_STALE_PREFIXES)
+    for key, value in kept_metadata(original.metadata, skipped, rate):
+        stream.metadata[key] = value
 
 
 def _add_copies(
-    output: Any, source: Any, clip: Clip, suffix: str, *, quiet: bool = False
+    output: Any,
+    source: Any,
+    clip: Clip,
+    suffix: str,
+    skipped: Fraction,
+    *,
+    quiet: bool = False,
 ) -> dict[int, Any]:
     """Add the streams that are copied; return them by their index in the source.
 
     Args:
+        skipped: seconds of the source that are left out at the beginning.
         quiet: do not warn about streams that the container does not hold.
     """
     copies = {}
@@ -230,9 +358,9 @@ def _add_copies(
             )
         elif _is_held(original, suffix):
             stream = output.add_stream_from_template(original, opaque=True)
-            _describe_copy(stream, original)
+            _describe_copy(stream, original, skipped, clip.rate)
             copies[original.index] = stream
-        elif not quiet:
+        elif not quiet and not is_timecode(original):
             _log.warning(
                 "%s: stream %d (%s) is left out, %s does not hold it",
                 *(clip.path, original.index, _kind(original), suffix),

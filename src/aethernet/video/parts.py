@@ -58,11 +58,13 @@ class Frame:
     """A frame between decoder and encoder."""
 
     planes: np.ndarray
-    """`(1 or 3, H, W)`, float32, 0..1."""
+    """`(1 to 4, H, W)`, float32, 0..1: gray or RGB, and alpha."""
     pts: int
     """When it is shown, in ticks of the clip's clock."""
     duration: int
     """In ticks."""
+    captions: Any | None = None
+    """The decoded frame, where it carries captions."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,7 @@ class Parts:
         ):
             encoder = SegmentEncoder(temporary, self._encoding)
             for frame in frames:
-                encoder.write(frame.planes, frame.pts, frame.duration)
+                encoder.write(frame.planes, frame.pts, frame.duration, frame.captions)
             segment = replace(encoder.close(), path=path)
         with replacing(note) as temporary:
             facts = {

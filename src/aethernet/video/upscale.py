@@ -18,12 +18,22 @@ import numpy as np
 
 from aethernet.errors import AetherError
 from aethernet.files import check_target, replacing
+from aethernet.pictures.files import Picture, with_colours_spread
 from aethernet.pipeline import overlapped
 from aethernet.runtimes.base import Model
-from aethernet.upscaling.planes import upscale_planes
-from aethernet.video.clip import Clip, Cut, frame_to_rgb, frames_from, read_clip
-from aethernet.video.encode import Segment, VideoEncoding, encoding_for
-from aethernet.video.libav import av_errors
+from aethernet.text import listed
+from aethernet.upscaling.planes import pixels_of, planes_and_alpha, upscale_planes
+from aethernet.video.clip import (
+    INTERLACED,
+    Clip,
+    Cut,
+    frame_to_rgb,
+    frames_from,
+    read_clip,
+)
+from aethernet.video.encode import CODECS, Segment, VideoEncoding, encoding_for
+from aethernet.video.extras import CAPTIONS, names_beside, side_data
+from aethernet.video.libav import av_errors, has_alpha, pixel_format
 from aethernet.video.mux import CONTAINERS, check_muxable, join
 from aethernet.video.parts import Frame, Parts, VideoJob
 from aethernet.video.y4m import (
@@ -165,6 +175,10 @@ def _job(source: Path, target: Path, model: Model, options: VideoOptions) -> Vid
     cut = _cut(clip, options)
     for remark in clip.remarks:
         _log.warning("%s: the clip %s.", source, remark)
+    if has_alpha(pixel_format(clip.pixel_format)) and not encoding.has_alpha:
+        _log.warning(
+            "%s: the transparency is left out; the picture is put on black", source
+        )
     check_muxable(clip, encoding, suffix)
     return VideoJob(clip, cut, encoding, model)
 
@@ -181,15 +195,24 @@ def _upscale_frames(job: VideoJob, parts: Parts, report: FrameReport) -> int:
 
     def upscaled(frame: Frame) -> Frame:
         nonlocal done
-        planes = upscale_planes(frame.planes, job.model)
+        planes = _upscaled_planes(frame.planes, job.model)
         done += 1
         report(done, max(done, expected) if expected else None)
         return replace(frame, planes=planes)
 
-    overlapped(_frames(job.clip, job.cut, parts.segments), upscaled, parts.write)
+    overlapped(_frames(job, parts.segments), upscaled, parts.write)
     if done and done != expected:  # it was an estimate
         report(done, done)
     return done
+
+
+def _upscaled_planes(planes: np.ndarray, model: Model) -> np.ndarray:
+    """Upscale planes `(1 to 4, H, W)`, 0..1; an even number of them ends with alpha."""
+    if len(planes) in (1, 3):
+        return upscale_planes(planes, model)
+    picture = with_colours_spread(Picture(pixels_of(planes.copy(), 16)))
+    spread = picture.pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(65535)
+    return planes_and_alpha(spread, True, model, "network")
 
 
 def _warn_of_early_end(clip: Clip, cut: Cut, end: int) -> None:
@@ -295,12 +318,42 @@ def _expected_frames(clip: Clip, cut: Cut) -> int | None:
     return max(round(clip.frames * part), 1)
 
 
-def _frames(clip: Clip, cut: Cut, done: list[Segment]) -> Iterator[Frame]:
+def _frames(job: VideoJob, done: list[Segment]) -> Iterator[Frame]:
     """The frames of the cut that come after those of the segments."""
+    clip, cut = job.clip, job.cut
+    stores_captions = CODECS[job.encoding.codec].captions
+    warn = _Latecomers(clip, stores_captions)
     for frame in _decoded_after(clip, cut, done):
         if cut.end is not None and frame.pts >= cut.end:
             return
-        yield Frame(frame_to_rgb(frame, clip), frame.pts, frame.duration)
+        has_captions = warn.of(frame) and stores_captions
+        planes = frame_to_rgb(frame, clip)
+        captions = frame if has_captions else None
+        yield Frame(planes, frame.pts, frame.duration, captions)
+
+
+class _Latecomers:
+    """Warns of what comes after the first frame, by which the clip was described."""
+
+    def __init__(self, clip: Clip, stores_captions: bool) -> None:
+        self._clip = clip
+        self._known = {*clip.beside, *([CAPTIONS] if stores_captions else [])}
+        self._interlaced = INTERLACED in clip.remarks
+
+    def of(self, frame: Any) -> bool:
+        """Look at a frame; returns whether it carries captions."""
+        at = float((frame.pts - self._clip.origin) * self._clip.time_base)
+        if frame.interlaced_frame and not self._interlaced:
+            self._interlaced = True
+            message = "%s: from %.2f s on, the clip %s."
+            _log.warning(message, self._clip.path, at, INTERLACED)
+        data = side_data(frame)
+        names = names_beside(data, (frame.width, frame.height))
+        if new := sorted(names - self._known):
+            self._known.update(new)
+            message = "%s: left out %s, from %.2f s on"
+            _log.warning(message, self._clip.path, listed(new), at)
+        return CAPTIONS in names
 
 
 def _decoded_after(clip: Clip, cut: Cut, done: list[Segment]) -> Iterator[Any]:

@@ -29,7 +29,7 @@ MATRICES = (RGB, *_LUMA)
 
 # libav's name for the place of the chroma samples -> that place, across and down: 0 is
 # on the first of the luma samples that share one, 1 is in the middle of them.
-SITINGS = {"left": (0, 1), "center": (1, 1), "topleft": (0, 0)}
+SITINGS = {"left": (0, 1), "center": (1, 1), "topleft": (0, 0), "top": (1, 0)}
 
 # From this height on, players assume BT.709 where a clip does not name its matrix;
 # below it they assume BT.601.

@@ -21,6 +21,7 @@ from aethernet.runtimes.tensorrt.header import (
     read_header,
 )
 from aethernet.runtimes.tensorrt.library import open_library
+from aethernet.runtimes.values import Values
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class TensorRTRuntime:
         least, _, most = (shape[2:] for shape in header.profile)
         self.input_sizes = InputSizes(least, most)
         self.channels: int = header.channels
+        self.values = Values()
+        """As `values.Foreign`."""
         self._path, self._header, self._device = path, header, device
         self._library = open_library(header.library)
         self._gpu = torch.cuda.get_device_name(device)
@@ -119,7 +122,8 @@ class TensorRTRuntime:
         batch, channels, height, width = part.shape
         with on_stream(self._device, self._stream):
             # Contiguous in any case: engines take linear NCHW.
-            source = torch.from_numpy(np.ascontiguousarray(part)).to(
+            given = np.ascontiguousarray(self.values.given(part))
+            source = torch.from_numpy(given).to(
                 self._device, getattr(torch, header.input_dtype)
             )
             target = torch.empty(
@@ -138,7 +142,8 @@ class TensorRTRuntime:
                     f"{self._library.title} failed on an image of {width}x{height}: "
                     f"{self._library.messages.reason()}."
                 )
-            return target.float().cpu().numpy()  # waits for the stream
+            # Waits for the stream.
+            return self.values.made(target.float().cpu().numpy())
 
     def _prepare(self, shape: tuple[int, ...]) -> bool:
         """Set the shape of the next input and allocate memory for it."""

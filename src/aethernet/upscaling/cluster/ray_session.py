@@ -153,7 +153,6 @@ def _environment(code: Path) -> Iterator[None]:
     path = os.environ.get("PYTHONPATH")
     variables = {
         "PYTHONPATH": os.pathsep.join(filter(None, (str(code), path))),
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": "fatal",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }

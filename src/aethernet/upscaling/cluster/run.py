@@ -22,6 +22,8 @@ from typing import cast
 
 from aethernet.errors import AetherError, import_optional
 from aethernet.files import check_source, unreadable
+from aethernet.runtimes.choice import warn_once
+from aethernet.runtimes.request import ModelRequest
 from aethernet.upscaling.cluster.ray_session import (
     Pool,
     configure,
@@ -33,7 +35,7 @@ from aethernet.upscaling.cluster.storage import (
     reason_without_keys,
     remove_unfinished,
 )
-from aethernet.upscaling.cluster.worker import Answer, Worker, WorkerModel, WorkerSetup
+from aethernet.upscaling.cluster.worker import Answer, Worker, WorkerSetup
 from aethernet.upscaling.files import Options
 from aethernet.upscaling.folders import Job, Outcome
 
@@ -51,7 +53,7 @@ _DIED = "The worker that had it died, as it does of a picture too large for its 
 
 def upscale_on_cluster(
     jobs: Sequence[Job | RemoteJob],
-    model: WorkerModel,
+    model: ModelRequest,
     options: Options,
     address: str | None,
     retries: int = 2,
@@ -180,6 +182,8 @@ def _round(
                 answer = pickle.loads(pickled)  # from our own workers
                 if isinstance(answer, AetherError):
                     raise _cannot_open(answer, setup.model.path) from answer
+                for note in answer.notes:
+                    warn_once(note)  # each worker may have the same
                 yield answer
     except ray.exceptions.RayError as error:
         raise AetherError(

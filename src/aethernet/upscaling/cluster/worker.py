@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import pickle
+import queue
 import shutil
 import tempfile
 import threading
@@ -21,8 +22,8 @@ from aethernet.devices import limit_threads
 from aethernet.errors import AetherError, OutOfMemoryError
 from aethernet.files import check_target
 from aethernet.runtimes.base import Model
-from aethernet.runtimes.registry import open_model
-from aethernet.runtimes.tiling import DEFAULT_CONTEXT, Tiled
+from aethernet.runtimes.request import ModelRequest
+from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.cluster.storage import (
     RemoteJob,
     file_system,
@@ -45,25 +46,11 @@ _LASTING_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
-class WorkerModel:
-    """The model that every worker opens, and how it runs it."""
-
-    path: Path
-    """On the machine that starts the run, which sends the file to the workers."""
-    runtime: str = "auto"
-    """As for `open_model`, like `device` and `precision`."""
-    device: str = "auto"
-    precision: str = "auto"
-    tile: int | None = None
-    """As for `Tiled`, like `context`."""
-    context: int = DEFAULT_CONTEXT
-
-
-@dataclass(frozen=True)
 class WorkerSetup:
     """All that a worker needs to know beside its jobs."""
 
-    model: WorkerModel
+    model: ModelRequest
+    """Its path is on the machine that starts the run, which sends the file."""
     files: Mapping[str, bytes]
     """Name -> content of the model's file and of those that belong to it."""
     options: Options
@@ -82,6 +69,37 @@ class Answer(NamedTuple):
     """Of the job."""
     outcome: Outcome
     worth_retrying: bool
+    notes: tuple[str, ...] = ()
+    """Warnings that the worker logged since its last answer."""
+
+
+class _Notes(logging.Handler):
+    """Keeps the warnings of a worker, which has no terminal, for its next answer."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.names: dict[str, str] = {}
+        """Temporary paths that jobs work with now, and what they stand for."""
+        self._kept: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        for temporary, name in [*self.names.items()]:
+            text = text.replace(temporary, name)
+        self._kept.put(text)
+
+    def taken(self) -> tuple[str, ...]:
+        return tuple(self._kept.get() for _ in range(self._kept.qsize()))
+
+    @contextlib.contextmanager
+    def named(self, names: Mapping[str, str]) -> Iterator[None]:
+        """Let warnings in this block name these paths by what they stand for."""
+        self.names |= names
+        try:
+            yield
+        finally:
+            for temporary in names:
+                del self.names[temporary]
 
 
 class Worker:
@@ -97,6 +115,8 @@ class Worker:
         self._setup = setup
         logging.getLogger("pyvips").setLevel(logging.ERROR)
         limit_threads(setup.threads)
+        self._notes = _Notes()
+        logging.getLogger("aethernet").addHandler(self._notes)
         self._model: Tiled | None = None
         self._error: AetherError | None = None
         try:
@@ -111,7 +131,8 @@ class Worker:
         if self._error:
             return {"answer": pickle.dumps(self._error)}
         number, job = pickle.loads(row["job"])  # from our own driver
-        return {"answer": pickle.dumps(self.answer(number, job))}
+        answer = self.answer(number, job)._replace(notes=self._notes.taken())
+        return {"answer": pickle.dumps(answer)}
 
     def answer(self, number: int, job: Job | RemoteJob) -> Answer:
         """Do a job and return its outcome; a failure is an outcome, not an error."""
@@ -139,7 +160,8 @@ class Worker:
         check_target(job.target, job.source)
         temporary = job.target.with_name(name)
         try:
-            done = self._upscale_file(job.source, temporary)
+            with self._notes.named({str(temporary): str(job.target)}):
+                done = self._upscale_file(job.source, temporary)
             os.replace(temporary, job.target)
         except AetherError as error:
             if error.path != temporary:
@@ -163,8 +185,10 @@ class Worker:
             files, path = file_system(job.source)
             with files.open_input_stream(path) as stream, source.open("wb") as file:
                 shutil.copyfileobj(stream, file, 2**20)
+            names = {str(source): str(job.source), str(target): str(job.target)}
             try:
-                done = self._upscale_file(source, target)
+                with self._notes.named(names):
+                    done = self._upscale_file(source, target)
             except AetherError as error:
                 locations = {source: job.source, target: job.target}
                 location = error.path and locations.get(error.path)
@@ -179,16 +203,15 @@ class Worker:
         return upscale_file(source, target, self._model, self._setup.options)
 
 
-def _opened(model: WorkerModel, files: Mapping[str, bytes]) -> Tiled:
+def _opened(model: ModelRequest, files: Mapping[str, bytes]) -> Tiled:
     """Open the model from a copy of its files. Errors name the file that was sent."""
     with tempfile.TemporaryDirectory(prefix="aethernet_") as folder:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)
-        path = Path(folder, model.path.name)
+        copy = replace(model, path=Path(folder, model.path.name))
         try:
             with _one_at_a_time():
-                opened = open_model(path, model.runtime, model.device, model.precision)
-                return _SharedModel(opened, model.tile, model.context)
+                return copy.open(kind=_SharedModel)
         except AetherError as error:
             if error.path is None or error.path.parent != Path(folder):
                 raise
