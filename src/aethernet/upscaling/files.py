@@ -356,8 +356,8 @@ def _animate(
     """Run the model on each frame of an animation; returns a writer as `_upscale`."""
     header = reader.header
     final = options.size.of(header.width, header.height, model.scale)
-    passes = _passes(header.size, final, model.scale)
-    factor = model.scale**passes
+    times = passes(header.size, final, model.scale)
+    factor = model.scale**times
     size = header.width * factor, header.height * factor
     _note_size(job.target, header.size, size, final)
     frames = len(reader.timing.seconds)
@@ -366,7 +366,7 @@ def _animate(
     check_target(job.target, job.source)
     writer = PictureWriter(job.target, target, options.encoding, timing=reader.timing)
     _note_left_out(writer)
-    if job.target.suffix.lower() == ".gif" != f".{reader.kind}":
+    if job.target.suffix.lower() == ".gif" and reader.kind != "gif":
         _log.warning(
             "%s: a GIF has 256 colours in a frame, and pixels that are transparent or "
             "not",
@@ -374,7 +374,7 @@ def _animate(
         )
     report(job, 0, pixels * frames)
     try:
-        upscaled = animated_frames(reader, model, passes, final, options.alpha)
+        upscaled = animated_frames(reader, model, times, final, options.alpha)
         for n, frame in enumerate(upscaled, 1):
             writer.write(frame)
             report(job, pixels * n, pixels * frames)
