@@ -97,7 +97,7 @@ ANIMATED = {
     ".gif": Format(
         "GIF",
         largest_side=65535,
-        room=Room(profile=False, exif=False, comments=True, resolution=False),
+        room=Room(exif=False, comments=True, resolution=False),
     ),
     ".png": FORMATS[".png"],
     ".apng": FORMATS[".png"],
