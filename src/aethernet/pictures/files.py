@@ -64,7 +64,9 @@ _JPEG = Format(
     room=Room(photoshop=True, comments=True, gain_map=True),
 )
 _TIFF = Format("TIFF", (8, 16), room=Room(photoshop=True, thumbnail=False))
-_IN_CHUNKS = Room(code_points=True, gamma=True, photoshop=True, texts=True)
+_IN_CHUNKS = Room(
+    code_points=True, gamma=True, photoshop=True, texts=True, changed=True
+)
 _IN_BOXES = Room(code_points=True, gray_profile=False, resolution=False)
 _IN_RIFF = Room(gray_profile=False, resolution=False)
 _NO_ROOM = Room(profile=False, exif=False, xmp=False)
@@ -95,7 +97,7 @@ ANIMATED = {
     ".gif": Format(
         "GIF",
         largest_side=65535,
-        room=Room(profile=False, exif=False, comments=True, resolution=False),
+        room=Room(exif=False, comments=True, resolution=False),
     ),
     ".png": FORMATS[".png"],
     ".apng": FORMATS[".png"],
@@ -218,6 +220,7 @@ class PictureReader:
         known = resolution != (1, 1) and all(
             0 < side < FINEST_RESOLUTION for side in resolution
         )
+        known = known and metadata.unitless is None
         self.header = Header(
             width=image.width,
             height=image.height,

@@ -246,7 +246,8 @@ def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
     with PIL.Image.open(path, formats=["BMP"]) as image:
         check_limit(path, image.size, limit_mp)  # before it is decoded
         check_runs(path, image.size, image.info.get("compression", 0))
-        plain = image.convert("L" if image.mode in ("1", "L") else "RGB")
+        kinds = {"1": "L", "L": "L", "RGBA": "RGBA"}
+        plain = image.convert(kinds.get(image.mode, "RGB"))
         dpi = image.info.get("dpi")
         pixels = np.asarray(plain)
     opened = pyvips.Image.new_from_array(pixels)

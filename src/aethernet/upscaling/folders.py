@@ -543,7 +543,8 @@ def _check_none_is_replaced(
 
 def _remove_if_stale(path: Path) -> None:
     try:
-        if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
+        # Or in the future: the clock was set back.
+        if abs(time.time() - path.lstat().st_mtime) > _STALE_SECONDS:
             path.unlink()
             _log.info("removed %s, a temporary file of a killed run", path)
     except OSError:  # gone already, or not ours to remove; nothing depends on it
