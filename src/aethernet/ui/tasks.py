@@ -25,8 +25,8 @@ _log = logging.getLogger(__name__)
 KEPT_TASKS = 6
 """Tasks whose uploads and results are kept; those before them are removed."""
 
-# Small tiles let a task report and stop often, also on a slow processor. Larger ones
-# would save a part of the work: 20% on a processor, 10% on a GPU.
+# Small tiles let a task report and stop often, also on a slow processor. With tiles of
+# 1024 the context around them would be less: by 20% of the work, and by 6%.
 _TILE_ON_PROCESSOR, _TILE = 256, 512
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
