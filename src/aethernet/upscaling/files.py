@@ -16,9 +16,11 @@ from typing import Literal
 
 import numpy as np
 
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, AnimatedError
 from aethernet.files import check_target
+from aethernet.pictures.animation import AnimationReader
 from aethernet.pictures.files import (
+    ANIMATED,
     Header,
     PictureEncoding,
     PictureReader,
@@ -30,6 +32,7 @@ from aethernet.pipeline import ahead
 from aethernet.runtimes.base import Model
 from aethernet.runtimes.tiling import Tiled, windows
 from aethernet.text import listed
+from aethernet.upscaling.animations import animated_frames
 from aethernet.upscaling.folders import Job, Outcome
 from aethernet.upscaling.planes import pixels_of, planes_and_alpha
 
@@ -187,7 +190,7 @@ class _Opened:
 
 
 # Of each picture: how large it is, then its rows; or what went wrong, at any time.
-_Piece = _Opened | np.ndarray | AetherError
+_Piece = _Opened | AnimationReader | np.ndarray | AetherError
 
 _Report = Callable[[Job, int, int], None]
 
@@ -217,7 +220,10 @@ def _run(
             try:
                 if isinstance(piece, AetherError):
                     raise piece
-                writer = _upscale(job, piece.header, pieces, tiled, options, report)
+                if isinstance(piece, AnimationReader):
+                    writer = _animate(job, piece, tiled, options, report)
+                else:
+                    writer = _upscale(job, piece.header, pieces, tiled, options, report)
             except AetherError as error:
                 failed = job
                 if isinstance(piece, _Opened):
@@ -249,6 +255,14 @@ def _read(jobs: Iterable[Job], options: Options) -> Iterator[tuple[Job, _Piece]]
                 if opened.abandoned:
                     break
                 yield job, reader.rows(step)
+        except AnimatedError as error:
+            if job.target.suffix.lower() not in ANIMATED:
+                yield job, error
+                continue
+            try:
+                yield job, AnimationReader(job.source, options.limit_mp)
+            except AetherError as failure:
+                yield job, failure
         except AetherError as error:
             yield job, error
 
@@ -299,15 +313,7 @@ def _writer(
     check_writable_as(target, replace(header, width=final[0], height=final[1]))
     check_target(target, job.source)
     size = header.width * factor, header.height * factor
-    if size != final and max(final) > max(size):
-        _log.warning(
-            "%s: %dx%d after two passes, the rest is resampling", target, *size
-        )
-    if max(final) < max(header.size):
-        _log.warning(
-            *("%s: the result, %dx%d, is smaller than the picture, %dx%d", target),
-            *(*final, *header.size),
-        )
+    _note_size(target, header.size, size, final)
     depth = stored_depth(target, header)
     rows = replace(
         header,
@@ -317,8 +323,64 @@ def _writer(
         depth=depth if size == final else 16,
     )
     writer = PictureWriter(target, rows, options.encoding, final, depth)
+    _note_left_out(writer)
+    return writer
+
+
+def _note_size(
+    target: Path,
+    before: tuple[int, int],
+    upscaled: tuple[int, int],
+    final: tuple[int, int],
+) -> None:
+    """Say so if the network makes only a part of the size, or less than it got."""
+    if upscaled != final and max(final) > max(upscaled):
+        _log.warning(
+            "%s: %dx%d after two passes, the rest is resampling", target, *upscaled
+        )
+    if max(final) < max(before):
+        _log.warning(
+            *("%s: the result, %dx%d, is smaller than the picture, %dx%d", target),
+            *(*final, *before),
+        )
+
+
+def _note_left_out(writer: PictureWriter) -> None:
     if writer.left_out:
-        _log.warning("%s: left out %s", target, listed(writer.left_out))
+        _log.warning("%s: left out %s", writer.path, listed(writer.left_out))
+
+
+def _animate(
+    job: Job, reader: AnimationReader, model: Tiled, options: Options, report: _Report
+) -> PictureWriter:
+    """Run the model on each frame of an animation; returns a writer as `_upscale`."""
+    header = reader.header
+    final = options.size.of(header.width, header.height, model.scale)
+    times = passes(header.size, final, model.scale)
+    factor = model.scale**times
+    size = header.width * factor, header.height * factor
+    _note_size(job.target, header.size, size, final)
+    frames = len(reader.timing.seconds)
+    pixels = header.width * header.height
+    target = replace(header, width=final[0], height=final[1])
+    check_target(job.target, job.source)
+    writer = PictureWriter(job.target, target, options.encoding, timing=reader.timing)
+    _note_left_out(writer)
+    if job.target.suffix.lower() == ".gif" and reader.kind != "gif":
+        _log.warning(
+            "%s: a GIF has 256 colours in a frame, and pixels that are transparent or "
+            "not",
+            job.target,
+        )
+    report(job, 0, pixels * frames)
+    try:
+        upscaled = animated_frames(reader, model, times, final, options.alpha)
+        for n, frame in enumerate(upscaled, 1):
+            writer.write(frame)
+            report(job, pixels * n, pixels * frames)
+    except BaseException:
+        writer.discard()
+        raise
     return writer
 
 
