@@ -106,8 +106,8 @@ def _served(folder: Path) -> Iterator[str]:
 
 def _enlarged(page: Page, address: str) -> bytes:
     page.goto(address)
-    page.wait_for_function("crossOriginIsolated")
-    page.locator("#engine", has_text="Runs on").wait_for(timeout=300_000)
+    # It reloads itself once for threads. Its policy forbids to wait for an expression.
+    page.locator("#engine", has_text="threads").wait_for(timeout=300_000)
     page.locator("#files").set_input_files(SAMPLE)
     page.locator("li.done").wait_for(timeout=300_000)
     page.locator(".zoom button").nth(2).click()  # show the face, which has most detail
