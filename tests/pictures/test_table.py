@@ -288,6 +288,7 @@ FOUND = {
     "gain map": lambda p: b"hdr-gain-map" in content_of(p),
     "premultiplied alpha": straight,
     "16 bits": lambda p: read_picture(p).pixels.dtype == np.uint16,
+    "animation": lambda p: opened(p).n_frames == 2,
 }
 
 

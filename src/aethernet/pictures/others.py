@@ -3,6 +3,7 @@
 Sources: the headers of Windows' BMP, version 4 and 5; GIF89a.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ _EXTENSION, _PICTURE, _END = 0x21, 0x2C, 0x3B
 _COMMENT, _PLAIN_TEXT, _APPLICATION = 0xFE, 0x01, 0xFF
 _XMP_OF_GIF, _PROFILE_OF_GIF = b"XMP DataXMP", b"ICCRGBG1012"
 _LOOPS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
+_NOTHING = re.compile(b"\0*")
 _TRAILER = b"\x01\xff\xfe"
 """How the 257 bytes behind XMP in a GIF begin."""
 
@@ -122,3 +124,66 @@ def _blocks(content: bytes, place: int) -> tuple[bytes, int]:
         parts.append(content[place + 1 : place + 1 + size])
         place += 1 + size
     return b"".join(parts), place + 1
+
+
+def gif_with_metadata(content: bytes, metadata: Metadata) -> bytes:
+    """A GIF file with comments, XMP and profile added before its first picture.
+
+    Args:
+        content: of a file without them.
+        metadata: of which texts of the kind "COM" are comments.
+    """
+    added = b""
+    for text in metadata.texts:
+        added += bytes([_EXTENSION, _COMMENT]) + _as_blocks(text.data)
+    if metadata.profile:
+        added += _application(_PROFILE_OF_GIF) + _as_blocks(metadata.profile)
+    if metadata.xmp:
+        # Readers that know only blocks find their way out by these bytes.
+        way_out = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+        added += _application(_XMP_OF_GIF) + metadata.xmp + way_out
+    start = _behind_palette(content, 10, 13)
+    return content[:start] + added + content[start:]
+
+
+def _application(name: bytes) -> bytes:
+    """The head of an application's extension."""
+    return bytes([_EXTENSION, _APPLICATION, len(name)]) + name
+
+
+def _as_blocks(data: bytes) -> bytes:
+    pieces = [data[i : i + 255] for i in range(0, len(data), 255)]
+    return b"".join(bytes([len(piece)]) + piece for piece in pieces) + b"\0"
+
+
+def count_gif_frames(path: Path) -> int | None:
+    """How many pictures a GIF file has; None if it ends inside of one."""
+    content = path.read_bytes()
+    at, frames = _behind_palette(content, 10, 13), 0
+    while at < len(content) and content[at] != _END:
+        if content[at] == _PICTURE:
+            frames += 1
+            behind = _behind_palette(content, at + 9, at + 10)
+            at = _behind_blocks(content, behind + 1)  # after the size of codes
+        elif content[at] == _EXTENSION:
+            at = _behind_blocks(content, at + 2)
+        elif content[at]:
+            break  # readers stop here, too
+        else:
+            nothing = _NOTHING.match(content, at)
+            assert nothing
+            at = nothing.end()
+    return frames if at <= len(content) else None
+
+
+def _behind_palette(content: bytes, flags: int, start: int) -> int:
+    """Where a palette ends that begins at `start`, if the flags announce one."""
+    announced = content[flags] if flags < len(content) else 0
+    return start + _palette(announced)
+
+
+def _behind_blocks(content: bytes, at: int) -> int:
+    """Where blocks end that begin at `at`; behind the content if they do not."""
+    while at < len(content) and content[at]:
+        at += 1 + content[at]
+    return at + 1

@@ -6,7 +6,9 @@ Source: the PNG specification, third edition.
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 from aethernet.pictures.colour import StatedColour
@@ -17,6 +19,7 @@ from aethernet.pictures.metadata import (
     code_points,
     photoshop_of,
 )
+from aethernet.pictures.timing import Timing
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEAD = len(SIGNATURE) + 25
@@ -199,6 +202,88 @@ def chunks_for(metadata: Metadata) -> bytes:
             kind, data = _comment(text.data)
         made += _chunk(kind, data)
     return made
+
+
+def animation_of(path: Path) -> tuple[Timing, bool, int]:
+    """Timing of an animated PNG; whether its first picture is no frame; its bits.
+
+    Raises:
+        ValueError: when the file has no animation, or fewer frames than it says.
+    """
+    chunks, _ = _chunks(path)
+    heads = [data for kind, data in chunks if kind == b"IHDR" and len(data) == 13]
+    animations = [d for kind, d in chunks if kind == b"acTL" and len(d) == 8]
+    frames = [data for kind, data in chunks if kind == b"fcTL" and len(data) == 26]
+    if not heads or not animations:
+        raise ValueError("The file has no animation.")
+    count, plays = struct.unpack(">2I", animations[0])
+    if len(frames) < count:
+        raise ValueError("The file has fewer frames than it says.")
+    seconds = []
+    for data in frames[:count]:
+        above, below = struct.unpack_from(">2H", data, 20)
+        seconds.append(Fraction(above, below or 100))
+    return Timing(tuple(seconds), plays), not _first_is_frame(path), heads[0][8]
+
+
+def _first_is_frame(path: Path) -> bool:
+    """Whether a frame of the animation is announced before the first pixels."""
+    with path.open("rb") as file:
+        file.seek(len(SIGNATURE))
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            if kind in (b"fcTL", b"IDAT"):
+                return kind == b"fcTL"
+            file.seek(size + 4, 1)
+    return False
+
+
+def animated(frames: Iterator[bytes], timing: Timing, chunks: bytes) -> Iterator[bytes]:
+    """The parts of an animated PNG.
+
+    Args:
+        frames: each as a PNG file of the same size and kind.
+        timing: as many frames.
+        chunks: as `chunks_for` makes them.
+    """
+    number = 0  # of the chunks that tell the order
+    for n, (frame, seconds) in enumerate(zip(frames, timing.seconds, strict=True)):
+        parts = [*_parts(frame)]
+        header = parts[0][1]
+        if n == 0:
+            yield SIGNATURE + _chunk(b"IHDR", header)
+            count = len(timing.seconds)
+            yield _chunk(b"acTL", struct.pack(">2I", count, timing.plays)) + chunks
+        above, below = _ratio(seconds)
+        size = header[:8]
+        control = struct.pack(">I8s2I2H2B", number, size, 0, 0, above, below, 0, 0)
+        number += 1
+        yield _chunk(b"fcTL", control)
+        pixels = b"".join(data for kind, data in parts if kind == b"IDAT")
+        if n == 0:
+            yield _chunk(b"IDAT", pixels)
+            continue
+        yield _chunk(b"fdAT", struct.pack(">I", number) + pixels)
+        number += 1
+    yield _chunk(b"IEND", b"")
+
+
+def _parts(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = len(SIGNATURE)
+    while at < len(content):
+        size, kind = struct.unpack_from(">I4s", content, at)
+        yield kind, content[at + 8 : at + 8 + size]
+        at += size + 12
+
+
+def _ratio(seconds: Fraction) -> tuple[int, int]:
+    """The time as two numbers of 16 bits, as exactly as these can say it."""
+    near = seconds.limit_denominator(65535)
+    if near.numerator > 65535:
+        near = Fraction(min(round(seconds * 1000), 65535), 1000)
+    if near.numerator > 65535 or near.denominator > 65535:
+        near = Fraction(min(round(seconds), 65535))
+    return near.numerator, near.denominator
 
 
 def _iptc_text(photoshop: bytes) -> bytes:
