@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 from helpers import SHARED, repeating_onnx
 from PIL import Image, ImageCms
 
@@ -175,3 +176,91 @@ def srgb_encoded(linear):
         linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
     )
     return 255 * curve
+
+
+def _box(kind, *parts, full=None):
+    """A box of an AVIF file; `full` is its version and flags, if it has any."""
+    body = b"".join(parts)
+    if full is not None:
+        body = struct.pack(">I", full) + body
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def _boxes_in(data, start=0):
+    """The first box of each kind."""
+    found = {}
+    while start + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, start)
+        found.setdefault(kind, data[start : start + size])
+        start += size
+    return found
+
+
+def _avif_tiles(pixels, side):
+    """The encoded tiles of a picture, and what AVIF says of each, by kind."""
+    tiles, properties = [], {}
+    for y, x in np.ndindex(len(pixels) // side, pixels.shape[1] // side):
+        part = pixels[y * side : (y + 1) * side, x * side : (x + 1) * side]
+        image = pyvips.Image.new_from_array(np.ascontiguousarray(part))
+        options = {"compression": "av1", "subsample_mode": "off", "Q": 90}
+        top = _boxes_in(image.heifsave_buffer(**options, keep="none"))
+        meta = _boxes_in(top[b"meta"], 12)
+        properties = _boxes_in(_boxes_in(meta[b"iprp"], 8)[b"ipco"], 8)
+        tiles.append(top[b"mdat"][8:])
+    return tiles, properties
+
+
+def avif_grid(path, pixels, side, size=None):
+    """An AVIF file whose picture is a grid of square tiles, as cameras write it.
+
+    Args:
+        path: of the file.
+        pixels: cut into tiles.
+        side: of a tile, at least 64.
+        size: width and height that the file states; None: those of the pixels.
+    """
+    height, width = pixels.shape[:2]
+    tiles, properties = _avif_tiles(pixels, side)
+    names = range(2, len(tiles) + 2)
+    kept = [properties[kind] for kind in (b"av1C", b"pixi") if kind in properties]
+
+    def sides(*numbers):
+        return _box(b"ispe", struct.pack(">II", *numbers), full=0)
+
+    def entry(name, kind, flags):
+        head = struct.pack(">HH4sx", name, 0, kind)
+        return _box(b"infe", head, full=0x02000000 + flags)
+
+    def of(name, *numbers):
+        return struct.pack(">HB", name, len(numbers)) + bytes(numbers)
+
+    size = size or (width, height)
+    container = _box(b"ipco", sides(*size), sides(side, side), *kept)
+    whole, each = (1, 4), (2, 0x83, 4)
+    linked = of(1, *whole) + b"".join(of(name, *each) for name in names)
+    count = struct.pack(">I", len(tiles) + 1)
+    entries = [entry(1, b"grid", 0), *(entry(name, b"av01", 1) for name in names)]
+    used = struct.pack(f">HH{len(tiles)}H", 1, len(tiles), *names)
+    grid = (height // side - 1, width // side - 1, *size)
+
+    def meta_at(place):
+        table = struct.pack(">4H2I", 1, 1, 0, 1, 0, 8)
+        for name, data in zip(names, tiles, strict=True):
+            table += struct.pack(">4H2I", name, 0, 0, 1, place, len(data))
+            place += len(data)
+        return _box(
+            b"meta",
+            _box(b"hdlr", struct.pack(">4x4s13x", b"pict"), full=0),
+            _box(b"pitm", struct.pack(">H", 1), full=0),
+            _box(b"iloc", b"\x44\0", count[2:], table, full=0x01000000),
+            _box(b"iinf", count[2:], *entries, full=0),
+            _box(b"iref", _box(b"dimg", used), full=0),
+            _box(b"iprp", container, _box(b"ipma", count, linked, full=0)),
+            _box(b"idat", struct.pack(">xx2BHH", *grid)),
+            full=0,
+        )
+
+    start = _box(b"ftyp", b"avif\0\0\0\0avifmif1miafMA1A")
+    place = len(start) + len(meta_at(0)) + 8
+    path.write_bytes(start + meta_at(place) + _box(b"mdat", *tiles))
+    return path

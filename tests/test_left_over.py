@@ -30,6 +30,16 @@ def model(tmp_path_factory):
     return lively_file(folder / "my.safetensors", depths=(1,))
 
 
+def mounted(disk, options):
+    """What goes before a command, for it to see a disk of memory in that folder."""
+    disk.mkdir()
+    mount = f'mount -t tmpfs none "{disk}" && mount -o {options} "{disk}"'
+    inside = ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if subprocess.run([*inside, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs unshare and mount")
+    return inside
+
+
 def aged(path, seconds):
     os.utime(path, (time.time() - seconds,) * 2)
 
@@ -53,6 +63,58 @@ def test_what_a_kill_leaves_goes_with_the_next_run(command, model, tmp_path):
         aged(path, 5)
     assert main(words) == 0
     assert os.listdir(tmp_path) == [WRITERS[command]]
+
+
+def test_a_clock_that_was_set_back_keeps_nothing(tmp_path):
+    for name, seconds in (("m.onnx", -10), ("other.onnx", -1000), ("new.onnx", -10)):
+        left = temporary_path(tmp_path / name)
+        left.touch()
+        aged(left, seconds)
+    with replacing(tmp_path / "m.onnx") as temporary:
+        temporary.write_text("whole")
+    assert sorted(os.listdir(tmp_path)) == sorted(["m.onnx", left.name])
+
+
+READ_ONLY = {
+    "export": "m.onnx",
+    "upscale": "out.png",
+}
+
+
+def test_a_read_only_cache_stops_nothing(model, tmp_path):
+    inside = mounted(tmp_path / "disk", "remount,ro")
+    source = write(photo(), tmp_path / "in.png")
+    words = ["upscale", source, "-o", tmp_path / "out.png", "--model", model]
+    words += ["--runtime", "onnxruntime", "--device", "cpu"]
+    done = subprocess.run(
+        [*inside, sys.executable, "-m", "aethernet", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "AETHERNET_CACHE": str(tmp_path / "disk/cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("command", READ_ONLY)
+def test_a_read_only_folder_is_one_line(command, model, tmp_path):
+    inside = mounted(tmp_path / "disk", "remount,ro")
+    target = tmp_path / "disk" / READ_ONLY[command]
+    words = [command, model, "-o", target]
+    if command == "upscale":
+        words[1:2] = [write(photo(), tmp_path / "in.png"), "--model", model]
+    done = subprocess.run(
+        [*inside, sys.executable, "-m", "aethernet", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1
+    wanted = f"error: {target}: Cannot be written: its folder is not writable.\n"
+    assert done.stderr == wanted
 
 
 def test_what_is_in_use_stays(tmp_path):
@@ -108,11 +170,7 @@ def test_a_full_disk_is_one_phrase_about_the_target(name, model, tmp_path):
     if target.endswith(".pth") and not HAS_TORCH:
         pytest.skip("needs PyTorch to write a .pth file")
     disk = tmp_path / "disk"
-    disk.mkdir()
-    script = f'mount -t tmpfs -o size=8k none "{disk}" && exec "$@"'
-    inside = ["unshare", "-rm", "sh", "-c", script, "sh"]
-    if subprocess.run([*inside, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("needs unshare and mount")
+    inside = mounted(disk, "remount,size=8k")
     words = [command, model]
     if command == "upscale":
         source = write(photo(90, 120), tmp_path / "in.png")

@@ -60,6 +60,10 @@ class ImageError(AetherError):
     """A picture that cannot be read, or not by this model."""
 
 
+class AnimatedError(ImageError):
+    """A picture that is animated, where a still one is expected."""
+
+
 class ContradictionError(AetherError):
     """The user's statements about a file do not match its content."""
 

@@ -283,7 +283,9 @@ def _remove_left_over(target: Path) -> None:
                 *(target.suffix, ".part"),
             )
             least = _STALE_SECONDS if same else _STALE_SECONDS_OF_OTHERS
-            if time.time() - path.lstat().st_mtime > least and not _is_held(path):
+            # Or in the future: the clock was set back.
+            age = abs(time.time() - path.lstat().st_mtime)
+            if age > least and not _is_held(path):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
                 else:

@@ -84,7 +84,7 @@ class TestBadInput:
         for suffix in (".gif", ".webp", ".png"):
             path = tmp_path / f"a{suffix}"
             frames[0].save(path, save_all=True, append_images=frames[1:])
-            code = upscale(path, "-o", tmp_path / "out.png")
+            code = upscale(path, "-o", tmp_path / "out.jpg")
             self.refused(capsys, code, "is animated")
 
     def test_output_equal_to_input(self, tmp_path, upscale, capsys):

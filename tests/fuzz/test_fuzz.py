@@ -8,14 +8,18 @@ import os
 import random
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 
+import picture_files
+import PIL.Image
 from helpers import lively_network, photo, repeating_onnx, write
 from limited import Attempt, serving
+from picture_files import XMP, exif_block
 
 from aethernet.checkpoints.checkpoint import save_checkpoint
 
@@ -61,6 +65,19 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
+def with_right_sums(data: bytes) -> bytes:
+    """A PNG file with right checksums, for more than them to fail."""
+    made, place = data[:8], 8
+    while place + 12 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        if place + 12 + size > len(data):
+            break
+        body = data[place + 4 : place + 8 + size]
+        made += data[place : place + 4] + body + zlib.crc32(body).to_bytes(4, "big")
+        place += 12 + size
+    return made + data[place:]
+
+
 def old_checkpoint(path: Path) -> None:
     weights = lively_network(depths=(1,)).state_dict()
     torch.save({"params": weights}, path, _use_new_zipfile_serialization=False)
@@ -71,13 +88,33 @@ def checkpoint(path: Path) -> None:
 
 
 def picture(path: Path) -> None:
-    write(photo(40, 50, 4 if path.suffix in (".png", ".webp", ".avif") else 3), path)
+    write(photo(40, 50, 4 if path.suffix in (".webp", ".avif") else 3), path)
+
+
+def png(path: Path) -> None:
+    """With texts, profiles in texts, EXIF and a resolution."""
+    exif = exif_block(maker_note=True)
+    digits = f"\nexif\n{len(exif):8}\n{exif.hex()}\n".encode()
+    picture_files.png(
+        path,
+        (b"tEXt", b"Author\0me"),
+        (b"iTXt", b"Title\0\1\0\0\0" + zlib.compress(b"a title")),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(digits)),
+        (b"eXIf", exif),
+        (b"pHYs", b"\0\0\0\1\0\0\0\2\0"),
+        pixels=photo(40, 50, 4),
+    )
+
+
+def jpeg(path: Path) -> None:
+    image = PIL.Image.fromarray(photo(40, 50))
+    exif = exif_block(maker_note=True, thumbnail=b"\xff\xd8\xff\xd9")
+    image.save(path, exif=exif, xmp=XMP, comment=b"by hand", dpi=(300, 300))
 
 
 def gif(path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray(photo(40, 50)).convert("P").save(path)
+    image = PIL.Image.fromarray(photo(40, 50)).convert("P")
+    image.save(path, comment=b"by hand")
 
 
 def video(path: Path) -> None:
@@ -98,7 +135,9 @@ KINDS = {
     "old.pth": old_checkpoint,
     "model.safetensors": checkpoint,
     "model.onnx": repeating_onnx,
-    **{f"in{s}": picture for s in (".png", ".jpg", ".webp", ".tif", ".avif", ".bmp")},
+    "in.png": png,
+    "in.jpg": jpeg,
+    **{f"in{s}": picture for s in (".webp", ".tif", ".avif", ".bmp")},
     "in.gif": gif,
     "in.mkv": video,
     "in.mp4": video,
@@ -136,6 +175,8 @@ def test_damaged_files(name, tmp_path):
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             data = mutated(whole, chance)
+            if name == "in.png" and chance.random() < 0.8:
+                data = with_right_sums(data)
             path.write_bytes(data)
             done = server.run(*words(path, model))
             if is_wrong(done):

@@ -8,6 +8,7 @@ import pytest
 import pyvips
 from helpers import PLAIN, SHARED, lively_file, photo, write
 from limited import serving
+from picture_files import avif_grid
 from PIL import Image
 
 from aethernet.errors import ImageError
@@ -113,3 +114,16 @@ def test_a_damaged_part_below_is_an_error_there(tmp_path):
     assert np.array_equal(reader.rows(100), photo(2000, 300)[:100])
     with pytest.raises(ImageError, match="ends early"):
         reader.rows(1900)
+
+
+def test_a_grid_of_avif_is_one_picture(tmp_path):
+    pixels = photo(128, 192)
+    made = read_picture(avif_grid(tmp_path / "in.avif", pixels, 64)).pixels
+    assert np.abs(made.astype(int) - pixels).mean() < 3
+    cut = read_picture(avif_grid(tmp_path / "in.avif", pixels, 64, (180, 120))).pixels
+    assert np.array_equal(cut, made[:120, :180])
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (60_000, 60_000)])
+def test_a_grid_that_is_larger_than_its_tiles(refused, size, tmp_path):
+    refused(avif_grid(tmp_path / "in.avif", photo(128, 192), 64, size))

@@ -101,6 +101,49 @@ class TestTexts:
             assert upscaled(source, tmp_path / f"out{suffix}") == 0
             assert "left out the texts prompt, workflow" in caplog.text
 
+    @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".tif", ".avif"])
+    def test_those_with_a_place_in_exif_go_there(self, tmp_path, suffix, caplog):
+        """As programs that generate pictures write and read them in these formats."""
+        texts = [
+            (b"tEXt", b"Author\0caf\xe9"),
+            (b"iTXt", b"Description\0\1\0\0\0" + zlib.compress("猫".encode())),
+            (b"iTXt", b"parameters" + bytes(5) + PARAMETERS.encode()),
+            (b"tEXt", b"Comment\0there is one place"),
+        ]
+        target = tmp_path / f"out{suffix}"
+        assert upscaled(png(tmp_path / "in.png", *texts), target) == 0
+        assert "left out the text Comment" in caplog.text
+        with Image.open(target) as image:
+            found = image.getexif()
+            comment = found.get_ifd(0x8769)[37510]
+        described = [found[315], found[270]]
+        # Pillow reads texts in EXIF as Latin-1.
+        assert [text.encode("latin-1").decode() for text in described] == ["café", "猫"]
+        assert comment == b"UNICODE\0" + PARAMETERS.encode("utf-16-be")
+
+    def test_profiles_that_are_stored_as_texts_keep_their_meaning(
+        self, tmp_path, caplog
+    ):
+        def raw(name, data):
+            digits = f"\n{name}\n{len(data):8}\n{data.hex()}\n".encode()
+            return b"zTXt", f"Raw profile type {name}\0\0".encode() + zlib.compress(
+                digits
+            )
+
+        texts = [
+            raw("exif", b"Exif\0\0" + exif_block()),
+            raw("xmp", XMP),
+            raw("icc", srgb_profile()),
+        ]
+        source = png(tmp_path / "in.png", *texts)
+        for suffix in (".png", ".jpg"):
+            assert upscaled(source, tmp_path / f"out{suffix}") == 0
+            with Image.open(tmp_path / f"out{suffix}") as image:
+                assert image.getexif()[271] == "Camera maker"
+                assert image.info["icc_profile"] == srgb_profile()
+            assert xmp_of(tmp_path / f"out{suffix}") == XMP
+        assert "left out" not in caplog.text
+
     def test_comments_stay_comments(self, tmp_path, caplog):
         jpeg(tmp_path / "in.jpg", (0xFE, "Grüße 猫".encode()))
         assert upscaled(tmp_path / "in.jpg", tmp_path / "out.jpg") == 0
@@ -122,6 +165,136 @@ class TestTexts:
         jpeg(tmp_path / "in.jpg", (0xE5, b"RMETA\0something"))
         assert upscaled(tmp_path / "in.jpg", tmp_path / "out.jpg") == 0
         assert "left out the segment APP5 (RMETA)" in caplog.text
+
+
+def gif(path, *extensions, aspect=0):
+    """A GIF file with these extensions, (label, name, data) each."""
+    Image.fromarray(patches()).convert("P").save(path)
+    content = bytearray(path.read_bytes())
+    content[12] = aspect
+    made = b""
+    for label, name, data in extensions:
+        made += bytes((0x21, label)) + (bytes((len(name),)) + name if name else b"")
+        for start in range(0, len(data), 255):
+            block = data[start : start + 255]
+            made += bytes((len(block),)) + block
+        made += b"\0"
+    place = 13 + 3 * 2 ** ((content[10] & 7) + 1)
+    content[place:place] = made
+    path.write_bytes(content)
+    return path
+
+
+def bmp(path, pixels):
+    """A BMP file with an alpha channel, as Windows' version 5 has it."""
+    height, width = pixels.shape[:2]
+    data = pixels[::-1, :, [2, 1, 0, 3]].tobytes()
+    head = struct.pack("<IiiHHIIiiII", 124, width, height, 1, 32, 3, 0, 0, 0, 0, 0)
+    head += struct.pack("<4I4s", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs")
+    start = struct.pack("<IHHI", 138 + len(data), 0, 0, 138)
+    path.write_bytes(b"BM" + start + head.ljust(124, b"\0") + data)
+    return path
+
+
+ORIGIN = struct.pack(">iiB", 10, 10, 0)
+
+
+class TestLessUsual:
+    """What formats can carry and few files do: kept, or named."""
+
+    @pytest.mark.parametrize(
+        ("chunks", "named"),
+        [
+            ([(b"sBIT", bytes((5, 6, 5)))], "the number of significant bits"),
+            ([(b"sBIT", bytes((8, 8, 8)))], ""),
+            ([(b"bKGD", bytes(6))], "the background colour"),
+            ([(b"hIST", bytes(2))], "the histogram of the palette"),
+            ([(b"oFFs", ORIGIN), (b"caNv", bytes(16))], "the chunk caNv and the chunk"),
+            (
+                [(b"pHYs", struct.pack(">IIB", 2, 4, 0))],
+                "the shape of the pixels (2:1)",
+            ),
+            ([(b"pHYs", struct.pack(">IIB", 9, 9, 0))], ""),
+        ],
+    )
+    def test_chunks_of_png(self, tmp_path, chunks, named, caplog):
+        source = png(tmp_path / "in.png", *chunks)
+        assert upscaled(source, tmp_path / "out.png") == 0
+        assert ("left out" in caplog.text) == bool(named)
+        assert named in caplog.text
+        # A resolution is not made of what has no unit.
+        with Image.open(tmp_path / "out.png") as image:
+            assert image.info["dpi"] == pytest.approx((72, 72), abs=0.1)
+
+    def test_the_time_of_the_last_change(self, tmp_path, caplog):
+        time = b"tIME", struct.pack(">H5B", 2020, 1, 2, 3, 4, 5)
+        source = png(tmp_path / "in.png", time)
+        assert upscaled(source, tmp_path / "out.png") == 0
+        assert time in chunks_of(tmp_path / "out.png")
+        assert "left out" not in caplog.text
+        assert upscaled(source, tmp_path / "out.webp") == 0
+        assert "left out the time of the last change" in caplog.text
+
+    def test_bytes_behind_a_png(self, tmp_path, caplog):
+        source = png(tmp_path / "in.png")
+        source.write_bytes(source.read_bytes() + b"something else")
+        assert upscaled(source, tmp_path / "out.png") == 0
+        assert "left out 14 bytes behind the picture" in caplog.text
+
+    def test_segments_of_jpeg(self, tmp_path, caplog):
+        source = jpeg(tmp_path / "in.jpg", (0xE0, b"JFXX\0\x13\1\1" + bytes(3)))
+        content = bytearray(source.read_bytes())
+        content[13:18] = struct.pack(">BHH", 0, 1, 2)
+        source.write_bytes(content)
+        assert upscaled(source, tmp_path / "out.png") == 0
+        assert "the thumbnail and the shape of the pixels (2:1)" in caplog.text
+
+    def test_tags_of_tiff(self, tmp_path, caplog):
+        unit = {282: 2.0, 283: 3.0, 296: 1}
+        tags = {**unit, 286: 1.0, 50838: (4,), 50839: b"IJIJ"}
+        Image.fromarray(patches()).save(tmp_path / "in.tif", tiffinfo=tags)
+        assert upscaled(tmp_path / "in.tif", tmp_path / "out.png") == 0
+        for name in ("place on the page", "ImageJ's metadata", "pixels (3:2)"):
+            assert name in caplog.text
+
+    def test_extensions_of_gif(self, tmp_path, caplog):
+        source = gif(
+            tmp_path / "in.gif",
+            (0xFF, b"ICCRGBG1012", srgb_profile()),
+            (0xFE, b"", b"one"),
+            (0xFE, b"", b"other"),
+            (0xFF, b"NETSCAPE2.0", b"\1\0\0"),
+        )
+        assert upscaled(source, tmp_path / "out.png") == 0
+        assert "left out" not in caplog.text
+        with Image.open(tmp_path / "out.png") as image:
+            assert image.info["icc_profile"] == srgb_profile()
+            assert image.text["Comment"] == "one\nother"
+        more = (0x01, bytes(12), b"drawn"), (0xFF, b"VENDOR  1.0", b"abc")
+        source = gif(tmp_path / "in.gif", *more, aspect=113)
+        assert upscaled(source, tmp_path / "out.png") == 0
+        for name in ("a text that is drawn", "data of VENDOR  1.0", "pixels (2:1)"):
+            assert name in caplog.text
+
+    def test_alpha_of_bmp(self, tmp_path):
+        alpha = np.full((16, 80, 1), 100, np.uint8)
+        pixels = np.concatenate((patches(), alpha), axis=2)
+        assert upscaled(bmp(tmp_path / "in.bmp", pixels), tmp_path / "out.png") == 0
+        with Image.open(tmp_path / "out.png") as image:
+            made = np.asarray(image)
+        assert np.array_equal(made[::2, ::2], pixels)
+
+    def test_auxiliary_pictures_of_heif(self, tmp_path, caplog):
+        """Of a portrait, say; the file is an AVIF whose alpha is called a matte."""
+        pixels = np.dstack((patches(), np.full((16, 80), 100, np.uint8)))
+        Image.fromarray(pixels).save(tmp_path / "in.avif")
+        content = (tmp_path / "in.avif").read_bytes()
+        name = b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha"
+        assert name in content
+        other = b"urn:com:apple:photo:2018:aux:hairmatte".ljust(len(name), b"_")
+        (tmp_path / "in.avif").write_bytes(content.replace(name, other))
+        assert upscaled(tmp_path / "in.avif", tmp_path / "out.png") == 0
+        assert "the auxiliary picture urn:com:apple:photo:2018:aux:hair" in caplog.text
 
 
 class TestXmp:

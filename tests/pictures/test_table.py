@@ -38,6 +38,7 @@ SUFFIXES = {
     "BMP": ".bmp",
     "JPEG XL": ".jxl",
 }
+TIME = (b"tIME", struct.pack(">H5B", 2020, 1, 2, 3, 4, 5))
 LEVELS = (b"cLLI", struct.pack(">II", 10_000_000, 4_000_000))
 
 
@@ -140,7 +141,14 @@ SOURCES = {
     ),
     "XMP": lambda f: saved(f / "in.jpg", xmp=XMP),
     "IPTC": with_iptc,
-    "texts of PNG": lambda f: png(f / "in.png", (b"tEXt", b"prompt\0{}")),
+    "texts of PNG with a place in EXIF": lambda f: png(
+        f / "in.png", (b"tEXt", b"Author\0me"), (b"tEXt", b"parameters\0Steps: 20")
+    ),
+    "other texts of PNG": lambda f: png(f / "in.png", (b"tEXt", b"prompt\0{}")),
+    "time of the last change": lambda f: png(f / "in.png", TIME),
+    "shape of pixels": lambda f: png(
+        f / "in.png", (b"pHYs", struct.pack(">IIB", 1, 2, 0))
+    ),
     "comments of JPEG": lambda f: with_segments(f / "in.jpg", (0xFE, b"by hand")),
     "resolution": lambda f: saved(f / "in.png", dpi=(300, 300)),
     "gain map": with_gain_map,
@@ -163,7 +171,10 @@ NAMED = {
     "thumbnail in EXIF": ("the thumbnail", "EXIF"),
     "XMP": "XMP",
     "IPTC": "IPTC",
-    "texts of PNG": "the text prompt",
+    "texts of PNG with a place in EXIF": "the texts Author, parameters",
+    "other texts of PNG": "the text prompt",
+    "time of the last change": "the time of the last change",
+    "shape of pixels": "the shape of the pixels (2:1)",
     "comments of JPEG": "the text Comment",
     "gain map": "the gain map",
     "more pictures in a JPEG": "1 more picture",
@@ -172,6 +183,18 @@ NAMED = {
     "animation": "animated",
     "premultiplied alpha": "no transparency",
 }
+
+
+def comment_in(path):
+    """The user's comment in EXIF."""
+    stored = exif_of(path).get_ifd(0x8769).get(37510, b"")
+    return stored.removeprefix(b"UNICODE\0").decode("utf-16-be")
+
+
+def texts_in(path):
+    if path.suffix == ".png":
+        return opened(path).text == {"Author": "me", "parameters": "Steps: 20"}
+    return (exif_of(path)[315], comment_in(path)) == ("me", "Steps: 20")
 
 
 def content_of(path):
@@ -255,12 +278,17 @@ FOUND = {
     "thumbnail in EXIF": thumbnail_in,
     "XMP": xmp_in,
     "IPTC": iptc_in,
-    "texts of PNG": lambda p: opened(p).text == {"prompt": "{}"},
-    "comments of JPEG": lambda p: b"by hand" in content_of(p),
+    "texts of PNG with a place in EXIF": texts_in,
+    "other texts of PNG": lambda p: opened(p).text == {"prompt": "{}"},
+    "time of the last change": lambda p: TIME in chunks_of(p),
+    "comments of JPEG": lambda p: (
+        b"by hand" in content_of(p) or "by hand" in comment_in(p)
+    ),
     "resolution": resolution_in,
     "gain map": lambda p: b"hdr-gain-map" in content_of(p),
     "premultiplied alpha": straight,
     "16 bits": lambda p: read_picture(p).pixels.dtype == np.uint16,
+    "animation": lambda p: opened(p).n_frames == 2,
 }
 
 

@@ -161,26 +161,16 @@ def a_large_input(path):
     write_model(path, nodes, {"x": sides, "y": sides})
 
 
-def an_output_of_another_size(path):
-    """Constant, so that it only fits one size."""
-    shape = onnx.helper.make_tensor("s", 7, [4], [1, 3, 8, 8])
-    write_model(
-        path,
-        [step("ConstantOfShape", "s", "y")],
-        {"x": PICTURE, **OUT},
-        weights=[shape],
-    )
+def always_making(height, width):
+    """Models whose output is constant, and right for one size of input at most."""
 
+    def make(path):
+        shape = onnx.helper.make_tensor("s", 7, [4], [1, 3, height, width])
+        nodes = [step("ConstantOfShape", "s", "y")]
+        write_model(path, nodes, {"x": PICTURE, **OUT}, weights=[shape])
 
-def an_output_that_does_not_grow_with_the_input(path):
-    """Right for one size of input, wrong for all others."""
-    shape = onnx.helper.make_tensor("s", 7, [4], [1, 3, 18, 22])
-    write_model(
-        path,
-        [step("ConstantOfShape", "s", "y")],
-        {"x": PICTURE, **OUT},
-        weights=[shape],
-    )
+    make.__name__ = f"always_making_{height}x{width}"
+    return make
 
 
 def an_unknown_type(path):
@@ -205,8 +195,8 @@ HARMFUL = [
     a_large_intermediate,
     a_large_constant,
     a_large_input,
-    an_output_of_another_size,
-    an_output_that_does_not_grow_with_the_input,
+    always_making(8, 8),
+    always_making(18, 22),  # twice the first input that is tried
     an_unknown_type,
     metadata_that_is_not_utf8,
 ]

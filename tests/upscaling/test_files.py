@@ -200,12 +200,12 @@ class TestBadPictures:
             tmp_path / f"cut{suffix}", tmp_path / "out.png", "damaged|no picture"
         )
 
-    def test_animation(self, tmp_path):
+    def test_an_animation_where_only_still_pictures_are_written(self, tmp_path):
         frames = [Image.fromarray(photo(8, 8)), Image.new("RGB", (8, 8))]
         frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
-        self.refused(tmp_path / "a.webp", tmp_path / "out.png", "animated")
+        self.refused(tmp_path / "a.webp", tmp_path / "out.jpg", "animated")
         frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
-        self.refused(tmp_path / "a.png", tmp_path / "out.png", "animated")
+        self.refused(tmp_path / "a.png", tmp_path / "out.tif", "animated")
 
     def test_other_formats_by_content(self, tmp_path):
         (tmp_path / "table.csv").write_text("1,2\n3,4\n")

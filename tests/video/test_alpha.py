@@ -131,6 +131,14 @@ class TestCarried:
         assert alpha_of(target)[:, WIDTH + 8 :].max() < 0.02
         assert b"\x53\xc0\x81\x01" in target.read_bytes()  # AlphaMode
 
+    def test_a_part_of_it(self, tmp_path):
+        clip = make_clip(tmp_path / "in.webm", 30, halves, kind="yuva420p", **VP9)
+        target = tmp_path / "out.mkv"
+        options = VideoOptions("ffv1", start=0.8, end=1.0)
+        upscale_video(clip, target, FrameRepeat(), options)
+        assert len(times(target)) == 5
+        assert alpha_of(target)[:, WIDTH + 8 :].max() < 0.02
+
     def test_a_frame_without_alpha_among_others_is_opaque(self, tmp_path):
         # As browsers record: alpha comes only with frames that need it.
         clip = transparent(tmp_path / "in.webm", **VP9)

@@ -204,6 +204,14 @@ class TestNamed:
         for name in ("HDR10+", "user data inside the picture", "stereo 3D"):
             assert name in message
 
+    def test_user_data_is_found_among_that_of_the_encoder(self, tmp_path, caplog):
+        user_data = (USER_DATA, bytes(range(16)) + b"telemetry")
+        clip = add_sei(h264(tmp_path / "in.mkv", 2), user_data)
+        data = first_frame(clip).side_data
+        kinds = [data[n].type.name for n in range(len(data))]
+        assert kinds.count("SEI_UNREGISTERED") == 2
+        assert "user data inside the picture" in self.warned(clip, caplog)
+
     @pytest.mark.parametrize("compatible", [1, 0])
     def test_dolby_vision(self, tmp_path, caplog, compatible):
         clip = h264(tmp_path / "in.mkv", 2)

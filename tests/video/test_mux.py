@@ -1,6 +1,7 @@
 """Times of frames, other streams, chapters, metadata, covers and cuts."""
 
 import itertools
+import struct
 from fractions import Fraction
 
 import pytest
@@ -157,6 +158,27 @@ class TestOtherStreams:
         upscale_video(clip, tmp_path / "out.mp4", FrameRepeat())
         assert packets_of(tmp_path / "out.mp4", "audio") == packets_of(clip, "audio")
         assert times(tmp_path / "out.mp4") == times(clip)
+
+    def test_sound_that_an_edit_list_cuts_away_does_not_come_back(self, tmp_path):
+        clip = make_clip(
+            tmp_path / "in.mp4",
+            50,
+            codec="libx264",
+            time_base=Fraction(1, 12800),
+            extras=lambda container: add_sound(container, "aac", 48000, 20),
+        )
+        content, at = bytearray(clip.read_bytes()), 0
+        for ticks in (12800, 48000):  # a second of the picture, and of the sound
+            at = content.index(b"elst", at) + 12
+            length, first = struct.unpack_from(">2i", content, at)
+            struct.pack_into(">2i", content, at, length - 1000, first + ticks)
+        clip.write_bytes(content)
+        for suffix in (".mkv", ".mp4"):
+            target = tmp_path / f"out{suffix}"
+            upscale_video(clip, target, FrameRepeat())
+            sound = [time for time, _ in packets_of(target, "audio")]
+            assert len(times(target)) == 25
+            assert abs(times(target)[0] - sound[0]) < Fraction(1, 20)
 
     def test_times_that_are_repeated_do_not_stop_the_copy(self, tmp_path):
         def repeated(container):

@@ -41,6 +41,12 @@ class TestPipes:
                     assert np.abs(after - plane).max() <= 2 * unit
         assert rest == b""
 
+    @pytest.mark.parametrize("order", ["p", "t", "b", "m", "?"])
+    def test_interlaced_streams_are_reported(self, order, caplog):
+        source, _ = y4m("444", 1, extra=f"F25:1 I{order} A1:1")
+        upscale_stream(source, io.BytesIO(), Repeat())
+        assert ("the stream is interlaced" in caplog.text) == (order in "tbm")
+
     def test_libav_reads_what_we_write(self):
         source, _ = y4m("420p10")
         target = io.BytesIO()

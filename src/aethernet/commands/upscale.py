@@ -22,8 +22,9 @@ def define(parser: argparse.ArgumentParser) -> None:
         "Upscale pictures, folders of pictures, or a video. Pictures can be PNG, JPEG, "
         "WebP, TIFF, AVIF, BMP or JPEG XL, and GIF or HEIC as input. Folders are "
         "searched with all folders in them. Gray stays gray, 16 bits stay 16 bits, and "
-        "alpha is upscaled too. EXIF orientation is applied; colour profile and "
-        "metadata are kept, or a warning names what the format cannot hold. "
+        "alpha is upscaled too. Animations stay animated, or become videos. EXIF "
+        "orientation is applied; colour profile and metadata are kept, or a warning "
+        "names what the format cannot hold. "
         "Outputs are written completely or not at all, and existing ones are skipped, "
         "so running the same command again continues an interrupted run."
     )
@@ -167,7 +168,8 @@ def _define_video(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--codec",
         choices=tuple(CODECS),
-        help="default: libx264 for 8 bits, libx265 for more, libsvtav1 in .webm",
+        help="default: libx264 for 8 bits, libx265 for more, libsvtav1 in .webm; for "
+        "transparency libvpx-vp9 or ffv1, prores_ks in .mov",
     )
     group.add_argument(
         "--crf",

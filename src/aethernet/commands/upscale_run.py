@@ -21,6 +21,7 @@ from aethernet.commands.upscale_request import (
 )
 from aethernet.errors import AetherError
 from aethernet.files import check_source
+from aethernet.pictures.animation import is_animated
 from aethernet.runtimes.support import hint_at_idle_gpu
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.cluster.run import upscale_on_cluster
@@ -32,6 +33,7 @@ from aethernet.upscaling.cluster.storage import (
 )
 from aethernet.upscaling.files import total_pixels, upscale_files
 from aethernet.upscaling.folders import Job, Outcome, check_targets, plan, prepare
+from aethernet.video.mux import CONTAINERS
 from aethernet.video.upscale import UpscaledVideo, check_video_target, upscale_video
 
 
@@ -50,9 +52,17 @@ def run_upscale(request: UpscaleRequest) -> int:
 def _run_here(request: UpscaleRequest) -> int:
     if PIPE in (*request.inputs, request.output):
         return run_pipes(request)
-    if has_video(request.inputs):
+    if has_video(request.inputs) or _makes_video(request):
         return _run_video(request)
     return _run_pictures(request)
+
+
+def _makes_video(request: UpscaleRequest) -> bool:
+    """Whether the input is an animation and the output has the name of a video."""
+    if len(request.inputs) > 1 or request.output is None:
+        return False
+    is_video = Path(request.output).suffix.lower() in CONTAINERS
+    return is_video and is_animated(Path(request.inputs[0]))
 
 
 def _run_pictures(request: UpscaleRequest) -> int:

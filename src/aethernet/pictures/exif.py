@@ -6,6 +6,7 @@ numbers are changed where they lie, and what is added comes behind the rest.
 
 import io
 import struct
+from collections.abc import Mapping
 
 from aethernet.pictures import ifd
 
@@ -14,6 +15,8 @@ PREFIX = b"Exif\0\0"
 
 _SIDES = (40962, 40963)
 _THUMBNAIL = (513, 514)
+_COMMENT = 37510
+_TEXT, _BYTES = 2, 7
 
 
 def block_of(data: bytes) -> bytes | None:
@@ -116,6 +119,23 @@ def with_resolution(block: bytes | None, resolution: tuple[float, float]) -> byt
     added = ifd.entries(tags, found.order, start, first.next, False)
     head = block[:4] + struct.pack(f"{found.order}I", start)
     return head + block[8:] + bytes(len(block) % 2) + added
+
+
+def of_texts(described: Mapping[int, str], comment: str | None) -> bytes:
+    """A block of texts.
+
+    Args:
+        described: texts of the first directory by their tags.
+        comment: the user's comment, which is stored as UTF-16; None for none.
+    """
+    tags = {
+        tag: ifd.Value(_TEXT, text.encode() + b"\0") for tag, text in described.items()
+    }
+    inside = {}
+    if comment is not None:
+        data = b"UNICODE\0" + comment.encode("utf-16-be")
+        inside[ifd.EXIF_DIRECTORY] = ifd.Tree({_COMMENT: ifd.Value(_BYTES, data)})
+    return ifd.header(">") + ifd.serialised(ifd.Tree(tags, inside), ">")
 
 
 def has_maker_note(block: bytes) -> bool:

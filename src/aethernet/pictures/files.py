@@ -64,7 +64,9 @@ _JPEG = Format(
     room=Room(photoshop=True, comments=True, gain_map=True),
 )
 _TIFF = Format("TIFF", (8, 16), room=Room(photoshop=True, thumbnail=False))
-_IN_CHUNKS = Room(code_points=True, gamma=True, photoshop=True, texts=True)
+_IN_CHUNKS = Room(
+    code_points=True, gamma=True, photoshop=True, texts=True, changed=True
+)
 _IN_BOXES = Room(code_points=True, gray_profile=False, resolution=False)
 _IN_RIFF = Room(gray_profile=False, resolution=False)
 _NO_ROOM = Room(profile=False, exif=False, xmp=False)
@@ -90,7 +92,20 @@ FORMATS = {
 }
 
 SUFFIXES = tuple(FORMATS)
-READABLE = (*SUFFIXES, ".gif", ".heic", ".heif", ".hif", ".mpo", ".dib")
+
+ANIMATED = {
+    ".gif": Format(
+        "GIF",
+        largest_side=65535,
+        room=Room(profile=False, exif=False, comments=True, resolution=False),
+    ),
+    ".png": FORMATS[".png"],
+    ".apng": FORMATS[".png"],
+    ".webp": FORMATS[".webp"],
+}
+"""Formats of animations; GIF is written for these only."""
+
+READABLE = (*SUFFIXES, ".gif", ".apng", ".heic", ".heif", ".hif", ".mpo", ".dib")
 
 # Ways to describe colours that become sRGB.
 _CONVERTED = ("lab", "labs", "labq", "xyz", "lch", "yxy", "hsv")
@@ -189,7 +204,7 @@ class PictureReader:
         """
         self.path = Path(path)
         check_source(self.path, "a picture")
-        with _image_errors(self.path, NOT_A_PICTURE):
+        with image_errors(self.path, NOT_A_PICTURE):
             opened = Opened(self.path, limit_mp)
             image, metadata = opened.image, opened.metadata
             if image.interpretation == "cmyk":
@@ -197,7 +212,7 @@ class PictureReader:
                 metadata = replace(metadata, profile=None, colour=StatedColour())
             elif image.interpretation in _CONVERTED:
                 metadata = replace(metadata, profile=None, colour=StatedColour())
-            image = _all_bits(_plain(self.path, image), opened.bits)
+            image = _all_bits(plain(self.path, image), opened.bits)
             if spread_colours and image.bands in (2, 4):
                 image = _colours_spread(image)
         resolution = (image.xres, image.yres)
@@ -205,6 +220,7 @@ class PictureReader:
         known = resolution != (1, 1) and all(
             0 < side < FINEST_RESOLUTION for side in resolution
         )
+        known = known and metadata.unitless is None
         self.header = Header(
             width=image.width,
             height=image.height,
@@ -230,7 +246,7 @@ class PictureReader:
         if count <= 0:
             return np.empty(shape, header.dtype)
         read = np.empty(shape, header.dtype)
-        with _image_errors(self.path, "The file is damaged, or ends early."):
+        with image_errors(self.path, "The file is damaged, or ends early."):
             for first, block in row_blocks(count):
                 place = (0, self._next + first, header.width, block)
                 fetched = np.frombuffer(self._region.fetch(*place), header.dtype)
@@ -240,7 +256,7 @@ class PictureReader:
 
 
 @contextlib.contextmanager
-def _image_errors(path: Path, reason: str) -> Iterator[None]:
+def image_errors(path: Path, reason: str) -> Iterator[None]:
     """Turn errors of the libraries into an ImageError with that reason."""
     try:
         yield
@@ -263,7 +279,7 @@ def _from_cmyk(image: pyvips.Image, has_profile: bool) -> pyvips.Image:
     return image
 
 
-def _plain(path: Path, image: pyvips.Image) -> pyvips.Image:
+def plain(path: Path, image: pyvips.Image) -> pyvips.Image:
     """The picture as gray or RGB of 8 or 16 bits; most pictures are that already."""
     if image.interpretation in _CONVERTED:
         image = image.colourspace("srgb" if image.format == "uchar" else "rgb16")
@@ -356,7 +372,7 @@ def check_format(path: Path) -> None:
     Raises:
         ImageError: when its suffix is not in `SUFFIXES`.
     """
-    if path.suffix.lower() not in FORMATS:
+    if path.suffix.lower() not in {**FORMATS, **ANIMATED}:
         raise ImageError(
             "Cannot be written: the suffix is not that of a format we write.",
             path,
@@ -364,18 +380,38 @@ def check_format(path: Path) -> None:
         )
 
 
-def check_writable_as(path: Path, header: Header) -> None:
+def format_of(path: Path, *, animated: bool) -> Format:
+    """The format that the name of an output stands for.
+
+    Raises:
+        ImageError: for a suffix of another kind of format.
+    """
+    check_format(path)
+    suffix = path.suffix.lower()
+    kind = (ANIMATED if animated else FORMATS).get(suffix)
+    if kind is None:
+        what = "animations" if not animated else "still pictures"
+        formats = ANIMATED if animated else FORMATS
+        raise ImageError(
+            f"Cannot be written: {suffix} is for {what} only.",
+            path,
+            f"Name it {', '.join(formats)}.",
+        )
+    return kind
+
+
+def check_writable_as(path: Path, header: Header, *, animated: bool = False) -> None:
     """Check that a format can hold a picture, before any work is done for it.
 
     Args:
         path: its suffix chooses the format.
         header: of the picture as it will be written.
+        animated: whether it is the header of a frame of an animation.
 
     Raises:
         ImageError: for an unknown suffix, alpha or a size the format does not have.
     """
-    check_format(path)
-    kind = FORMATS[path.suffix.lower()]
+    kind = format_of(path, animated=animated)
     try:
         str(path).encode()
     except UnicodeEncodeError as error:

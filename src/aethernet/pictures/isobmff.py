@@ -4,6 +4,7 @@ Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (pictures), and the AVIF
 specification.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +14,9 @@ from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, code_points
 
 _LARGEST_BOX = 2**28
-_DEPTH = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2")
+_DEPTH = {b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2"}
+_ALPHA = {b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1"}
+_AUXILIARY = re.compile(rb"auxC.{4}([\x21-\x7e]+)\0", re.DOTALL)
 # PNG counts chromaticities and luminance in the units of the box; the order differs.
 _GREEN_BLUE_RED = (8, 0, 4)
 
@@ -145,10 +148,14 @@ def _others(meta: bytes, top: dict[bytes, _Box]) -> tuple[str, ...]:
     found = []
     inside = top[b"iprp"]
     content = meta[inside.start : inside.end]
-    if any(name in content for name in _DEPTH):
+    # Auxiliary pictures, whose kind is a URN behind the box's version and flags.
+    kinds = {name for name in _AUXILIARY.findall(content) if name not in _ALPHA}
+    if kinds & _DEPTH:
         found.append("the depth map")
     if b"hdrgainmap" in content or b"tmap" in meta:
         found.append("the gain map (HDR)")
+    rest = {name for name in kinds - _DEPTH if b"hdrgainmap" not in name}
+    found += [f"the auxiliary picture {name.decode()}" for name in sorted(rest)]
     return tuple(found)
 
 

@@ -70,6 +70,8 @@ def read(path: Path, known: Metadata, turn: int, size: tuple[int, int]) -> Metad
     behind = rest - sum(map(len, attached))
     if behind > 64:
         others.append(f"{behind} bytes behind the picture, a film perhaps")
+    if any(_is(s, 0xE0, b"JFXX\0") for s in segments):
+        others.append("the thumbnail")
     others += sorted({name for s in segments if (name := _unknown(s))})
     photoshop = b"".join(
         s.data[len(_PHOTOSHOP) :] for s in segments if _is(s, 0xED, _PHOTOSHOP)
@@ -80,6 +82,14 @@ def read(path: Path, known: Metadata, turn: int, size: tuple[int, int]) -> Metad
         photoshop=photoshop_of(photoshop),
         texts=tuple(Text(b"COM", s.data) for s in segments if s.marker == 0xFE),
         gain_map=gain_map,
+        unitless=next(
+            (
+                struct.unpack_from(">HH", s.data, 8)
+                for s in segments
+                if _is(s, 0xE0, b"JFIF\0") and len(s.data) >= 12 and not s.data[7]
+            ),
+            None,
+        ),
         others=tuple(others),
     )
 

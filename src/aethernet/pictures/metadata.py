@@ -1,7 +1,9 @@
 """What a picture carries beside its pixels, and what of it a format can hold."""
 
+import math
 import re
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +16,14 @@ from aethernet.pictures.colour import (
     profile_space,
     rgb_profile_of_gray,
 )
+
+# Tags of EXIF that mean the same as keywords of PNG. What generators of pictures write
+# as "parameters" they themselves put into the user's comment in other formats.
+_TAGS = {"Description": 270, "Software": 305, "Author": 315, "Copyright": 33432}
+_COMMENTS = ("parameters", "Comment")
+
+_LONGEST = 25_000
+"""Characters of texts that are put into EXIF, which has 64 KB in JPEG."""
 
 _IIM_RESOURCE = 0x0404
 # Resources of Photoshop that do not describe the result: thumbnails, digests of IPTC.
@@ -34,6 +44,26 @@ class Text:
         if self.kind == b"COM":
             return "Comment"
         return self.data.partition(b"\0")[0].decode("latin-1")
+
+    @property
+    def content(self) -> str | None:
+        """The text itself; None where it is damaged, or longer than `_LONGEST`."""
+        _, _, rest = self.data.partition(b"\0")
+        try:
+            if self.kind == b"COM":
+                return self.data.rstrip(b"\0").decode()
+            if self.kind == b"iTXt":
+                packed, rest = rest[0], rest[2:].split(b"\0", 2)[2]
+            else:
+                packed = self.kind == b"zTXt"
+                rest = rest[1:] if packed else rest
+            if packed:
+                stream = zlib.decompressobj()
+                rest = stream.decompress(rest, _LONGEST + 1)
+            text = rest.decode("utf-8" if self.kind == b"iTXt" else "latin-1")
+        except (zlib.error, UnicodeDecodeError, IndexError):
+            return None
+        return text if len(text) <= _LONGEST else None
 
 
 @dataclass(frozen=True)
@@ -64,6 +94,10 @@ class Metadata:
     """Photoshop's image resources (8BIM), one of which holds IPTC."""
     texts: tuple[Text, ...] = ()
     gain_map: GainMap | None = None
+    changed: bytes | None = None
+    """Time of the last change, as PNG's tIME."""
+    unitless: tuple[int, int] | None = None
+    """Pixels across and down for a length without a unit: only their ratio is known."""
     others: tuple[str, ...] = ()
     """What the file holds besides, and no output will: names for a message."""
 
@@ -84,6 +118,8 @@ class Room:
     xmp: bool = True
     photoshop: bool = False
     texts: bool = False
+    changed: bool = False
+    """The time of the last change, outside of EXIF."""
     comments: bool = False
     gain_map: bool = False
     resolution: bool = True
@@ -109,6 +145,15 @@ def fitted(
     """
     lost = list(metadata.others)
     kept = _fitted_colour(metadata, room, gray, lost)
+    if metadata.unitless and len({*metadata.unitless}) > 1:
+        shared = math.gcd(*metadata.unitless) or 1
+        width, height = (n // shared for n in reversed(metadata.unitless))
+        lost.append(f"the shape of the pixels ({width}:{height})")
+    if kept.changed and not room.changed:
+        lost.append("the time of the last change")
+        kept = replace(kept, changed=None)
+    if room.exif and kept.exif is None and not room.texts:
+        kept = _with_texts_as_exif(kept, room)
     if resolution and not room.resolution and not room.exif:
         lost.append("the resolution")
     elif resolution and not room.resolution:
@@ -133,6 +178,28 @@ def fitted(
         lost.append("IPTC")
         kept = replace(kept, photoshop=None)
     return _fitted_texts(kept, room, lost), lost
+
+
+def _with_texts_as_exif(metadata: Metadata, room: Room) -> Metadata:
+    """The metadata with an EXIF block of the texts that have a place in one."""
+    described: dict[int, str] = {}
+    comment: str | None = None
+    left = []
+    first = _COMMENTS[0]
+    for text in sorted(metadata.texts, key=lambda text: text.keyword != first):
+        tag, content = _TAGS.get(text.keyword), text.content
+        own = room.comments and text.kind == b"COM"
+        if tag and tag not in described and content:
+            described[tag] = content
+        elif text.keyword in _COMMENTS and comment is None and content and not own:
+            comment = content
+        else:
+            left.append(text)
+    length = sum(map(len, described.values())) + len(comment or "")
+    if length > _LONGEST or not length:
+        return metadata
+    block = exif.of_texts(described, comment)
+    return replace(metadata, exif=block, texts=tuple(left))
 
 
 def _fitted_texts(metadata: Metadata, room: Room, lost: list[str]) -> Metadata:

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pyvips
 
-from aethernet.errors import ImageError
+from aethernet.errors import AnimatedError, ImageError
 from aethernet.pictures import ifd, isobmff, jpeg, others, plugins, png, tiff, webp
 from aethernet.pictures.exif import block_of
 from aethernet.pictures.limits import check_runs
@@ -55,20 +55,28 @@ class Opened:
         image: upright.
         metadata: what the file carries beside the pixels.
         bits: per value, as stored.
+        kind: libvips' name of the format.
     """
 
-    def __init__(self, path: Path, limit_mp: float | None) -> None:
+    def __init__(
+        self, path: Path, limit_mp: float | None, animated: bool = False
+    ) -> None:
         """Open the file.
+
+        Args:
+            path: of the file.
+            limit_mp: refuse a picture of more megapixels.
+            animated: open the first frame of an animation (GIF, WebP, PNG).
 
         Raises:
             ImageError: as `PictureReader`.
             pyvips.Error, OSError, SyntaxError, ValueError: of the libraries.
         """
         self._path, self._limit_mp = path, limit_mp
-        self._kind = _kind_of(path)
-        if self._kind == "jxl":
+        self.kind, self._animated = _kind_of(path), animated
+        if self.kind == "jxl":
             self._take(_opened_jxl(path, limit_mp))
-        elif self._kind == "bmp":
+        elif self.kind == "bmp":
             self.image = _opened_bmp(path, limit_mp)
             self.bits, self.metadata = 8, others.read_bmp(path)
         else:
@@ -86,7 +94,8 @@ class Opened:
     def _open(self) -> None:
         path, limit_mp = self._path, self._limit_mp
         image = self._loaded("sequential")
-        _check_kind(path, self._kind, image)
+        if not self._animated:
+            _check_kind(path, self.kind, image)
         check_limit(path, (image.width, image.height), limit_mp)
         if _text(image, "heif-compression") == "hevc":
             self._take(plugins.decode_heic(path))
@@ -95,7 +104,7 @@ class Opened:
         turn = image.get("orientation") if image.get_typeof("orientation") else 1
         if turn not in (1, 2):  # its first rows are not the first in the file
             image = self._loaded("random")
-        self.metadata = _metadata(path, self._kind, image, turn)
+        self.metadata = _metadata(path, self.kind, image, turn)
         self.bits = int(_text(image, "bits-per-sample") or 8)
         self.image = image if turn == 1 else image.autorot()
 
@@ -108,10 +117,10 @@ class Opened:
         """
         options = {"access": access, "fail_on": "error"}
         path = self._path
-        if not self._kind:
+        if not self.kind:
             return self._found(options)
         try:
-            load = getattr(pyvips.Image, f"{self._kind}load")
+            load = getattr(pyvips.Image, f"{self.kind}load")
             return load(str(path), revalidate=True, **options)
         except pyvips.Error as error:
             if "bad labq format" not in str(error):
@@ -137,10 +146,10 @@ class Opened:
                 self._path,
                 "First save it as PNG or TIFF.",
             ) from error
-        self._kind = _text(image, "vips-loader").partition("load")[0]
-        if self._kind in _REFUSED:
+        self.kind = _text(image, "vips-loader").partition("load")[0]
+        if self.kind in _REFUSED:
             raise ImageError(
-                f"This is {_REFUSED[self._kind]}, which has no pixels.",
+                f"This is {_REFUSED[self.kind]}, which has no pixels.",
                 self._path,
                 "First draw it as a PNG of the size you need.",
             )
@@ -224,7 +233,11 @@ def _opened_jxl(path: Path, limit_mp: float | None) -> plugins.Decoded:
     header = plugins.jxl_header(path)
     check_limit(path, (header.width, header.height), limit_mp)
     if header.animated:
-        raise _animated(path, "")
+        raise ImageError(
+            "The picture is animated.",
+            path,
+            "First make a video of it, for example with ffmpeg.",
+        )
     return plugins.decode_jxl(path)
 
 
@@ -233,7 +246,8 @@ def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
     with PIL.Image.open(path, formats=["BMP"]) as image:
         check_limit(path, image.size, limit_mp)  # before it is decoded
         check_runs(path, image.size, image.info.get("compression", 0))
-        plain = image.convert("L" if image.mode in ("1", "L") else "RGB")
+        kinds = {"1": "L", "L": "L", "RGBA": "RGBA"}
+        plain = image.convert(kinds.get(image.mode, "RGB"))
         dpi = image.info.get("dpi")
         pixels = np.asarray(plain)
     opened = pyvips.Image.new_from_array(pixels)
@@ -242,11 +256,14 @@ def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
     return opened
 
 
-def _animated(path: Path, frames: str) -> ImageError:
-    return ImageError(
-        f"The picture is animated{frames}.",
-        path,
-        "First make a video of it, for example with ffmpeg.",
+def _animated(path: Path, kind: str, frames: int) -> ImageError:
+    reason = f"The picture is animated{f' ({frames} frames)' if frames > 1 else ''}."
+    if kind == "heif":
+        hint = "First make a video of it, for example with ffmpeg."
+        return ImageError(reason, path, hint)
+    return AnimatedError(
+        *(reason, path),
+        "Name an output .webp, .png or .gif, or that of a video, such as .mp4.",
     )
 
 
@@ -254,7 +271,7 @@ def _check_kind(path: Path, kind: str, image: pyvips.Image) -> None:
     """Refuse what has more than one picture, or none of full size."""
     pages = image.get_n_pages()
     if kind in _ANIMATED and (pages > 1 or _is_animated_png(path)):
-        raise _animated(path, f" ({pages} frames)" if pages > 1 else "")
+        raise _animated(path, kind, pages)
     if kind == "tiff" and _is_raw(path):
         raise ImageError(
             "This is a camera's raw file, whose first picture is a small preview.",

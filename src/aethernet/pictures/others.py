@@ -3,16 +3,21 @@
 Sources: the headers of Windows' BMP, version 4 and 5; GIF89a.
 """
 
+import re
 import struct
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-
-import PIL.Image
 
 from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, Text
 
 _CALIBRATED, _SRGB, _EMBEDDED, _LINKED = bytes(4), b"BGRs", b"DEBM", b"KNIL"
-_XMP_OF_GIF = b"\x21\xff\x0bXMP DataXMP"
+_EXTENSION, _PICTURE, _END = 0x21, 0x2C, 0x3B
+_COMMENT, _PLAIN_TEXT, _APPLICATION = 0xFE, 0x01, 0xFF
+_XMP_OF_GIF, _PROFILE_OF_GIF = b"XMP DataXMP", b"ICCRGBG1012"
+_LOOPS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
+_NOTHING = re.compile(b"\0*")
 _TRAILER = b"\x01\xff\xfe"
 """How the 257 bytes behind XMP in a GIF begin."""
 
@@ -57,13 +62,128 @@ def _calibrated(head: bytes) -> StatedColour:
 
 
 def read_gif(path: Path) -> Metadata:
-    """Comments and XMP of a GIF file of one frame."""
-    with PIL.Image.open(path, formats=["GIF"]) as image:
-        comment = image.info.get("comment")
-    texts = (Text(b"COM", comment),) if comment else ()
+    """Comments, XMP and profile of a GIF file of one frame."""
     content = path.read_bytes()
-    start = content.find(_XMP_OF_GIF)
-    end = content.find(_TRAILER, start)
-    if start < 0 or end < 0:
-        return Metadata(texts=texts)
-    return Metadata(texts=texts, xmp=content[start + len(_XMP_OF_GIF) : end])
+    comments, others = [], []
+    found = Metadata()
+    for label, name, data in _extensions(content):
+        if label == _COMMENT:
+            comments.append(data)
+        elif label == _PLAIN_TEXT:
+            others.append("a text that is drawn on the picture")
+        elif name == _XMP_OF_GIF:
+            found = replace(found, xmp=data)
+        elif name == _PROFILE_OF_GIF:
+            found = replace(found, profile=data)
+        elif label == _APPLICATION and name not in _LOOPS:
+            others.append(f"the data of {name.decode('latin-1').strip()}")
+    aspect = content[12]
+    return replace(
+        found,
+        texts=(Text(b"COM", b"\n".join(comments)),) if comments else (),
+        unitless=(64, aspect + 15) if aspect else None,
+        others=tuple(dict.fromkeys(others)),
+    )
+
+
+def _extensions(content: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Label, name (of an application) and data of a GIF's extensions.
+
+    Raises:
+        IndexError: when the file ends early.
+    """
+    place = 13 + _palette(content[10])
+    while content[place] != _END:
+        if content[place] == _PICTURE:
+            place += 10 + _palette(content[place + 9]) + 1
+            _, place = _blocks(content, place)
+            continue
+        if content[place] != _EXTENSION:
+            return
+        label, place, name = content[place + 1], place + 2, b""
+        if label in (_APPLICATION, _PLAIN_TEXT):
+            name = content[place + 1 : place + 1 + content[place]]
+            place += 1 + len(name)
+        end = content.find(_TRAILER, place)
+        if name == _XMP_OF_GIF and end >= 0:  # it is not in blocks
+            data, place = content[place:end], end + 258
+        else:
+            data, place = _blocks(content, place)
+        yield label, name, data
+
+
+def _palette(flags: int) -> int:
+    """Bytes of a palette."""
+    return 3 * 2 ** (1 + (flags & 7)) if flags & 0x80 else 0
+
+
+def _blocks(content: bytes, place: int) -> tuple[bytes, int]:
+    """The data of the blocks that begin there, and where they end."""
+    parts = []
+    while size := content[place]:
+        parts.append(content[place + 1 : place + 1 + size])
+        place += 1 + size
+    return b"".join(parts), place + 1
+
+
+def gif_with_metadata(content: bytes, metadata: Metadata) -> bytes:
+    """A GIF file with comments, XMP and profile added before its first picture.
+
+    Args:
+        content: of a file without them.
+        metadata: of which texts of the kind "COM" are comments.
+    """
+    added = b""
+    for text in metadata.texts:
+        added += bytes([_EXTENSION, _COMMENT]) + _as_blocks(text.data)
+    if metadata.profile:
+        added += _application(_PROFILE_OF_GIF) + _as_blocks(metadata.profile)
+    if metadata.xmp:
+        # Readers that know only blocks find their way out by these bytes.
+        way_out = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+        added += _application(_XMP_OF_GIF) + metadata.xmp + way_out
+    start = _behind_palette(content, 10, 13)
+    return content[:start] + added + content[start:]
+
+
+def _application(name: bytes) -> bytes:
+    """The head of an application's extension."""
+    return bytes([_EXTENSION, _APPLICATION, len(name)]) + name
+
+
+def _as_blocks(data: bytes) -> bytes:
+    pieces = [data[i : i + 255] for i in range(0, len(data), 255)]
+    return b"".join(bytes([len(piece)]) + piece for piece in pieces) + b"\0"
+
+
+def count_gif_frames(path: Path) -> int | None:
+    """How many pictures a GIF file has; None if it ends inside of one."""
+    content = path.read_bytes()
+    at, frames = _behind_palette(content, 10, 13), 0
+    while at < len(content) and content[at] != _END:
+        if content[at] == _PICTURE:
+            frames += 1
+            behind = _behind_palette(content, at + 9, at + 10)
+            at = _behind_blocks(content, behind + 1)  # after the size of codes
+        elif content[at] == _EXTENSION:
+            at = _behind_blocks(content, at + 2)
+        elif content[at]:
+            break  # readers stop here, too
+        else:
+            nothing = _NOTHING.match(content, at)
+            assert nothing
+            at = nothing.end()
+    return frames if at <= len(content) else None
+
+
+def _behind_palette(content: bytes, flags: int, start: int) -> int:
+    """Where a palette ends that begins at `start`, if the flags announce one."""
+    announced = content[flags] if flags < len(content) else 0
+    return start + _palette(announced)
+
+
+def _behind_blocks(content: bytes, at: int) -> int:
+    """Where blocks end that begin at `at`; behind the content if they do not."""
+    while at < len(content) and content[at]:
+        at += 1 + content[at]
+    return at + 1

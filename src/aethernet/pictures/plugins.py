@@ -25,6 +25,10 @@ EXTRA = "formats"
 
 _CODESTREAM = b"\xff\x0a"
 _CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
+_KNOWN_BOXES = {
+    *(b"Exif", b"xml ", b"JXL ", b"ftyp", b"jxlc", b"jxlp", b"jxll", b"jxli", b"jbrd"),
+}
+_BOXES = {b"jhgm": "the gain map (HDR)", b"jumb": "content credentials (JUMBF)"}
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
@@ -192,7 +196,14 @@ def decode_jxl(path: Path) -> Decoded:
     cicp = code_points_in(bytes(profile or b""))
     found = {bytes(box.box_type): bytes(box.data) for box in reversed(boxes)}
     stored = jxl_header(path).bits
-    lost = f"{stored - 8} of {stored} bits per value, which the plugin cannot read"
+    others = [
+        _BOXES.get(kind, f"the box {kind.decode('latin-1')}")
+        for kind in sorted({*found} - _KNOWN_BOXES)
+    ]
+    if stored > 8 and mode != "I;16":
+        others.append(
+            f"{stored - 8} of {stored} bits per value, which the plugin cannot read"
+        )
     return Decoded(
         pixels.reshape(info.height, info.width, -1),
         16 if mode == "I;16" else 8,
@@ -201,7 +212,7 @@ def decode_jxl(path: Path) -> Decoded:
             colour=StatedColour(cicp=cicp),
             exif=block_of(found.get(b"Exif", b"")[4:]),
             xmp=found.get(b"xml ") or None,
-            others=(lost,) if stored > 8 and mode != "I;16" else (),
+            others=tuple(others),
         ),
     )
 

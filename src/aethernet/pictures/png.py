@@ -6,15 +6,20 @@ Source: the PNG specification, third edition.
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 from aethernet.pictures.colour import StatedColour
+from aethernet.pictures.exif import block_of
 from aethernet.pictures.metadata import (
     Metadata,
     Text,
     code_points,
     photoshop_of,
 )
+from aethernet.pictures.timing import Timing
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEAD = len(SIGNATURE) + 25
@@ -22,15 +27,18 @@ HEAD = len(SIGNATURE) + 25
 
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _XMP = b"XML:com.adobe.xmp"
-_IPTC = b"Raw profile type iptc"
+_XMP_OF_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
+_RAW = b"Raw profile type "
+_IPTC = _RAW + b"iptc"
 # Chunks that are carried in another way, or describe the old pixels or their coding.
 _KNOWN = (
     *(b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"pHYs", b"sBIT"),
-    *(b"hIST", b"tIME", b"iDOT", b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI"),
+    *(b"tIME", b"iDOT", b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI"),
     *(b"acTL", b"fcTL", b"fdAT", b"CgBI"),
 )
 _NAMES = {
     b"bKGD": "the background colour",
+    b"hIST": "the histogram of the palette",
     b"sPLT": "suggested palettes",
     b"caBX": "content credentials (C2PA)",
 }
@@ -44,15 +52,13 @@ def read(path: Path, known: Metadata) -> Metadata:
         path: of the file.
         known: profile, EXIF and XMP as libvips read them.
     """
-    chunks = _chunks(path)
+    chunks, behind = _chunks(path)
     first: dict[bytes, bytes] = {}
     for kind, data in chunks:
         first.setdefault(kind, data)
-    texts = [Text(kind, data) for kind, data in chunks if kind in _TEXTS]
-    photoshop = None
-    for text in texts:
-        if text.data.startswith(_IPTC + b"\0"):
-            photoshop = _raw_profile(text)
+    known, texts = _without_raw_profiles(
+        known, [Text(kind, data) for kind, data in chunks if kind in _TEXTS]
+    )
     others = sorted(
         {
             _NAMES.get(kind, f"the chunk {kind.decode('latin-1')}")
@@ -60,26 +66,33 @@ def read(path: Path, known: Metadata) -> Metadata:
             if kind not in (*_KNOWN, *_TEXTS)
         }
     )
-    left = (_XMP, *((_IPTC,) if photoshop else ()))
-    return Metadata(
-        profile=known.profile,
+    depth = first[b"IHDR"][8]
+    if any(bits < depth for bits in first.get(b"sBIT", b"")):
+        others.append("the number of significant bits")
+    if behind:
+        others.append(f"{behind} bytes behind the picture")
+    shape = struct.unpack(">IIB", first[b"pHYs"]) if b"pHYs" in first else (0, 0, 1)
+    return replace(
+        known,
         colour=_colour(first),
-        exif=known.exif,
-        xmp=known.xmp,
-        photoshop=photoshop,
-        texts=tuple(t for t in texts if t.data.partition(b"\0")[0] not in left),
+        texts=tuple(t for t in texts if t.data.partition(b"\0")[0] != _XMP),
+        changed=first.get(b"tIME"),
+        unitless=shape[:2] if not shape[2] else None,
         others=tuple(others),
     )
 
 
-def _chunks(path: Path) -> list[tuple[bytes, bytes]]:
-    """All chunks but those of pixels, whose content is left out."""
-    found = []
+def _chunks(path: Path) -> tuple[list[tuple[bytes, bytes]], int]:
+    """All chunks but those of pixels, whose content is left out; bytes behind them."""
+    found: list[tuple[bytes, bytes]] = []
     with path.open("rb") as file:
         file.seek(len(SIGNATURE))
         while len(head := file.read(8)) == 8:
             size, kind = struct.unpack(">I4s", head)
-            if kind in (b"IDAT", b"fdAT", b"IEND"):
+            if kind == b"IEND":
+                end = file.seek(size + 4, 1)
+                return found, max(file.seek(0, 2) - end, 0)
+            if kind in (b"IDAT", b"fdAT"):
                 file.seek(size + 4, 1)
                 continue
             data = file.read(size)
@@ -87,7 +100,7 @@ def _chunks(path: Path) -> list[tuple[bytes, bytes]]:
             found.append((kind, data))
             if len(found) > _MOST_CHUNKS:
                 raise ValueError("The file has too many chunks.")
-    return found
+    return found, 0
 
 
 def _colour(chunks: dict[bytes, bytes]) -> StatedColour:
@@ -108,14 +121,51 @@ def _colour(chunks: dict[bytes, bytes]) -> StatedColour:
     )
 
 
+def _without_raw_profiles(
+    known: Metadata, texts: list[Text]
+) -> tuple[Metadata, list[Text]]:
+    """The metadata with what ImageMagick and others store as texts, and other texts."""
+    left = []
+    for text in texts:
+        keyword = text.data.partition(b"\0")[0]
+        name = keyword.removeprefix(_RAW) if keyword.startswith(_RAW) else b""
+        content = _raw_profile(text) if name else None
+        found = content and _meaning(name, content)
+        if not found:
+            left.append(text)
+            continue
+        known = replace(  # libvips reads some itself
+            known,
+            profile=known.profile or found.profile,
+            exif=known.exif or found.exif,
+            xmp=known.xmp or found.xmp,
+            photoshop=known.photoshop or found.photoshop,
+        )
+    return known, left
+
+
+def _meaning(name: bytes, content: bytes) -> Metadata | None:
+    """What a profile of that name says; None if it is unknown or damaged."""
+    found = Metadata()
+    if name in (b"iptc", b"8bim"):
+        found = Metadata(photoshop=photoshop_of(content))
+    elif name in (b"icc", b"icm"):
+        found = Metadata(profile=content or None)
+    elif name == b"xmp" or content.startswith(_XMP_OF_JPEG):
+        found = Metadata(xmp=content.removeprefix(_XMP_OF_JPEG) or None)
+    elif name in (b"exif", b"APP1"):
+        found = Metadata(exif=block_of(content))
+    return found if found != Metadata() else None
+
+
 def _raw_profile(text: Text) -> bytes | None:
-    """IPTC that ImageMagick and others store as a text of hexadecimal digits."""
+    """A profile that is stored as a text of hexadecimal digits."""
     content = text.data.partition(b"\0")[2]
     try:
         if text.kind == b"zTXt":
             content = zlib.decompressobj().decompress(content[1:], _LARGEST_PROFILE)
-        match = re.fullmatch(rb"\s*iptc\s+\d+\s+([0-9a-fA-F\s]*)", content)
-        return photoshop_of(bytes.fromhex(match[1].decode())) if match else None
+        match = re.fullmatch(rb"\s*\w+\s+\d+\s+([0-9a-fA-F\s]*)", content)
+        return bytes.fromhex(match[1].decode()) if match else None
     except (zlib.error, ValueError):
         return None
 
@@ -140,6 +190,8 @@ def chunks_for(metadata: Metadata) -> bytes:
         made += _chunk(b"cHRM", struct.pack(">8I", *colour.chromaticities))
     if metadata.exif:
         made += _chunk(b"eXIf", metadata.exif)
+    if metadata.changed:
+        made += _chunk(b"tIME", metadata.changed)
     if metadata.xmp:
         made += _chunk(b"iTXt", _XMP + bytes(5) + metadata.xmp)
     if metadata.photoshop:
@@ -150,6 +202,88 @@ def chunks_for(metadata: Metadata) -> bytes:
             kind, data = _comment(text.data)
         made += _chunk(kind, data)
     return made
+
+
+def animation_of(path: Path) -> tuple[Timing, bool, int]:
+    """Timing of an animated PNG; whether its first picture is no frame; its bits.
+
+    Raises:
+        ValueError: when the file has no animation, or fewer frames than it says.
+    """
+    chunks, _ = _chunks(path)
+    heads = [data for kind, data in chunks if kind == b"IHDR" and len(data) == 13]
+    animations = [d for kind, d in chunks if kind == b"acTL" and len(d) == 8]
+    frames = [data for kind, data in chunks if kind == b"fcTL" and len(data) == 26]
+    if not heads or not animations:
+        raise ValueError("The file has no animation.")
+    count, plays = struct.unpack(">2I", animations[0])
+    if len(frames) < count:
+        raise ValueError("The file has fewer frames than it says.")
+    seconds = []
+    for data in frames[:count]:
+        above, below = struct.unpack_from(">2H", data, 20)
+        seconds.append(Fraction(above, below or 100))
+    return Timing(tuple(seconds), plays), not _first_is_frame(path), heads[0][8]
+
+
+def _first_is_frame(path: Path) -> bool:
+    """Whether a frame of the animation is announced before the first pixels."""
+    with path.open("rb") as file:
+        file.seek(len(SIGNATURE))
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            if kind in (b"fcTL", b"IDAT"):
+                return kind == b"fcTL"
+            file.seek(size + 4, 1)
+    return False
+
+
+def animated(frames: Iterator[bytes], timing: Timing, chunks: bytes) -> Iterator[bytes]:
+    """The parts of an animated PNG.
+
+    Args:
+        frames: each as a PNG file of the same size and kind.
+        timing: as many frames.
+        chunks: as `chunks_for` makes them.
+    """
+    number = 0  # of the chunks that tell the order
+    for n, (frame, seconds) in enumerate(zip(frames, timing.seconds, strict=True)):
+        parts = [*_parts(frame)]
+        header = parts[0][1]
+        if n == 0:
+            yield SIGNATURE + _chunk(b"IHDR", header)
+            count = len(timing.seconds)
+            yield _chunk(b"acTL", struct.pack(">2I", count, timing.plays)) + chunks
+        above, below = _ratio(seconds)
+        size = header[:8]
+        control = struct.pack(">I8s2I2H2B", number, size, 0, 0, above, below, 0, 0)
+        number += 1
+        yield _chunk(b"fcTL", control)
+        pixels = b"".join(data for kind, data in parts if kind == b"IDAT")
+        if n == 0:
+            yield _chunk(b"IDAT", pixels)
+            continue
+        yield _chunk(b"fdAT", struct.pack(">I", number) + pixels)
+        number += 1
+    yield _chunk(b"IEND", b"")
+
+
+def _parts(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = len(SIGNATURE)
+    while at < len(content):
+        size, kind = struct.unpack_from(">I4s", content, at)
+        yield kind, content[at + 8 : at + 8 + size]
+        at += size + 12
+
+
+def _ratio(seconds: Fraction) -> tuple[int, int]:
+    """The time as two numbers of 16 bits, as exactly as these can say it."""
+    near = seconds.limit_denominator(65535)
+    if near.numerator > 65535:
+        near = Fraction(min(round(seconds * 1000), 65535), 1000)
+    if near.numerator > 65535 or near.denominator > 65535:
+        near = Fraction(min(round(seconds), 65535))
+    return near.numerator, near.denominator
 
 
 def _iptc_text(photoshop: bytes) -> bytes:

@@ -4,6 +4,7 @@ Source: TIFF 6.0, its supplements, and EXIF 2.32.
 """
 
 import io
+import math
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,10 @@ _TRANSFER, _WHITE, _CORNERS = 301, 318, 319
 # Tags that describe how the pixels are stored.
 _STRUCTURE = (
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 274, 277, 278, 279),
-    *(280, 281, 284, 285, 286, 287, 288, 289, 290, 291, 292, 293, 297, 301, 317, 318),
+    *(280, 281, 284, 285, 288, 289, 290, 291, 292, 293, 297, 301, 317, 318),
     *(319, 320, 321, 322, 323, 324, 325, 330, 332, 334, 336, 337, 338, 339, 340, 341),
     *(342, 343, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
-    *(32997, 32998, 34016, 34017, 34019, 34020, 34021, 37724, 50838, 50839),
+    *(32997, 32998, 34016, 34017, 34019, 34020, 34021, 37724),
 )
 _RESOLUTION = (ifd.X_RESOLUTION, ifd.Y_RESOLUTION, ifd.RESOLUTION_UNIT)
 _CARRIED = (_XMP, _IIM, _PHOTOSHOP, _PROFILE)
@@ -34,7 +35,13 @@ _DESCRIBING = (
 # Tags of EXIF's own directory, which some programs put into the first one.
 _OF_EXIF = (range(33434, 33438), range(36864, 37523), range(40960, 42241))
 _LAYERS = 37724
-_GEO = (33550, 33922, 34264, 34735, 34736, 34737)
+_NAMES = {
+    frozenset((33550, 33922, 34264, 34735, 34736, 34737)): (
+        "the geographic position (GeoTIFF)"
+    ),
+    frozenset((286, 287)): "the place on the page",
+    frozenset((50838, 50839)): "ImageJ's metadata",
+}
 
 
 def read(path: Path, known: Metadata) -> Metadata:
@@ -63,14 +70,14 @@ def read(path: Path, known: Metadata) -> Metadata:
         block = ifd.header(order) + ifd.serialised(whole, order)
     taken = (*_STRUCTURE, *_RESOLUTION, *_CARRIED, *described, *inside)
     unknown = sorted(tag for tag in tags if tag not in taken)
-    geographic = any(tag in _GEO for tag in unknown)
-    others = ["the geographic position (GeoTIFF)"] if geographic else []
+    others = [name for some, name in _NAMES.items() if not some.isdisjoint(unknown)]
     if _LAYERS in tags:
         others.append("Photoshop's layers")
     colour = _colour(tags, order)
     if _TRANSFER in tags and colour.gamma is None:
         others.append("the transfer function")
-    numbers = ", ".join(str(tag) for tag in unknown if tag not in _GEO)
+    named = frozenset[int]().union(*_NAMES)
+    numbers = ", ".join(str(tag) for tag in unknown if tag not in named)
     if numbers:
         others.append(f"the TIFF tags {numbers}")
     photoshop = tags[_PHOTOSHOP].data if _PHOTOSHOP in tags else b""
@@ -81,8 +88,19 @@ def read(path: Path, known: Metadata) -> Metadata:
         colour=colour,
         exif=block,
         photoshop=photoshop_of(photoshop),
+        unitless=_unitless(tags, order),
         others=tuple(others),
     )
+
+
+def _unitless(tags: ifd.Tags, order: str) -> tuple[int, int] | None:
+    """The resolution in integers, if it is one without a unit."""
+    across, down, unit = (tags.get(tag) for tag in _RESOLUTION)
+    if not (across and down and unit) or unit.numbers(order)[0] != 1:
+        return None
+    (a, b), (c, d) = _pairs(across.numbers(order))[0], _pairs(down.numbers(order))[0]
+    shared = math.gcd(a * d, c * b) or 1
+    return a * d // shared, c * b // shared
 
 
 def _iim(value: ifd.Value, order: str) -> bytes:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from aethernet.pictures.metadata import Metadata
 
-_PROFILE, _ALPHA, _EXIF, _XMP = 0x20, 0x10, 0x08, 0x04
+_PROFILE, _ALPHA, _EXIF, _XMP, _ANIMATION = 0x20, 0x10, 0x08, 0x04, 0x02
+_PIXELS = (b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF")
 _KNOWN = (
     *(b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP "),
 )
@@ -40,8 +41,10 @@ def with_metadata(
     """
     if not (metadata.profile or metadata.exif or metadata.xmp):
         return content
-    pixels = [c for c in _chunks(content) if c[0] in (b"ALPH", b"VP8 ", b"VP8L")]
+    pixels = [c for c in _chunks(content) if c[0] in _PIXELS]
     flags = _ALPHA if alpha else 0
+    if any(kind == b"ANIM" for kind, _ in pixels):
+        flags |= _ANIMATION
     before, behind = [], []
     if metadata.profile:
         flags |= _PROFILE

@@ -21,7 +21,7 @@ from aethernet.files import (
     temporary_path,
     unwritable,
 )
-from aethernet.pictures import isobmff, jpeg, png, tiff, webp
+from aethernet.pictures import isobmff, jpeg, others, png, tiff, webp
 from aethernet.pictures.exif import has_thumbnail, upright
 from aethernet.pictures.files import (
     FORMATS,
@@ -30,11 +30,13 @@ from aethernet.pictures.files import (
     Picture,
     PictureEncoding,
     check_writable_as,
+    format_of,
     in_8_bits,
     stored_depth,
 )
 from aethernet.pictures.metadata import GainMap, Metadata, fitted, shown_profile
 from aethernet.pictures.plugins import check_jxl, encode_jxl
+from aethernet.pictures.timing import Timing
 
 # 72 dpi, in pixels per millimetre: what programs assume for a picture without a
 # resolution. libvips would write 25.4 dpi.
@@ -42,6 +44,9 @@ _COMMON_RESOLUTION = (72 / 25.4, 72 / 25.4)
 
 # libvips writes no metadata: it would change EXIF, and knows too few places for it.
 _KEEP_NOTHING = "other"
+
+# The height of the tallest picture of libvips, which the frames of an animation are.
+_MOST_ROWS = 10_000_000
 
 SPOOL_BYTES = 256 * 2**20
 """Rows of more bytes than this wait for their encoding in a file, not in memory."""
@@ -69,17 +74,20 @@ class PictureWriter:
         encoding: PictureEncoding | None = None,
         final_size: tuple[int, int] | None = None,
         final_depth: int | None = None,
+        timing: Timing | None = None,
     ) -> None:
         """Check that the picture can be written; nothing is written yet.
 
         Args:
             path: its suffix chooses the format. An existing file is replaced.
-            header: of the rows to come.
+            header: of the rows to come; for an animation, of those of a frame.
             encoding: quality, or lossless; None for the format's default.
             final_size: width and height of the file; None for those of the header. If
                 they differ, the picture is resampled (Lanczos).
             final_depth: bits per value, 8 or 16, of the file; None for `stored_depth`.
                 Values are rounded to it last.
+            timing: of an animation, all frames of which are written as rows, one below
+                the other, in their final size; None for a still picture.
 
         Raises:
             ImageError: as `check_writable_as`.
@@ -89,9 +97,17 @@ class PictureWriter:
         self.path, self.header = Path(path), header
         self.encoding = encoding or PictureEncoding()
         width, height = final_size or header.size
-        check_writable_as(self.path, replace(header, width=width, height=height))
+        self._timing = timing
+        final = replace(header, width=width, height=height)
+        check_writable_as(self.path, final, animated=timing is not None)
         check_target(self.path)
-        kind = FORMATS[self.path.suffix.lower()]
+        self._kind = kind = format_of(self.path, animated=timing is not None)
+        self._rows = header.height * (len(timing.seconds) if timing else 1)
+        if self._rows > _MOST_ROWS:
+            raise ImageError(
+                f"Cannot be written: {self._rows} rows in all frames are too many.",
+                self.path,
+            )
         if self.encoding.lossless and kind.quality and not kind.can_be_lossless:
             raise ImageError(
                 f"Cannot be written: {kind.name} is never lossless.", self.path
@@ -99,7 +115,9 @@ class PictureWriter:
         if kind.name == "JPEG XL":
             check_jxl()
         self.final_size = final_size or header.size
-        self.final_depth = final_depth or stored_depth(self.path, header)
+        self.final_depth = final_depth or (
+            8 if timing else stored_depth(self.path, header)
+        )
         self._metadata, self.left_out = _fitted(kind, header, self.final_size)
         self._written = 0
         self._pixels: np.ndarray | None = None
@@ -113,7 +131,7 @@ class PictureWriter:
         """
         header = self.header
         start, self._written = self._written, self._written + len(rows)
-        shape = (header.height, header.width, header.bands)
+        shape = (self._rows, header.width, header.bands)
         with self._write_errors():
             if math.prod(shape) * header.dtype.itemsize <= SPOOL_BYTES:
                 if self._pixels is None:
@@ -136,12 +154,12 @@ class PictureWriter:
             AetherError: when the file cannot be written.
         """
         header = self.header
-        assert self._written == header.height
+        assert self._written == self._rows
         try:
             with self._write_errors():
                 image = self._image()
                 if self.final_size != header.size:
-                    image = _resampled(image, self.final_size, header)
+                    image = resampled(image, self.final_size, header)
                 if self.final_depth < header.depth:
                     image = (image / 257).rint().cast("uchar")
                 with replacing(self.path) as temporary:
@@ -180,7 +198,7 @@ class PictureWriter:
         if self._spool is None:
             return pyvips.Image.new_from_array(self._pixels)
         return pyvips.Image.rawload(
-            *(self._spool.name, header.width, header.height, header.bands),
+            *(self._spool.name, header.width, self._rows, header.bands),
             format="ushort" if header.depth > 8 else "uchar",
             access="sequential",
         )
@@ -196,6 +214,8 @@ class PictureWriter:
         }[gray, deep]
         xres, yres = header.resolution or _COMMON_RESOLUTION
         image = image.copy(interpretation=interpretation, xres=xres, yres=yres)
+        if self._timing:
+            image = _with_timing(image, header.height, self._timing, self._kind)
         if self.path.suffix.lower() == ".bmp":
             pixels = PIL.Image.fromarray(image.numpy())
             pixels.save(temporary, "BMP", dpi=(25.4 * xres, 25.4 * yres))
@@ -216,15 +236,30 @@ class PictureWriter:
             "WebP": self._encode_webp,
             "TIFF": self._encode_tiff,
             "AVIF": self._encode_avif,
+            "GIF": self._encode_gif,
         }
-        encode[FORMATS[self.path.suffix.lower()].name](image, temporary)
+        encode[self._kind.name](image, temporary)
 
     @property
     def _quality(self) -> int | None:
-        return self.encoding.quality or FORMATS[self.path.suffix.lower()].quality
+        return self.encoding.quality or self._kind.quality
+
+    def _encode_gif(self, image: pyvips.Image, temporary: Path) -> None:
+        encoded = image.gifsave_buffer(keep=_KEEP_NOTHING)
+        temporary.write_bytes(others.gif_with_metadata(encoded, self._metadata))
 
     def _encode_png(self, image: pyvips.Image, temporary: Path) -> None:
         chunks = png.chunks_for(self._metadata)
+        if self._timing:
+            height = self.header.height
+            frames = (
+                image.crop(0, top, image.width, height).pngsave_buffer(keep="none")
+                for top in range(0, image.height, height)
+            )
+            with temporary.open("wb") as file:
+                for part in png.animated(frames, self._timing, chunks):
+                    file.write(part)
+            return
         _stream(image.pngsave_target, {}, temporary, png.HEAD, chunks)
 
     def _encode_jpeg(self, image: pyvips.Image, temporary: Path) -> None:
@@ -278,6 +313,19 @@ class PictureWriter:
             **({"lossless": True} if self.encoding.lossless else lossy),
         )
         temporary.write_bytes(isobmff.with_metadata(encoded, self._metadata))
+
+
+def _with_timing(
+    image: pyvips.Image, height: int, timing: Timing, kind: Format
+) -> pyvips.Image:
+    """The frames of an animation, one below the other, as libvips knows them."""
+    step = 10 if kind.name == "GIF" else 1
+    image = image.copy()
+    image.set_type(pyvips.GValue.gint_type, "page-height", height)
+    delays = timing.milliseconds(step)
+    image.set_type(pyvips.GValue.array_int_type, "delay", delays)
+    image.set_type(pyvips.GValue.gint_type, "loop", timing.plays)
+    return image
 
 
 def _thumbnail(image: pyvips.Image, header: Header) -> bytes:
@@ -368,7 +416,7 @@ def _upscaled(gain_map: GainMap, size: tuple[int, int]) -> bytes:
     return jpeg.gain_map_with(gain_map, pixels)
 
 
-def _resampled(
+def resampled(
     image: pyvips.Image, size: tuple[int, int], header: Header
 ) -> pyvips.Image:
     """The image at another size, by Lanczos (3 lobes), colours weighted by alpha."""

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +16,11 @@ from typing import Literal
 
 import numpy as np
 
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, AnimatedError
 from aethernet.files import check_target
+from aethernet.pictures.animation import AnimationReader
 from aethernet.pictures.files import (
+    ANIMATED,
     Header,
     PictureEncoding,
     PictureReader,
@@ -30,6 +32,7 @@ from aethernet.pipeline import ahead
 from aethernet.runtimes.base import Model
 from aethernet.runtimes.tiling import Tiled, windows
 from aethernet.text import listed
+from aethernet.upscaling.animations import animated_frames
 from aethernet.upscaling.folders import Job, Outcome
 from aethernet.upscaling.planes import pixels_of, planes_and_alpha
 
@@ -140,7 +143,7 @@ def upscale_files(
     model: Model,
     options: Options | None = None,
     advanced: Callable[[Job, int, int], None] | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Upscale picture files in order; one that fails does not stop the rest.
 
     While the model works on one picture, the next is read and the last is written.
@@ -153,9 +156,11 @@ def upscale_files(
         job, done = result.job, result.upscaled
         if done:
             sizes = (done.size_before, done.size_after)
-            yield Outcome(job, "done", "", *sizes, result.seconds)
+            yield Outcome(
+                *(job, "done", "", *sizes, result.seconds), left_out=done.left_out
+            )
         else:
-            yield Outcome(job, "failed", str(result.error))
+            yield Outcome(job, "failed", str(result.error), error=result.error)
 
 
 def total_pixels(jobs: Sequence[Job], limit_mp: float | None = None) -> float:
@@ -185,7 +190,7 @@ class _Opened:
 
 
 # Of each picture: how large it is, then its rows; or what went wrong, at any time.
-_Piece = _Opened | np.ndarray | AetherError
+_Piece = _Opened | AnimationReader | np.ndarray | AetherError
 
 _Report = Callable[[Job, int, int], None]
 
@@ -215,7 +220,10 @@ def _run(
             try:
                 if isinstance(piece, AetherError):
                     raise piece
-                writer = _upscale(job, piece.header, pieces, tiled, options, report)
+                if isinstance(piece, AnimationReader):
+                    writer = _animate(job, piece, tiled, options, report)
+                else:
+                    writer = _upscale(job, piece.header, pieces, tiled, options, report)
             except AetherError as error:
                 failed = job
                 if isinstance(piece, _Opened):
@@ -247,6 +255,14 @@ def _read(jobs: Iterable[Job], options: Options) -> Iterator[tuple[Job, _Piece]]
                 if opened.abandoned:
                     break
                 yield job, reader.rows(step)
+        except AnimatedError as error:
+            if job.target.suffix.lower() not in ANIMATED:
+                yield job, error
+                continue
+            try:
+                yield job, AnimationReader(job.source, options.limit_mp)
+            except AetherError as failure:
+                yield job, failure
         except AetherError as error:
             yield job, error
 
@@ -266,18 +282,18 @@ def _upscale(
     """
     _log.debug("upscaling %s", job.source)
     final = options.size.of(header.width, header.height, model.scale)
-    passes = _passes(header.size, final, model.scale)
-    factor = model.scale**passes
+    times = passes(header.size, final, model.scale)
+    factor = model.scale**times
     writer = _writer(job, header, factor, final, options)
-    _note_runs(job, header.size, model, passes)
+    _note_runs(job, header.size, model, times)
     pixels = header.width * header.height
-    report(job, 0, pixels)
     strips = _planes(pieces, header.depth)
     sides = header.size
-    for _ in range(passes):
+    for _ in range(times):
         strips = _strips(strips, sides, header.has_alpha, model, options.alpha)
         sides = sides[0] * model.scale, sides[1] * model.scale
     try:
+        report(job, 0, pixels)
         done = 0
         for strip in strips:
             writer.write(pixels_of(strip, writer.header.depth))
@@ -297,15 +313,7 @@ def _writer(
     check_writable_as(target, replace(header, width=final[0], height=final[1]))
     check_target(target, job.source)
     size = header.width * factor, header.height * factor
-    if size != final and max(final) > max(size):
-        _log.warning(
-            "%s: %dx%d after two passes, the rest is resampling", target, *size
-        )
-    if max(final) < max(header.size):
-        _log.warning(
-            *("%s: the result, %dx%d, is smaller than the picture, %dx%d", target),
-            *(*final, *header.size),
-        )
+    _note_size(target, header.size, size, final)
     depth = stored_depth(target, header)
     rows = replace(
         header,
@@ -315,17 +323,73 @@ def _writer(
         depth=depth if size == final else 16,
     )
     writer = PictureWriter(target, rows, options.encoding, final, depth)
-    if writer.left_out:
-        _log.warning("%s: left out %s", target, listed(writer.left_out))
+    _note_left_out(writer)
     return writer
 
 
-def _note_runs(job: Job, size: tuple[int, int], model: Tiled, passes: int) -> None:
+def _note_size(
+    target: Path,
+    before: tuple[int, int],
+    upscaled: tuple[int, int],
+    final: tuple[int, int],
+) -> None:
+    """Say so if the network makes only a part of the size, or less than it got."""
+    if upscaled != final and max(final) > max(upscaled):
+        _log.warning(
+            "%s: %dx%d after two passes, the rest is resampling", target, *upscaled
+        )
+    if max(final) < max(before):
+        _log.warning(
+            *("%s: the result, %dx%d, is smaller than the picture, %dx%d", target),
+            *(*final, *before),
+        )
+
+
+def _note_left_out(writer: PictureWriter) -> None:
+    if writer.left_out:
+        _log.warning("%s: left out %s", writer.path, listed(writer.left_out))
+
+
+def _animate(
+    job: Job, reader: AnimationReader, model: Tiled, options: Options, report: _Report
+) -> PictureWriter:
+    """Run the model on each frame of an animation; returns a writer as `_upscale`."""
+    header = reader.header
+    final = options.size.of(header.width, header.height, model.scale)
+    times = passes(header.size, final, model.scale)
+    factor = model.scale**times
+    size = header.width * factor, header.height * factor
+    _note_size(job.target, header.size, size, final)
+    frames = len(reader.timing.seconds)
+    pixels = header.width * header.height
+    target = replace(header, width=final[0], height=final[1])
+    check_target(job.target, job.source)
+    writer = PictureWriter(job.target, target, options.encoding, timing=reader.timing)
+    _note_left_out(writer)
+    if job.target.suffix.lower() == ".gif" and reader.kind != "gif":
+        _log.warning(
+            "%s: a GIF has 256 colours in a frame, and pixels that are transparent or "
+            "not",
+            job.target,
+        )
+    report(job, 0, pixels * frames)
+    try:
+        upscaled = animated_frames(reader, model, times, final, options.alpha)
+        for n, frame in enumerate(upscaled, 1):
+            writer.write(frame)
+            report(job, pixels * n, pixels * frames)
+    except BaseException:
+        writer.discard()
+        raise
+    return writer
+
+
+def _note_runs(job: Job, size: tuple[int, int], model: Tiled, times: int) -> None:
     """Say so if the tiles the user asked for need very many runs of the model."""
     if not model.asked_tile or model.tile is None:
         return
     runs = 0
-    for n in range(passes):
+    for n in range(times):
         across, down = (side * model.scale**n for side in size)
         columns = len(windows(across, model.most(1) or across, model.context))
         rows = len(windows(down, model.most(0) or down, model.context))
@@ -357,8 +421,14 @@ def _finish(job: Job, writer: PictureWriter, done: Upscaled, start: float) -> _R
     return _Result(job, time.perf_counter() - start, done)
 
 
-def _passes(before: tuple[int, int], final: tuple[int, int], scale: int) -> int:
-    """How often the model runs: twice if once is not enough."""
+def passes(before: tuple[int, int], final: tuple[int, int], scale: int) -> int:
+    """How often the model runs: twice if once is not enough.
+
+    Args:
+        before: width and height of the source.
+        final: width and height of the result.
+        scale: of the model.
+    """
     # The longer side decides: rounding hides the factor in a side of a few pixels.
     enough = max(final) <= max(before) * scale
     return 1 if enough or scale == 1 else 2

@@ -74,6 +74,10 @@ class Outcome:
     size_before: tuple[int, int] | None = None
     size_after: tuple[int, int] | None = None
     seconds: float | None = None
+    left_out: tuple[str, ...] = ()
+    """What the source carries and the target cannot hold, in words."""
+    error: AetherError | None = None
+    """Why it failed; None where only the reason is known."""
 
 
 @dataclass(frozen=True)
@@ -543,7 +547,8 @@ def _check_none_is_replaced(
 
 def _remove_if_stale(path: Path) -> None:
     try:
-        if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
+        # Or in the future: the clock was set back.
+        if abs(time.time() - path.lstat().st_mtime) > _STALE_SECONDS:
             path.unlink()
             _log.info("removed %s, a temporary file of a killed run", path)
     except OSError:  # gone already, or not ours to remove; nothing depends on it

@@ -18,6 +18,13 @@ import numpy as np
 
 from aethernet.errors import AetherError
 from aethernet.files import check_source
+from aethernet.pictures.animation import AnimationReader, is_animated
+from aethernet.video.animated import (
+    animation_frames,
+    left_out,
+    shown_seconds,
+    time_base_of,
+)
 from aethernet.video.describe import has_alpha_beside
 from aethernet.video.extras import Extra, TrackFacts, read_facts, side_data
 from aethernet.video.libav import (
@@ -34,10 +41,12 @@ from aethernet.video.libav import (
     planes_of,
 )
 from aethernet.video.yuv import (
+    BT709,
     FULL,
     LIMITED,
     MATRICES,
     RGB,
+    SRGB,
     UNSPECIFIED,
     Colour,
     to_rgb,
@@ -70,8 +79,8 @@ class Clip:
     """A video file and its video stream, as far as upscaling needs to know them."""
 
     path: Path
-    index: int
-    """Number of the stream in the file."""
+    index: int | None
+    """Number of the stream in the file; None for an animation."""
     time_base: Fraction
     """Seconds per tick."""
     rate: Fraction
@@ -123,6 +132,8 @@ def read_clip(path: Path) -> Clip:
     """
     av = import_av()
     check_source(path, "a video")
+    if is_animated(path):
+        return _describe_animation(path)
     if not path.stat().st_size:
         raise AetherError("The file is empty; expected a video.", path)
     try:
@@ -244,6 +255,40 @@ def _describe(
     )
 
 
+def _describe_animation(path: Path) -> Clip:
+    reader = AnimationReader(path)
+    header, timing = reader.header, reader.timing
+    seconds = shown_seconds(timing)
+    duration = sum(seconds, Fraction(0))
+    colours = 1 if header.bands < 3 else 3
+    name = {1: "gray", 3: "gbrp"}[colours]
+    if not reader.is_opaque():
+        name = {1: "ya8", 3: "gbrap"}[colours]
+    # The colours of pictures on the web are sRGB: its primaries, and its transfer.
+    matrix = UNSPECIFIED if colours == 1 else RGB
+    return Clip(
+        path=path,
+        index=None,
+        time_base=time_base_of(timing),
+        rate=len(seconds) / duration,
+        width=header.width,
+        height=header.height,
+        pixel_format=name,
+        decoder=None,
+        siting="left",
+        colour=Colour(matrix, FULL, BT709, SRGB),
+        aspect=None,
+        display_matrix=None,
+        origin=0,
+        begin=Fraction(0),
+        duration=duration,
+        frames=len(seconds),
+        extras=(),
+        beside=left_out(reader),
+        remarks=(),
+    )
+
+
 def _planar_name(first: Any, path: Path, decoder: str | None) -> str:
     """Name of the planar format that holds the frames, and their transparency."""
     if first.format.has_palette and _is_transparent_palette(first):
@@ -337,7 +382,7 @@ def frames_from(clip: Clip, first: int | None = None) -> Iterator[Any]:
         AetherError: when frames change their size or timestamps jump back, or the file
             cannot be read.
     """
-    if first is not None:
+    if first is not None and clip.index is not None:
         found = _sought(clip, first)
         if found is not None:
             yield from found
@@ -368,6 +413,9 @@ def _sought(clip: Clip, first: int) -> Iterator[Any] | None:
 
 def _all_frames(clip: Clip, seek: int | None) -> Any:
     """Decode from the tick `seek`, or from the beginning."""
+    if clip.index is None:
+        yield from animation_frames(clip.path, clip.time_base)
+        return
     with (
         av_errors("The video cannot be decoded", clip.path),
         open_container(clip.path) as container,

@@ -135,18 +135,20 @@ def default_codec(clip: Clip, suffix: str, *, alpha: bool) -> str:
 
     This is AV1 for WebM, else HEVC for more than 8 bits and H.264 for 8. Few devices
     play 10-bit H.264; nearly all that play HEVC play it with 10 bits. For transparency
-    it is VP9, which has 8 bits, or FFV1 for more, and ProRes in .mov.
+    it is VP9, which has 8 bits and 4:2:0, or FFV1 for more, and ProRes in .mov.
 
     Raises:
         AetherError: when no codec stores transparency in this container.
     """
-    deep = bit_depth(pixel_format(clip.pixel_format)) > 8
+    kind = pixel_format(clip.pixel_format)
+    deep = bit_depth(kind) > 8
     if alpha:
         if suffix == ".mov":
             return "prores_ks"
         if suffix not in (".mkv", ".webm"):
             raise _no_alpha(clip, f"no codec here stores in {suffix}")
-        return "ffv1" if deep and suffix == ".mkv" else "libvpx-vp9"
+        more = deep or chroma_subsampling(kind) != (2, 2)
+        return "ffv1" if more and suffix == ".mkv" else "libvpx-vp9"
     if suffix == ".webm":
         return "libsvtav1"
     return "libx265" if deep else "libx264"

@@ -2,7 +2,7 @@
 
 libav keeps most of it in structs that PyAV neither reads nor writes. But libav's
 Matroska muxer writes them as elements of a track, and its demuxer reads those. So a
-Matroska header in memory tells what a stream says (`read_extras`), and a stream that
+Matroska header in memory tells what a stream says (`read_facts`), and a stream that
 was read from such a header says it to any other container (`with_extras`).
 """
 
@@ -178,8 +178,17 @@ def side_data(frame: Any, stream: Any | None = None) -> dict[str, bytes]:
         except ValueError:
             return dict.fromkeys(unnamed, b"")
     # By number: what iterating gives depends on the version of PyAV.
-    data = [found[n] for n in range(len(found))]
-    return {each.type.name: bytes(each) for each in data} | dict.fromkeys(unnamed, b"")
+    data = dict.fromkeys(unnamed, b"")
+    for n in range(len(found)):
+        kind, content = found[n].type.name, bytes(found[n])
+        if not (kind in data and _is_of_encoder(content)):
+            data[kind] = content  # user data may come more than once
+    return data
+
+
+def _is_of_encoder(user_data: bytes) -> bool:
+    """Whether an encoder tells its own settings in this."""
+    return user_data[:16].hex() in _ENCODERS
 
 
 class _Filters:
@@ -221,7 +230,7 @@ def names_beside(data: Mapping[str, bytes], size: tuple[int, int]) -> frozenset[
     """
     names = {_BESIDE[kind] for kind in data if kind in _BESIDE}
     user_data = data.get("SEI_UNREGISTERED", b"")
-    if user_data and user_data[:16].hex() not in _ENCODERS:
+    if user_data and not _is_of_encoder(user_data):
         names.add("user data inside the picture")
     if int.from_bytes(data.get("GOP_TIMECODE", b""), sys.byteorder) & _GOP_TIME:
         names.add(_BESIDE["S12M_TIMECODE"])

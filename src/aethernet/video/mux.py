@@ -1,17 +1,17 @@
 """Join encoded segments to one stream, and copy the other streams of the source."""
 
+import contextlib
 import heapq
 import io
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from aethernet.errors import AetherError
 from aethernet.text import listed
-from aethernet.video.boxes import hide_boxes
 from aethernet.video.clip import Clip, Cut
 from aethernet.video.describe import (
     ALPHA_MODE,
@@ -33,8 +33,13 @@ from aethernet.video.extras import (
     CAPTIONS,
     Extra,
     open_unofficial,
-    read_facts,
     with_extras,
+)
+from aethernet.video.held import (
+    held_extras,
+    repair_stereo,
+    unheld_metadata,
+    unheld_of_stream,
 )
 from aethernet.video.libav import (
     as_fraction,
@@ -56,6 +61,9 @@ CONTAINERS = {
 }
 
 _MATROSKA = (".mkv", ".webm")
+
+# Containers that hold no stream with a cover. Matroska has attachments for it.
+_NO_COVERS = (".mkv", ".mov")
 
 # Encoders whose stream itself stores the shape of a pixel.
 _STORE_ASPECT = ("libx264", "libx265")
@@ -83,14 +91,15 @@ def check_muxable(clip: Clip, encoding: VideoEncoding, suffix: str) -> None:
     av = import_av()
     try:
         with (
-            open_container(clip.path) as source,
+            _source_of(clip) as source,
             av.open(io.BytesIO(), "w", format=CONTAINERS[suffix]) as trial,
         ):
             add_video_stream(trial, encoding)
             _add_copies(trial, source, clip, suffix, Fraction(0))
             trial.set_chapters(_chapters(source, Fraction(0), None))
             trial.start_encoding()
-        lost = _left_out(clip, encoding, suffix)
+            lost = _left_out(clip, encoding, suffix)
+            lost += _left_out_of_texts(source, clip, suffix)
     except (av.FFmpegError, ValueError) as error:
         raise AetherError(
             f"{suffix} does not hold this video as {encoding.codec} "
@@ -110,7 +119,8 @@ def _left_out(clip: Clip, encoding: VideoEncoding, suffix: str) -> list[str]:
         lost.discard(CAPTIONS)
     if clip.extras:
         sample = sample_of(encoding)
-        held = _held(sample, _enlarged(clip, encoding.width), suffix)
+        format = CONTAINERS[suffix]
+        held = held_extras(sample, _enlarged(clip, encoding.width), format)
         lost |= {e.name for e in clip.extras} - {e.name for e in held}
     in_matroska = suffix in _MATROSKA
     stored = encoding.codec in _STORE_ASPECT or not in_matroska
@@ -119,6 +129,24 @@ def _left_out(clip: Clip, encoding: VideoEncoding, suffix: str) -> list[str]:
     if clip.display_matrix and in_matroska and not _only_turns(clip.display_matrix):
         lost.add("the mirroring of the picture")
     return sorted(lost)
+
+
+def _left_out_of_texts(source: Any, clip: Clip, suffix: str) -> list[str]:
+    """Names of what the container does not hold of metadata, languages and purposes."""
+    format, lost = CONTAINERS[suffix], []
+    own = [source.streams[clip.index]] if clip.index is not None else []
+    copied = [
+        stream
+        for stream in source.streams
+        if stream.index != clip.index and _is_held(stream, suffix)
+    ]
+    for stream in (*own, *copied):
+        for name in unheld_of_stream(stream, format):
+            lost.append(f"{name} of stream {stream.index}")
+    metadata = dict(kept_metadata(source.metadata, Fraction(0), clip.rate))
+    if names := unheld_metadata(metadata, format):
+        lost.append(f"the metadata {listed(names)}")
+    return lost
 
 
 def _only_turns(matrix: Sequence[int]) -> bool:
@@ -130,41 +158,6 @@ def _only_turns(matrix: Sequence[int]) -> bool:
 def _enlarged(clip: Clip, width: int) -> list[Extra]:
     """The extras of the clip for a picture of that width."""
     return [extra.enlarged(width // clip.width) for extra in clip.extras]
-
-
-def _held(template: bytes, extras: Sequence[Extra], suffix: str) -> list[Extra]:
-    """Those of the extras that a container holds, found out by trying.
-
-    Args:
-        template: a file of Matroska with a frame of the video.
-        extras: what the stream shall say.
-        suffix: of the container.
-    """
-    return [extra for extra in extras if _is_extra_held(template, extra, suffix)]
-
-
-def _is_extra_held(template: bytes, extra: Extra, suffix: str) -> bool:
-    av = import_av()
-    file = io.BytesIO()
-    try:
-        with (
-            av.open(io.BytesIO(with_extras(template, [extra]))) as source,
-            open_unofficial(file, CONTAINERS[suffix]) as output,
-        ):
-            (original,) = source.streams
-            stream = output.add_stream_from_template(original, opaque=True)
-            for packet in source.demux(original):
-                if packet.size:
-                    packet.duration = packet.duration or 1  # players drop one of none
-                    packet.stream = stream
-                    output.mux(packet)
-        hide_boxes(file, b"vexu")
-        with av.open(io.BytesIO(file.getvalue())) as written:
-            (stream,) = written.streams
-            facts = read_facts(stream, next(written.decode(stream)))
-    except (av.FFmpegError, ValueError, StopIteration):
-        return False
-    return any(extra.means(found) for found in facts.extras)
 
 
 def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> None:
@@ -190,7 +183,7 @@ def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> Non
     suffix = target.suffix.lower()
     skipped = (begin - clip.origin) * clip.time_base
     with (
-        open_container(clip.path) as source,
+        _source_of(clip) as source,
         _template(segments[0].path, clip, suffix) as template,
         open_unofficial(f"file:{target}", CONTAINERS[suffix]) as output,
     ):
@@ -204,18 +197,34 @@ def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> Non
         packets = heapq.merge(
             _joined_packets(segments, clip, begin, stream),
             _in_order(
-                _copied_packets(source, copies, span),
+                _without_cut_sound(_copied_packets(source, copies, span)),
                 0 if suffix in _MATROSKA else 1,
             ),
             key=_decoding_time,
         )
         for packet in packets:
             output.mux(packet)
-    if clip.extras and suffix not in _MATROSKA:
+    if clip.extras:
         with target.open("r+b") as file:
-            # libav writes stereo 3D twice. Its box of Apple's kind says less, and is
-            # the one that libav reads.
-            hide_boxes(file, b"vexu")
+            repair_stereo(file, CONTAINERS[suffix])
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """Stands in for the container of an animation, which has no other streams."""
+
+    streams: tuple[Any, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def chapters(self) -> list[Any]:
+        return []
+
+
+def _source_of(clip: Clip) -> Any:
+    """The container of a clip, as a context manager."""
+    if clip.index is None:
+        return contextlib.nullcontext(_Nothing())
+    return open_container(clip.path)
 
 
 def _template(segment: Path, clip: Clip, suffix: str) -> Any:
@@ -226,7 +235,7 @@ def _template(segment: Path, clip: Clip, suffix: str) -> Any:
         (stream,) = container.streams
         width = stream.codec_context.width
         first = _first_packet(container, stream)
-    held = _held(first, _enlarged(clip, width), suffix)
+    held = held_extras(first, _enlarged(clip, width), CONTAINERS[suffix])
     return import_av().open(io.BytesIO(with_extras(first, held)))
 
 
@@ -261,6 +270,21 @@ class _Span:
     def is_over(self, at: Fraction) -> bool:
         """Whether no packet from within comes any more after one from this time."""
         return self.end is not None and at >= self.end + _INTERLEAVING
+
+
+def _without_cut_sound(packets: Iterator[Any]) -> Iterator[Any]:
+    """The packets without sound that an edit list cuts away.
+
+    The last packet before a sound begins stays: its decoder needs a run-up.
+    """
+    run_up: dict[int, Any] = {}
+    for packet in packets:
+        if packet.is_discard and packet.stream.type == "audio":
+            run_up[packet.stream_index] = packet
+            continue
+        if (before := run_up.pop(packet.stream_index, None)) is not None:
+            yield before
+        yield packet
 
 
 def _in_order(packets: Iterator[Any], step: int) -> Iterator[Any]:
@@ -307,7 +331,8 @@ def _add_joined(
         stream.set_display_matrix(clip.display_matrix)
     if template.codec_context.name == "hevc" and suffix != ".mkv":
         stream.codec_context.codec_tag = "hvc1"  # Apple's players need it
-    _describe_copy(stream, source.streams[clip.index], skipped, clip.rate)
+    if clip.index is not None:
+        _describe_copy(stream, source.streams[clip.index], skipped, clip.rate)
     if timecode := timecode_of(source.streams):
         moved = moved_timecode(timecode, round(skipped * clip.rate), clip.rate)
         if moved is not None:
@@ -377,7 +402,9 @@ def _cover(clip: Clip, index: int) -> bytes:
 
 def _is_held(stream: Any, suffix: str) -> bool:
     """Whether a container takes a stream, found out by trying."""
-    if stream.codec_context is None or (suffix == ".mkv" and is_cover(stream)):
+    if stream.codec_context is None:
+        return False
+    if is_cover(stream) and suffix in _NO_COVERS:
         return False
     av = import_av()
     try:

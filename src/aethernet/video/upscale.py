@@ -251,6 +251,8 @@ def upscale_stream(
         frames, write = read_raw(source, raw), raw_writer(target, raw)
     else:
         header = read_header(source)
+        if header.is_interlaced:
+            _log.warning("the stream %s.", INTERLACED)
         frames = read_y4m(source, header)
         write = y4m_writer(target, header, model.scale)
     done = 0

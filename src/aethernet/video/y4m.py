@@ -60,6 +60,11 @@ class Y4mHeader:
         return _SITINGS.get(self.layout, "left")
 
     @property
+    def is_interlaced(self) -> bool:
+        """Whether some frames hold two fields: top or bottom first, or mixed."""
+        return any(word in ("It", "Ib", "Im") for word in self.other)
+
+    @property
     def colour(self) -> Colour:
         """What the values mean; the matrix follows from the height, y4m has none."""
         full = "XCOLORRANGE=FULL" in self.other

@@ -13,6 +13,7 @@ import numpy as np
 # Matrices by their numbers in H.273, which libav uses too. As primaries, 1, 5 and 6
 # mean the same standards.
 RGB, BT709, UNSPECIFIED, BT470BG, SMPTE170M = 0, 1, 2, 5, 6
+SRGB = 13  # as transfer
 LIMITED, FULL = 1, 2  # value ranges, by libav's numbers
 
 # Matrix -> the shares of red and blue in luma.

@@ -1,0 +1,152 @@
+"""Reading animations (GIF, WebP, APNG) frame by frame."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyvips
+
+from aethernet.errors import AetherError, AnimatedError, ImageError
+from aethernet.files import check_source
+from aethernet.pictures import png
+from aethernet.pictures.files import (
+    Header,
+    PictureReader,
+    image_errors,
+    plain,
+)
+from aethernet.pictures.limits import row_blocks
+from aethernet.pictures.opening import NOT_A_PICTURE, Opened, check_limit
+from aethernet.pictures.others import count_gif_frames
+from aethernet.pictures.timing import Timing
+
+_DAMAGED = "The file is damaged, or ends early."
+
+# Pixels of a frame, which is held in memory as a whole.
+_LARGEST_FRAME = 16 * 10**6
+
+# All frames together may have so many times the megapixels of the limit for pictures.
+_FRAMES_WITHIN = 20
+
+
+def is_animated(path: Path) -> bool:
+    """Whether a file is an animation that `AnimationReader` reads."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+        if not head.startswith((b"GIF8", png.SIGNATURE)) and head[8:] != b"WEBP":
+            return False
+        PictureReader(path)
+    except AnimatedError:
+        return True
+    except (AetherError, OSError):
+        return False
+    return False
+
+
+class AnimationReader:
+    """An animation opened for reading.
+
+    Attributes:
+        path: of the file.
+        header: of each frame.
+        kind: "gif", "png" or "webp".
+        timing: how long frames are shown, and how often all are.
+    """
+
+    def __init__(self, path: str | Path, limit_mp: float | None = None) -> None:
+        """Open an animated GIF, WebP or PNG.
+
+        Args:
+            path: of the file. The content tells the format, not the name.
+            limit_mp: refuse twenty times as many megapixels in all frames. A frame
+                may have 16 at most.
+
+        Raises:
+            ImageError: when the file is no animation of these formats, or too large.
+            AetherError: when there is no such file, or it cannot be read.
+        """
+        self.path = Path(path)
+        check_source(self.path, "a picture")
+        with image_errors(self.path, NOT_A_PICTURE):
+            opened = Opened(self.path, limit_mp, animated=True)
+            first = plain(self.path, opened.image)
+            self.kind = opened.kind
+            bands, metadata = first.bands, opened.metadata
+            if self.kind == "png":
+                self.timing, self._skips, bits = png.animation_of(self.path)
+                bands = 4
+                lost = [*metadata.others]
+                if self._skips:
+                    lost.append("the picture for programs that show no animation")
+                if bits > 8:
+                    lost.append(f"{bits - 8} of {bits} bits per value")
+                metadata = replace(metadata, others=tuple(lost))
+            else:
+                self.timing = _timing_of(opened.image)
+                frames = len(self.timing.seconds)
+                if self.kind == "gif" and count_gif_frames(self.path) != frames:
+                    raise ImageError(_DAMAGED, self.path)
+        self.header = Header(first.width, first.height, bands, metadata=metadata)
+        if math.prod(self.header.size) > _LARGEST_FRAME:
+            raise ImageError(
+                f"The frames have {first.width}x{first.height} pixels; those of an "
+                f"animation may have {_LARGEST_FRAME // 10**6} megapixels.",
+                self.path,
+            )
+        if limit_mp is not None:
+            rows = self.header.height * len(self.timing.seconds)
+            size = self.header.width, rows
+            check_limit(self.path, size, limit_mp * _FRAMES_WITHIN)
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """The frames as a viewer shows them, `(H, W, bands)`, uint8.
+
+        Raises:
+            ImageError: when the file ends early, or is damaged there.
+        """
+        with image_errors(self.path, _DAMAGED):
+            yield from self._of_png() if self.kind == "png" else self._of_others()
+
+    def is_opaque(self) -> bool:
+        """Whether no frame is transparent anywhere; this may decode all of them."""
+        if not self.header.has_alpha:
+            return True
+        return all((frame[..., -1] == 255).all() for frame in self.frames())
+
+    def _of_png(self) -> Iterator[np.ndarray]:
+        PIL.Image.MAX_IMAGE_PIXELS = None  # the limit was checked
+        with PIL.Image.open(self.path, formats=["PNG"]) as image:
+            for n in range(len(self.timing.seconds)):
+                image.seek(n + self._skips)
+                yield np.asarray(image.convert("RGBA"))
+
+    def _of_others(self) -> Iterator[np.ndarray]:
+        header = self.header
+        load = getattr(pyvips.Image, f"{self.kind}load")
+        image = load(
+            str(self.path), n=-1, access="sequential", fail_on="error", revalidate=True
+        )
+        region = pyvips.Region.new(plain(self.path, image))
+        shape = (header.height, header.width, image.bands)
+        for n in range(len(self.timing.seconds)):
+            frame = np.empty(shape, np.uint8)
+            for first, count in row_blocks(header.height):
+                top = n * header.height + first
+                fetched = region.fetch(0, top, header.width, count)
+                block = np.frombuffer(fetched, np.uint8)
+                frame[first : first + count] = block.reshape(count, *shape[1:])
+            yield frame
+
+
+def _timing_of(image: pyvips.Image) -> Timing:
+    """As libvips gives it, which counts plays, not repetitions, also of GIF."""
+    pages = image.get_n_pages()
+    delays = image.get("delay") if image.get_typeof("delay") else []
+    known = [Fraction(each, 1000) for each in delays[:pages]]
+    plays = image.get("loop") if image.get_typeof("loop") else 1
+    return Timing((*known, *[Fraction(0)] * (pages - len(known))), plays)
