@@ -196,6 +196,20 @@ def _boxes_in(data, start=0):
     return found
 
 
+def _avif_tiles(pixels, side):
+    """The encoded tiles of a picture, and what AVIF says of each, by kind."""
+    tiles, properties = [], {}
+    for y, x in np.ndindex(len(pixels) // side, pixels.shape[1] // side):
+        part = pixels[y * side : (y + 1) * side, x * side : (x + 1) * side]
+        image = pyvips.Image.new_from_array(np.ascontiguousarray(part))
+        options = {"compression": "av1", "subsample_mode": "off", "Q": 90}
+        top = _boxes_in(image.heifsave_buffer(**options, keep="none"))
+        meta = _boxes_in(top[b"meta"], 12)
+        properties = _boxes_in(_boxes_in(meta[b"iprp"], 8)[b"ipco"], 8)
+        tiles.append(top[b"mdat"][8:])
+    return tiles, properties
+
+
 def avif_grid(path, pixels, side, size=None):
     """An AVIF file whose picture is a grid of square tiles, as cameras write it.
 
@@ -206,15 +220,7 @@ def avif_grid(path, pixels, side, size=None):
         size: width and height that the file states; None: those of the pixels.
     """
     height, width = pixels.shape[:2]
-    tiles, properties = [], {}
-    for y, x in np.ndindex(height // side, width // side):
-        part = pixels[y * side : (y + 1) * side, x * side : (x + 1) * side]
-        image = pyvips.Image.new_from_array(np.ascontiguousarray(part))
-        options = {"compression": "av1", "subsample_mode": "off", "Q": 90}
-        top = _boxes_in(image.heifsave_buffer(**options, keep="none"))
-        meta = _boxes_in(top[b"meta"], 12)
-        properties = _boxes_in(_boxes_in(meta[b"iprp"], 8)[b"ipco"], 8)
-        tiles.append(top[b"mdat"][8:])
+    tiles, properties = _avif_tiles(pixels, side)
     names = range(2, len(tiles) + 2)
     kept = [properties[kind] for kind in (b"av1C", b"pixi") if kind in properties]
 

@@ -105,6 +105,7 @@ def test_export(watched, model, tmp_path):
     assert (code, questions) == (0, []), error
 
 
+@pytest.mark.slow  # Gradio takes seconds to load; tests/ui watches the server, too
 def test_ui(watched, model):
     pytest.importorskip("gradio")
     words = ["-m", "aethernet", "ui", "--no-browser", "--model", model]

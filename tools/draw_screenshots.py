@@ -1,23 +1,30 @@
-"""Draw README's pictures of the two pages: `python tools/draw_screenshots.py`.
+"""Draw the documents' pictures of the two pages: `python tools/draw_screenshots.py`.
 
 `aethernet compare` shows the sample picture at half its size, upscaled by the shipped
-model, beside the sample itself. `aethernet ui` shows the sample, upscaled. This needs
-Chromium and the extras `ui` and `dev`.
+model, beside the sample itself. `aethernet ui` shows pictures upscaled, on a screen and
+on a phone, and a preview of a video made of the sample. This needs Chromium and the
+extras `ui`, `video` and `dev`.
 """
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import av
 import pyvips
-from playwright.sync_api import Browser, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLE = ROOT / "assets/sample.png"
+ASSETS = ROOT / "assets"
+SAMPLE = ASSETS / "sample.png"
 SIZE: ViewportSize = {"width": 1200, "height": 720}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 FLAGS = ("--disable-gpu", "--disable-background-networking", "--no-first-run")
 COMMAND = (sys.executable, "-m", "aethernet")
 
@@ -26,8 +33,11 @@ def main() -> int:
     chromium = shutil.which("chromium")  # None: the one that Playwright brings
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        _keep(_compare(browser, Path(folder)), ROOT / "assets/compare.png")
-        _keep(_ui(browser), ROOT / "assets/ui.png")
+        _keep(_compare(browser, Path(folder)), ASSETS / "compare.png")
+        with _server() as address:
+            _keep(_ui(browser, address, Path(folder)), ASSETS / "ui.png")
+            _keep(_phone(browser, address), ASSETS / "ui-phone.png")
+            _keep(_video(browser, address, Path(folder)), ASSETS / "ui-video.png")
         browser.close()
     return 0
 
@@ -40,13 +50,15 @@ def _compare(browser: Browser, folder: Path) -> bytes:
     page = browser.new_page(viewport=SIZE)
     page.goto(report.as_uri())
     # Show the face, which has most detail.
-    page.evaluate("view.division = 0.5; view.zoom = 5.4; view.fitted = false")
+    page.evaluate("view.division = 0.5; view.zoom = 5; view.opened = false")
     page.evaluate("view.x = 112; view.y = 58; redraw()")
     page.wait_for_timeout(500)
     return page.screenshot()
 
 
-def _ui(browser: Browser) -> bytes:
+@contextmanager
+def _server() -> Iterator[str]:
+    """`aethernet ui`; yields its address."""
     server = subprocess.Popen(
         [*COMMAND, "ui", "--no-browser"], stdout=subprocess.PIPE, text=True
     )
@@ -54,17 +66,60 @@ def _ui(browser: Browser) -> bytes:
         assert server.stdout
         found = re.search(r"http://\S+", server.stdout.readline())
         assert found, "the page did not start"
-        page = browser.new_page(viewport=SIZE)
-        page.goto(found[0])
-        page.locator("#picture input[type=file]").set_input_files(SAMPLE)
-        page.locator("#picture img").wait_for()
-        page.locator("#upscale").click()
-        page.locator("#result p").first.wait_for(timeout=300_000)
-        page.wait_for_timeout(1500)
-        return page.screenshot()
+        yield found[0]
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)
         server.wait()
+
+
+def _upscaled(page: Page, files: list[Path], button: str = "#upscale") -> None:
+    """Choose files on the page, press a button and wait for the result."""
+    page.locator("#files-input").set_input_files(files)
+    page.locator("#files .good").nth(len(files) - 1).wait_for()
+    page.locator(button).click()
+    page.locator("#done").wait_for(timeout=600_000)
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(2000)
+
+
+def _ui(browser: Browser, address: str, folder: Path) -> bytes:
+    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    page.goto(address)
+    shuttle = folder / "shuttle.png"
+    whole = pyvips.Image.new_from_file(str(SAMPLE))
+    whole.crop(150, 0, 106, 130).pngsave(str(shuttle))
+    _upscaled(page, [SAMPLE, shuttle])
+    return page.screenshot(full_page=True)
+
+
+def _phone(browser: Browser, address: str) -> bytes:
+    page = browser.new_page(viewport=PHONE)
+    page.goto(address)
+    _upscaled(page, [SAMPLE])
+    return page.screenshot(full_page=True)
+
+
+def _video(browser: Browser, address: str, folder: Path) -> bytes:
+    context = browser.new_context(viewport=PHONE, color_scheme="dark")
+    page = context.new_page()
+    page.goto(address)
+    page.locator("#tab-video").click()
+    _upscaled(page, [_clip(folder / "clip.mp4")], "#preview")
+    return page.screenshot(full_page=True)
+
+
+def _clip(path: Path) -> Path:
+    """Eight seconds that move over the sample."""
+    whole = pyvips.Image.new_from_file(str(SAMPLE))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for number in range(64):
+            part = whole.crop(number, 10 + number // 4, 160, 120)
+            frame = av.VideoFrame.from_ndarray(part.numpy(), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
 
 
 def _keep(picture: bytes, target: Path) -> None:

@@ -303,12 +303,13 @@ class TestCommands:
     def test_ui(self, monkeypatch):
         served = []
         monkeypatch.setattr(
-            "aethernet.upscaling.ui.serve",
+            "aethernet.ui.server.serve",
             lambda found, *_, **__: served.append([*found]),
         )
         assert main(["ui", "--model", "2x-small", "2x-small-fp16"]) == 0
-        files = ["2x_aether_small.safetensors", "2x_aether_small_fp16.onnx"]
-        assert served == [files]
+        assert served == [["2x-small", "2x-small-fp16"]]
+        assert main(["ui"]) == 0
+        assert "2x-small" in served[1]
 
     def test_info(self, capsys):
         assert main(["info", "2x-small-training"]) == 0

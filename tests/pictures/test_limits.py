@@ -124,6 +124,6 @@ def test_a_grid_of_avif_is_one_picture(tmp_path):
     assert np.array_equal(cut, made[:120, :180])
 
 
-@pytest.mark.parametrize("size", [(20_000, 20_000), (60_000, 60_000), (192, 20)])
-def test_a_grid_of_another_size_than_its_tiles(refused, size, tmp_path):
+@pytest.mark.parametrize("size", [(20_000, 20_000), (60_000, 60_000)])
+def test_a_grid_that_is_larger_than_its_tiles(refused, size, tmp_path):
     refused(avif_grid(tmp_path / "in.avif", photo(128, 192), 64, size))

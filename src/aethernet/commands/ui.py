@@ -7,30 +7,37 @@ from pathlib import Path
 from aethernet.commands.model_flags import (
     add_runtime,
     add_values,
-    model_loader,
+    asked_values,
     models_of,
 )
 from aethernet.commands.values import port
+from aethernet.runtimes.registry import open_any
 
 
 def ui(arguments: argparse.Namespace) -> None:
     """Job: serve a page on this computer that upscales with `model`."""
-    from aethernet.upscaling.ui import find_models, serve
+    from aethernet.ui.server import default_models, find_models, serve
 
     logging.getLogger("pyvips").setLevel(logging.ERROR)
+    # Without a model here, `models_of` raises the error that says so.
+    paths = models_of(arguments) if arguments.model else default_models()
+    runtime, precision = arguments.runtime, arguments.precision
+    asked = asked_values(arguments)
     serve(
-        find_models(models_of(arguments)),
-        model_loader(arguments),
+        find_models(paths or models_of(arguments)),
+        lambda path, device: open_any(path, runtime, device, precision, asked=asked),
         arguments.port,
         open_browser=arguments.browser,
+        device=arguments.device,
     )
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     parser.description = (
-        "Open a page in the browser to drop a picture, choose a model, compare and "
-        "download. Only this computer can reach it (127.0.0.1). Needs the extra `ui`."
+        "Open a page in the browser that upscales pictures, folders and videos, shows "
+        "before and after, and has an API. Only this computer can reach it "
+        "(127.0.0.1). Needs the extra `ui`, and `video` for videos."
     )
     parser.epilog = "example: aethernet ui --model models"
     parser.add_argument(
@@ -39,7 +46,8 @@ def define(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="M",
         help="models to choose from: .safetensors, .pth, .onnx or .engine files, "
-        "folders of them, or names that `aethernet models` lists; default: 2x-small",
+        "folders of them, or names that `aethernet models` lists; default: all that "
+        "ship",
     )
     parser.add_argument(
         "--port",

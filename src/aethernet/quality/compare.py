@@ -175,7 +175,7 @@ def write_page(
         "pictures": shown,
     }
     with replacing(target) as temporary:
-        size = temporary.write_bytes(_page(page))
+        size = temporary.write_bytes(page_of(page).encode())
     return WrittenPage(size, means)
 
 
@@ -187,10 +187,10 @@ def _compared(
     """What the page shows of a pair; measurements are added to `figures`."""
     _log.info("comparing %s", pair.lr)
     scale = comparison.scale
-    lr = _read(pair.lr, comparison.region)
+    lr = read_region(pair.lr, comparison.region)
     height, width = lr.pixels.shape[:2]
     part = comparison.region or Region(0, 0, width, height)
-    hr = in_8_bits(_read(pair.hr, part.scaled(scale))) if pair.hr else None
+    hr = in_8_bits(read_region(pair.hr, part.scaled(scale))) if pair.hr else None
     images = []
     for name, model in comparison.methods.items():
         result = upscale_picture(lr, model, 8)
@@ -243,7 +243,12 @@ def _check_hr(hr: Path, lr: Path, lr_size: tuple[int, int], scale: int) -> None:
         )
 
 
-def _read(path: Path, region: Region | None) -> Picture:
+def read_region(path: Path, region: Region | None = None) -> Picture:
+    """Read a part of a picture, or all of it, row by row.
+
+    Raises:
+        ImageError, AetherError: as `PictureReader` and its `rows`.
+    """
     reader = PictureReader(path)
     header = reader.header
     region = region or Region(0, 0, *header.size)
@@ -272,10 +277,19 @@ def _data_uri(picture: Picture) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _page(content: Mapping[str, Any]) -> bytes:
+def page_of(content: Mapping[str, Any], pictures_from: str = "data:") -> str:
+    """The HTML of a page.
+
+    Args:
+        content: what the program of the page reads, see `write_page`; with "embedded"
+            true it shows the pictures only.
+        pictures_from: where the page may get pictures from, for its content security
+            policy.
+    """
     template = (
         resources.files("aethernet.quality").joinpath("compare.html").read_text("utf-8")
     )
     # A file name may contain </script>. In JSON, < only occurs inside strings.
     written = json.dumps(content).replace("<", "\\u003c")
-    return template.replace(_PLACE, written).encode()
+    page = template.replace("img-src data:", f"img-src {pictures_from}", 1)
+    return page.replace(_PLACE, written)

@@ -1,1 +1,1 @@
-"""Upscale pictures and folders, here, in the browser or on a cluster."""
+"""Upscale pictures and folders, here or on a cluster."""

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,7 +143,7 @@ def upscale_files(
     model: Model,
     options: Options | None = None,
     advanced: Callable[[Job, int, int], None] | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Upscale picture files in order; one that fails does not stop the rest.
 
     While the model works on one picture, the next is read and the last is written.
@@ -156,9 +156,11 @@ def upscale_files(
         job, done = result.job, result.upscaled
         if done:
             sizes = (done.size_before, done.size_after)
-            yield Outcome(job, "done", "", *sizes, result.seconds)
+            yield Outcome(
+                *(job, "done", "", *sizes, result.seconds), left_out=done.left_out
+            )
         else:
-            yield Outcome(job, "failed", str(result.error))
+            yield Outcome(job, "failed", str(result.error), error=result.error)
 
 
 def total_pixels(jobs: Sequence[Job], limit_mp: float | None = None) -> float:
@@ -280,18 +282,18 @@ def _upscale(
     """
     _log.debug("upscaling %s", job.source)
     final = options.size.of(header.width, header.height, model.scale)
-    passes = _passes(header.size, final, model.scale)
-    factor = model.scale**passes
+    times = passes(header.size, final, model.scale)
+    factor = model.scale**times
     writer = _writer(job, header, factor, final, options)
-    _note_runs(job, header.size, model, passes)
+    _note_runs(job, header.size, model, times)
     pixels = header.width * header.height
-    report(job, 0, pixels)
     strips = _planes(pieces, header.depth)
     sides = header.size
-    for _ in range(passes):
+    for _ in range(times):
         strips = _strips(strips, sides, header.has_alpha, model, options.alpha)
         sides = sides[0] * model.scale, sides[1] * model.scale
     try:
+        report(job, 0, pixels)
         done = 0
         for strip in strips:
             writer.write(pixels_of(strip, writer.header.depth))
@@ -354,8 +356,8 @@ def _animate(
     """Run the model on each frame of an animation; returns a writer as `_upscale`."""
     header = reader.header
     final = options.size.of(header.width, header.height, model.scale)
-    passes = _passes(header.size, final, model.scale)
-    factor = model.scale**passes
+    times = passes(header.size, final, model.scale)
+    factor = model.scale**times
     size = header.width * factor, header.height * factor
     _note_size(job.target, header.size, size, final)
     frames = len(reader.timing.seconds)
@@ -364,7 +366,7 @@ def _animate(
     check_target(job.target, job.source)
     writer = PictureWriter(job.target, target, options.encoding, timing=reader.timing)
     _note_left_out(writer)
-    if job.target.suffix.lower() == ".gif" != f".{reader.kind}":
+    if job.target.suffix.lower() == ".gif" and reader.kind != "gif":
         _log.warning(
             "%s: a GIF has 256 colours in a frame, and pixels that are transparent or "
             "not",
@@ -372,7 +374,7 @@ def _animate(
         )
     report(job, 0, pixels * frames)
     try:
-        upscaled = animated_frames(reader, model, passes, final, options.alpha)
+        upscaled = animated_frames(reader, model, times, final, options.alpha)
         for n, frame in enumerate(upscaled, 1):
             writer.write(frame)
             report(job, pixels * n, pixels * frames)
@@ -382,12 +384,12 @@ def _animate(
     return writer
 
 
-def _note_runs(job: Job, size: tuple[int, int], model: Tiled, passes: int) -> None:
+def _note_runs(job: Job, size: tuple[int, int], model: Tiled, times: int) -> None:
     """Say so if the tiles the user asked for need very many runs of the model."""
     if not model.asked_tile or model.tile is None:
         return
     runs = 0
-    for n in range(passes):
+    for n in range(times):
         across, down = (side * model.scale**n for side in size)
         columns = len(windows(across, model.most(1) or across, model.context))
         rows = len(windows(down, model.most(0) or down, model.context))
@@ -419,8 +421,14 @@ def _finish(job: Job, writer: PictureWriter, done: Upscaled, start: float) -> _R
     return _Result(job, time.perf_counter() - start, done)
 
 
-def _passes(before: tuple[int, int], final: tuple[int, int], scale: int) -> int:
-    """How often the model runs: twice if once is not enough."""
+def passes(before: tuple[int, int], final: tuple[int, int], scale: int) -> int:
+    """How often the model runs: twice if once is not enough.
+
+    Args:
+        before: width and height of the source.
+        final: width and height of the result.
+        scale: of the model.
+    """
     # The longer side decides: rounding hides the factor in a side of a few pixels.
     enough = max(final) <= max(before) * scale
     return 1 if enough or scale == 1 else 2

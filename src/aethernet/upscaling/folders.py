@@ -74,6 +74,10 @@ class Outcome:
     size_before: tuple[int, int] | None = None
     size_after: tuple[int, int] | None = None
     seconds: float | None = None
+    left_out: tuple[str, ...] = ()
+    """What the source carries and the target cannot hold, in words."""
+    error: AetherError | None = None
+    """Why it failed; None where only the reason is known."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A page on this computer for upscaling pictures and videos, and its API."""
