@@ -1,19 +1,23 @@
-"""Draw the documents' pictures of the two pages: `python tools/draw_screenshots.py`.
+"""Draw the pictures of the pages in the documents: `python tools/draw_screenshots.py`.
 
 `aethernet compare` shows the sample picture at half its size, upscaled by the shipped
 model, beside the sample itself. `aethernet ui` shows pictures upscaled, on a screen and
-on a phone, and a preview of a video made of the sample. This needs Chromium and the
-extras `ui`, `video` and `dev`.
+on a phone, and a preview of a video made of the sample. The page of `aethernet web`
+shows the sample, upscaled. This needs Chromium, npm, and the extras `ui`, `video` and
+`dev`. Name pictures, such as web.png, to draw these only.
 """
 
+import contextlib
+import functools
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -24,20 +28,26 @@ ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "assets"
 SAMPLE = ASSETS / "sample.png"
 SIZE: ViewportSize = {"width": 1200, "height": 720}
+TALL: ViewportSize = {"width": 1200, "height": 1000}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 FLAGS = ("--disable-gpu", "--disable-background-networking", "--no-first-run")
 COMMAND = (sys.executable, "-m", "aethernet")
 
 
 def main() -> int:
+    draw = {
+        "compare.png": _compare,
+        "ui.png": _ui,
+        "ui-phone.png": _phone,
+        "ui-video.png": _video,
+        "web.png": _web,
+        "web_phone.png": _web_phone,
+    }
     chromium = shutil.which("chromium")  # None: the one that Playwright brings
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        _keep(_compare(browser, Path(folder)), ASSETS / "compare.png")
-        with _server() as address:
-            _keep(_ui(browser, address, Path(folder)), ASSETS / "ui.png")
-            _keep(_phone(browser, address), ASSETS / "ui-phone.png")
-            _keep(_video(browser, address, Path(folder)), ASSETS / "ui-video.png")
+        for name in sys.argv[1:] or draw:
+            _keep(draw[name](browser, Path(folder)), ASSETS / name)
         browser.close()
     return 0
 
@@ -56,7 +66,7 @@ def _compare(browser: Browser, folder: Path) -> bytes:
     return page.screenshot()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _server() -> Iterator[str]:
     """`aethernet ui`; yields its address."""
     server = subprocess.Popen(
@@ -82,30 +92,32 @@ def _upscaled(page: Page, files: list[Path], button: str = "#upscale") -> None:
     page.wait_for_timeout(2000)
 
 
-def _ui(browser: Browser, address: str, folder: Path) -> bytes:
-    page = browser.new_page(viewport={"width": 1200, "height": 1000})
-    page.goto(address)
+def _ui(browser: Browser, folder: Path) -> bytes:
     shuttle = folder / "shuttle.png"
     whole = pyvips.Image.new_from_file(str(SAMPLE))
     whole.crop(150, 0, 106, 130).pngsave(str(shuttle))
-    _upscaled(page, [SAMPLE, shuttle])
-    return page.screenshot(full_page=True)
+    with _server() as address:
+        page = browser.new_page(viewport=TALL)
+        page.goto(address)
+        _upscaled(page, [SAMPLE, shuttle])
+        return page.screenshot(full_page=True)
 
 
-def _phone(browser: Browser, address: str) -> bytes:
-    page = browser.new_page(viewport=PHONE)
-    page.goto(address)
-    _upscaled(page, [SAMPLE])
-    return page.screenshot(full_page=True)
+def _phone(browser: Browser, _: Path) -> bytes:
+    with _server() as address:
+        page = browser.new_page(viewport=PHONE)
+        page.goto(address)
+        _upscaled(page, [SAMPLE])
+        return page.screenshot(full_page=True)
 
 
-def _video(browser: Browser, address: str, folder: Path) -> bytes:
-    context = browser.new_context(viewport=PHONE, color_scheme="dark")
-    page = context.new_page()
-    page.goto(address)
-    page.locator("#tab-video").click()
-    _upscaled(page, [_clip(folder / "clip.mp4")], "#preview")
-    return page.screenshot(full_page=True)
+def _video(browser: Browser, folder: Path) -> bytes:
+    with _server() as address:
+        page = browser.new_page(viewport=PHONE, color_scheme="dark")
+        page.goto(address)
+        page.locator("#tab-video").click()
+        _upscaled(page, [_clip(folder / "clip.mp4")], "#preview")
+        return page.screenshot(full_page=True)
 
 
 def _clip(path: Path) -> Path:
@@ -120,6 +132,41 @@ def _clip(path: Path) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def _web(browser: Browser, folder: Path) -> bytes:
+    with _served(folder / "web") as address:
+        return _enlarged(browser.new_page(viewport=TALL), address)
+
+
+def _web_phone(browser: Browser, folder: Path) -> bytes:
+    with _served(folder / "web") as address:
+        page = browser.new_page(viewport=PHONE, color_scheme="dark", has_touch=True)
+        return _enlarged(page, address)
+
+
+@contextlib.contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    """The address of the page of `aethernet web`, which is written the first time."""
+    if not folder.exists():
+        subprocess.run([*COMMAND, "web", "-o", str(folder)], check=True)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def _enlarged(page: Page, address: str) -> bytes:
+    page.goto(address)
+    # It reloads itself once for threads. Its policy forbids to wait for an expression.
+    page.locator("#engine", has_text="threads").wait_for(timeout=300_000)
+    page.locator("#files").set_input_files(SAMPLE)
+    page.locator("li.done").wait_for(timeout=300_000)
+    page.locator(".zoom button").nth(2).click()  # show the face, which has most detail
+    page.evaluate("document.querySelector('.stage').scrollTo(200, 130)")
+    page.wait_for_timeout(500)
+    return page.screenshot()
 
 
 def _keep(picture: bytes, target: Path) -> None:

@@ -136,12 +136,17 @@ def test_a_frame_that_equals_the_one_before_is_upscaled_once(tmp_path):
     assert len(read(tmp_path / "out.png")[2]) == 3
 
 
-def test_what_a_format_cannot_hold_is_named(tmp_path, caplog):
+def test_what_is_beside_the_frames_is_carried_or_named(tmp_path, caplog):
     source = animation(tmp_path / "in.gif", 2, comment=b"by hand")
     upscale_file(source, tmp_path / "again.gif", Repeat())
     assert caplog.text == ""
     with Image.open(tmp_path / "again.gif") as image:
         assert image.info["comment"] == b"by hand"
+    upscale_file(source, tmp_path / "out.webp", Repeat())
+    assert caplog.text == ""
+    with Image.open(tmp_path / "out.webp") as image:
+        comment = image.getexif().get_ifd(0x8769)[37510]
+        assert comment == b"UNICODE\0" + "by hand".encode("utf-16-be")
     profiled = animation(
         tmp_path / "in.webp", 2, icc_profile=srgb_profile(), xmp=b"<x/>"
     )
@@ -151,10 +156,10 @@ def test_what_a_format_cannot_hold_is_named(tmp_path, caplog):
         assert (image.n_frames, image.info["xmp"]) == (2, b"<x/>")
         assert image.info["icc_profile"] == srgb_profile()
     upscale_file(profiled, tmp_path / "out.gif", Repeat())
-    assert "a GIF has 256 colours" in caplog.text
     assert "left out" not in caplog.text
-    found = AnimationReader(tmp_path / "out.gif").header.metadata
-    assert (found.xmp, found.profile) == (b"<x/>", srgb_profile())
+    assert "a GIF has 256 colours" in caplog.text
+    carried = AnimationReader(tmp_path / "out.gif").header.metadata
+    assert (carried.xmp, carried.profile) == (b"<x/>", srgb_profile())
     assert len(read(tmp_path / "out.gif")[2]) == 2
 
 
