@@ -2,7 +2,8 @@
 
 They run in the environment that nox is installed in (the extra `dev` brings it): a new
 environment for each session would install PyTorch four times.
-On request run `light`, which makes an environment, and `sanitize`, which needs clang.
+On request run `light`, which makes an environment, `web`, which needs npm, and
+`sanitize`, which needs clang.
 """
 
 import subprocess
@@ -46,6 +47,14 @@ def docs(session: nox.Session) -> None:
 def test(session: nox.Session) -> None:
     """The tests, or those named after `--`."""
     run(session, "pytest", *session.posargs)
+
+
+@nox.session
+def web(session: nox.Session) -> None:
+    """The page of `aethernet web` in Chromium; needs npm."""
+    environment = {"PYTHON": sys.executable}
+    for step in (["ci"], ["run", "page"], ["test", "--", *session.posargs]):
+        session.run("npm", "--prefix", "web", *step, env=environment, external=True)
 
 
 @nox.session(venv_backend="venv")

@@ -1,19 +1,23 @@
-"""Draw the documents' pictures of the two pages: `python tools/draw_screenshots.py`.
+"""Draw the documents' pictures of our pages: `python tools/draw_screenshots.py`.
 
 `aethernet compare` shows the sample picture at half its size, upscaled by the shipped
 model, beside the sample itself. `aethernet ui` shows pictures upscaled, on a screen and
-on a phone, and a preview of a video made of the sample. This needs Chromium and the
-extras `ui`, `video` and `dev`.
+on a phone, and a preview of a video made of the sample; the page of `aethernet web`
+shows the sample upscaled. This needs Chromium, npm, and the extras `ui`, `video` and
+`dev`.
 """
 
+import functools
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -38,6 +42,9 @@ def main() -> int:
             _keep(_ui(browser, address, Path(folder)), ASSETS / "ui.png")
             _keep(_phone(browser, address), ASSETS / "ui-phone.png")
             _keep(_video(browser, address, Path(folder)), ASSETS / "ui-video.png")
+        with _static_server(Path(folder, "web")) as address:
+            _keep(_web(browser, address), ASSETS / "web.png")
+            _keep(_web_phone(browser, address), ASSETS / "web-phone.png")
         browser.close()
     return 0
 
@@ -120,6 +127,39 @@ def _clip(path: Path) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+@contextmanager
+def _static_server(folder: Path) -> Iterator[str]:
+    """The page of `aethernet web`, written into a folder; yields its address."""
+    subprocess.run([*COMMAND, "web", "-o", str(folder)], check=True)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def _web(browser: Browser, address: str) -> bytes:
+    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    return _enlarged(page, address)
+
+
+def _web_phone(browser: Browser, address: str) -> bytes:
+    page = browser.new_page(viewport=PHONE, color_scheme="dark")
+    return _enlarged(page, address)
+
+
+def _enlarged(page: Page, address: str) -> bytes:
+    page.goto(address)
+    # It reloads itself once for threads. Its policy forbids to wait for an expression.
+    page.locator("#engine", has_text="threads").wait_for(timeout=300_000)
+    page.locator("#files").set_input_files(SAMPLE)
+    page.locator("li.done").wait_for(timeout=300_000)
+    page.locator(".zoom button").nth(2).click()  # show the face, which has most detail
+    page.evaluate("document.querySelector('.stage').scrollTo(200, 130)")
+    page.wait_for_timeout(500)
+    return page.screenshot()
 
 
 def _keep(picture: bytes, target: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import chromium, watch
-from helpers import ROOT, lively_file, photo
+from helpers import ROOT, SAMPLE, lively_file, photo
 from PIL import Image, ImageCms
 
 from aethernet.commands.main import main
@@ -247,17 +247,26 @@ def test_model_size_format_and_quality(page, models, tmp_path):
 def test_several_pictures_before_and_after(page, tmp_path):
     for name, size in (("one.png", (20, 30)), ("two.jpg", (24, 18))):
         write_picture(Picture(photo(*size)), tmp_path / name)
-    bad = tmp_path / "bad & <b>worse.png"
+    bad, cut = tmp_path / "bad & <b>worse.png", tmp_path / "cut.png"
     bad.write_text("hello " * 99)
+    cut.write_bytes(SAMPLE.read_bytes()[:30_000])
     page.locator("#files-input").set_input_files(
-        [tmp_path / "one.png", bad, tmp_path / "two.jpg"]
+        [tmp_path / "one.png", bad, tmp_path / "two.jpg", cut]
     )
-    # The damaged one is told at once, beside it.
+    # What is damaged is told at once, beside it.
     page.locator("#files .good").nth(1).wait_for()
-    row = page.locator("#files .bad")
-    assert "bad & <b>worse.png" in row.inner_text()
-    assert "This is no picture that can be read" in row.inner_text()
-    assert page.locator("#count").inner_text() == "3 pictures, 1 cannot be used"
+    page.locator("#files .bad").nth(1).wait_for()
+    rows = page.locator("#files .bad").all_inner_texts()
+    assert "bad & <b>worse.png" in rows[0]
+    assert "This is no picture that can be read" in rows[0]
+    assert "The file is damaged, or ends early." in rows[1]
+    assert page.locator("#count").inner_text() == "4 pictures, 2 cannot be used"
+    # So is what would become too large.
+    page.locator("#size").select_option("sides")
+    page.locator("#width").fill("90000")
+    assert page.locator("#files .bad").count() == 4
+    assert page.locator("#upscale").is_disabled()
+    page.locator("#size").select_option("")
     assert page.locator("#upscale").inner_text() == "Upscale 2 pictures"
     upscale(page)
     cards = page.locator("#gallery li")

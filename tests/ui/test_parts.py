@@ -200,4 +200,4 @@ def test_models_report_in_small_tiles():
     tiled = in_small_tiles(Repeat())
     assert isinstance(tiled, Tiled)
     assert tiled.tile is not None
-    assert tiled.tile <= 512
+    assert tiled.tile <= 256

@@ -76,7 +76,7 @@ def test_times_plays_and_frames_are_those_of_the_source(tmp_path, before, after)
         assert difference.mean() < (4 if after == ".webp" else 1), (n, after)
 
 
-@pytest.mark.parametrize(("loop", "plays"), [(None, 1), (0, 0), (7, 8)])
+@pytest.mark.parametrize(("loop", "plays"), [(None, 1), (0, 0), (1, 2), (7, 8)])
 def test_a_gif_that_is_played_once_or_for_ever(tmp_path, loop, plays):
     source = animation(tmp_path / "in.gif", 2, loop)
     for suffix in (".gif", ".webp"):

@@ -60,6 +60,13 @@ def test_times_and_pictures_are_those_of_the_animation(tmp_path, before, after, 
     assert "left out the number of repetitions" in caplog.text
 
 
+def test_a_small_one_goes_into_webm(tmp_path):
+    source = animation(tmp_path / "in.gif", delays=(100, 50))
+    done = upscale_video(source, tmp_path / "out.webm", FrameRepeat())
+    assert done.encoding.codec == "libvpx-vp9"
+    assert times(tmp_path / "out.webm") == [0, Fraction(1, 10)]
+
+
 def test_transparency_goes_into_webm_and_is_refused_for_mp4(tmp_path):
     for suffix in (".gif", ".webp", ".png"):
         source = animation(tmp_path / f"in{suffix}", transparent=True)

@@ -12,20 +12,15 @@ function crc32(...parts: Uint8Array[]): number {
   return ~crc >>> 0;
 }
 
-/** Numbers as bytes: pairs of a value and its length. */
-function bytes(little: boolean, ...fields: [number, 1 | 2 | 4][]): Uint8Array<ArrayBuffer> {
-  const view = new DataView(new ArrayBuffer(fields.reduce((sum, [, size]) => sum + size, 0)));
-  let at = 0;
-  for (const [value, size] of fields) {
-    if (size === 4) view.setUint32(at, value, little);
-    else if (size === 2) view.setUint16(at, value, little);
-    else view.setUint8(at, value);
-    at += size;
-  }
-  return new Uint8Array(view.buffer);
-}
-
 type Bytes = Uint8Array<ArrayBuffer>;
+
+/** Numbers as bytes: pairs of a value and its length. */
+function bytes(little: boolean, ...fields: [number, number][]): Bytes {
+  const shift = (i: number, size: number) => 8 * (little ? i : size - 1 - i);
+  return Uint8Array.from(
+    fields.flatMap(([value, size]) => Array.from({ length: size }, (_, i) => (value >>> shift(i, size)) & 255)),
+  );
+}
 
 /** A PNG in sRGB, of which only compressed rows are held. */
 export class PngWriter {
@@ -92,9 +87,8 @@ export async function zip(files: [string, Blob][]): Promise<Blob> {
     const title = new TextEncoder().encode(name);
     const sum = crc32(new Uint8Array(await file.arrayBuffer()));
     // Version 2.0, names in UTF-8, stored, 1980-01-01.
-    const facts: [number, 2 | 4][] = [
-      [20, 2], [0x800, 2], [0, 2], [0, 2], [33, 2], [sum, 4], [file.size, 4], [file.size, 4], [title.length, 2], [0, 2],
-    ];
+    const sizes: [number, number][] = [[sum, 4], [file.size, 4], [file.size, 4], [title.length, 2], [0, 2]];
+    const facts: [number, number][] = [[20, 2], [0x800, 2], [0, 2], [0, 2], [33, 2], ...sizes];
     const entry = bytes(true, [0x02014b50, 4], [20, 2], ...facts, [0, 2], [0, 2], [0, 2], [0, 4], [at, 4]);
     parts.push(bytes(true, [0x04034b50, 4], ...facts), title, file);
     list.push(entry, title);

@@ -2,6 +2,8 @@
 import { zip } from './files';
 import type { Ask, Device, Model, Tell } from './model';
 
+declare const RUNTIME: string;
+
 interface Item {
   file: File;
   row: HTMLLIElement;
@@ -9,17 +11,19 @@ interface Item {
   urls: string[];
   state: 'waiting' | 'working' | 'done' | 'failed';
   picture?: Blob;
+  /** Of the source, then of the result; and how many times as large that is. */
   width: number;
   height: number;
+  scale: number;
   started: number;
 }
 
 const get = <T extends HTMLElement>(query: string, from: ParentNode = document) => from.querySelector<T>(query)!;
 const [modelBox, deviceBox, formatBox] = ['#model', '#device', '#format'].map((id) => get<HTMLSelectElement>(id));
 const [viewer, stage, sheet, line] = ['#viewer', '.stage', '.sheet', '.line'].map((query) => get(query));
+const [drop, state] = [get('#drop'), get('#engine')];
 const split = get<HTMLInputElement>('#split');
-const root = new URL('./', location.href).href;
-let models: Model[] = [];
+const models: Model[] = await (await fetch('./models.json')).json();
 let items: Item[] = [];
 let shown: Item | undefined;
 let worker: Worker | undefined;
@@ -27,9 +31,9 @@ let ready = false;
 let zoom = 0;
 
 const start = () => new Worker(new URL('./worker.ts', import.meta.url), { type: 'module' });
+const ask = (to: Worker, message: Ask) => to.postMessage(message);
 const current = () => items.find((item) => item.state === 'working');
 const model = () => models[modelBox.selectedIndex];
-const say = (text: string) => void (get('#news').textContent = text);
 
 /** Start a worker with the chosen model; what another one worked on waits again. */
 function restart(device = deviceBox.value as Device, notes: string[] = []): void {
@@ -39,29 +43,27 @@ function restart(device = deviceBox.value as Device, notes: string[] = []): void
   worker = start();
   worker.onmessage = ({ data }: MessageEvent<Tell>) => hear(data, notes);
   worker.onerror = () => hear({ kind: 'failed', loading: true, text: 'This browser cannot run the page.' }, notes);
-  ask({ kind: 'load', model: model(), device, root });
+  ask(worker, { kind: 'load', model: model(), device, root: new URL('./', location.href).href });
 }
-
-const ask = (message: Ask) => worker!.postMessage(message);
 
 function hear(message: Tell, notes: string[]): void {
   const item = current();
-  if (message.kind === 'loading') get('#engine').textContent = message.text;
+  if (message.kind === 'loading' || (message.kind === 'failed' && message.loading)) state.textContent = message.text;
   else if (message.kind === 'loaded') {
-    get('#engine').textContent = [`Runs on: ${message.engine}.`, ...notes, ...message.notes].join(' ');
+    state.textContent = [`Runs on: ${message.engine}.`, ...notes, ...message.notes].join(' ');
     ready = true;
+    if ('serviceWorker' in navigator) void keep(message.files);
     next();
   } else if (message.kind === 'lost') restart('wasm', ['The graphics card stopped working.']);
-  else if (message.kind === 'failed' && message.loading) get('#engine').textContent = message.text;
   else if (!item) return;
   else if (message.kind === 'opened') Object.assign(item, { width: message.width, height: message.height });
   else if (message.kind === 'progress') progress(item, message.done);
   else if (message.kind === 'failed') finish(item, 'failed', message.text);
   else if (message.kind === 'done') {
-    item.picture = message.picture;
-    item.urls[1] = URL.createObjectURL(message.picture);
-    const sizes = `${item.width} × ${item.height} → ${message.width} × ${message.height}`;
-    [item.width, item.height] = [message.width, message.height];
+    const { picture, width, height } = message;
+    const sizes = `${item.width} × ${item.height} → ${width} × ${height}`;
+    const urls = [item.urls[0], URL.createObjectURL(picture)];
+    Object.assign(item, { picture, width, height, urls, scale: model().scale });
     finish(item, 'done', [sizes, ...message.notes].join('. '));
   }
 }
@@ -75,39 +77,39 @@ function progress(item: Item, done: number): void {
 
 function finish(item: Item, state: Item['state'], text: string): void {
   change(item, state, text);
-  say(`${item.file.name}: ${text}`);
-  if (state === 'done' && (!shown || shown.state !== 'done')) show(item);
+  get('#news').textContent = `${item.file.name}: ${text}`;
+  if (state === 'done' && !shown) show(item);
   next();
 }
 
 function next(): void {
-  if (!ready || current()) return;
   const item = items.find(({ state }) => state === 'waiting');
-  if (!item) return;
+  if (!ready || current() || !item) return;
   item.started = performance.now();
   change(item, 'working', 'Starting');
-  ask({ kind: 'upscale', file: item.file });
+  ask(worker!, { kind: 'upscale', file: item.file });
 }
 
 function change(item: Item, state: Item['state'], text: string): void {
-  item.state = state;
-  item.row.className = state;
+  const over = state === 'done' || state === 'failed';
+  [item.state, item.row.className] = [state, state];
   get('.state', item.row).textContent = text;
-  get('progress', item.row).hidden = state === 'done' || state === 'failed';
+  get('progress', item.row).hidden = over;
   for (const name of ['.show', '.save']) get(name, item.row).hidden = state !== 'done';
-  get('.stop', item.row).textContent = state === 'working' || state === 'waiting' ? 'Cancel' : 'Remove';
-  get<HTMLButtonElement>('#all').disabled = !items.some((each) => each.picture);
+  get('.stop', item.row).textContent = over ? 'Remove' : 'Cancel';
+  get<HTMLButtonElement>('#all').disabled = !items.some(({ picture }) => picture);
 }
 
 function add(files: Iterable<File>): void {
   for (const file of files) {
     const row = get<HTMLTemplateElement>('#row').content.firstElementChild!.cloneNode(true) as HTMLLIElement;
-    const item: Item = { file, row, urls: [URL.createObjectURL(file)], state: 'waiting', width: 0, height: 0, started: 0 };
+    const urls = [URL.createObjectURL(file)];
+    const item: Item = { file, row, urls, state: 'waiting', width: 0, height: 0, scale: 1, started: 0 };
     get('strong', row).textContent = file.name;
     get<HTMLImageElement>('.thumb', row).src = item.urls[0];
     for (const [name, act] of [['.show', show], ['.save', save], ['.stop', remove]] as const) {
       get(name, row).onclick = () => void act(item);
-      get(name, row).setAttribute('aria-label', `${get(name, row).textContent} ${file.name}`);
+      get(name, row).setAttribute('aria-description', file.name);
     }
     items.push(item);
     get('#list').append(row);
@@ -122,96 +124,93 @@ function remove(item: Item): void {
   items = items.filter((other) => other !== item);
   item.row.remove();
   item.urls.forEach(URL.revokeObjectURL);
-  if (item === shown) viewer.hidden = true;
-  say(`${item.file.name} is removed.`);
+  if (item === shown) [shown, viewer.hidden] = [undefined, true];
   if (item.state === 'working') restart(); // nothing else stops a model at once
   add([]);
 }
 
 function show(item: Item): void {
-  shown = item;
-  viewer.hidden = false;
-  get('#shown').textContent = item.file.name;
-  get<HTMLImageElement>('.before').src = item.urls[0];
-  get<HTMLImageElement>('.after').src = item.urls[1];
+  [shown, viewer.hidden, get('#shown').textContent] = [item, false, item.file.name];
+  ['.before', '.after'].forEach((name, i) => (get<HTMLImageElement>(name).src = item.urls[i]));
   draw();
 }
 
 /** Lay out the comparison. At 1:1 a pixel of the result is a pixel of the screen. */
 function draw(): void {
-  if (!shown || viewer.hidden) return;
+  if (!shown) return;
   const fit = Math.min(stage.clientWidth / shown.width, (innerHeight * 0.7) / shown.height, 4);
   const factor = zoom ? zoom / devicePixelRatio : fit;
-  sheet.style.width = `${shown.width * factor}px`;
-  sheet.style.height = `${shown.height * factor}px`;
+  Object.assign(sheet.style, { width: `${shown.width * factor}px`, height: `${shown.height * factor}px` });
   sheet.classList.toggle('close', zoom > 1);
   const at = (stage.clientWidth * Number(split.value)) / 100;
   line.style.left = `${at}px`;
-  const left = at - sheet.offsetLeft + stage.scrollLeft;
-  get('.before').style.clipPath = `inset(0 calc(100% - ${left}px) 0 0)`;
+  get('.before').style.clipPath = `inset(0 calc(100% - ${at - sheet.offsetLeft + stage.scrollLeft}px) 0 0)`;
 }
 
 /** The result in the chosen format; a worker of its own encodes it. */
-function encoded(item: Item): Promise<Blob> {
-  if (formatBox.value === 'image/png') return Promise.resolve(item.picture!);
+async function encoded(item: Item): Promise<Blob> {
+  if (formatBox.value === 'image/png') return item.picture!;
   const helper = start();
-  helper.postMessage({ kind: 'encode', picture: item.picture!, type: formatBox.value } satisfies Ask);
-  return new Promise<Blob>((resolve, reject) => {
-    helper.onmessage = ({ data }: MessageEvent<Tell>) =>
-      data.kind === 'encoded' ? resolve(data.picture) : reject(new Error('It is too large for this format here. Save it as PNG.'));
-  }).finally(() => helper.terminate());
+  const answer = new Promise<Tell>((resolve) => (helper.onmessage = ({ data }) => resolve(data)));
+  ask(helper, { kind: 'encode', picture: item.picture!, type: formatBox.value });
+  const told = await answer;
+  helper.terminate();
+  if (told.kind === 'encoded') return told.picture;
+  throw new Error('This browser cannot save it in this format. Save it as PNG.');
 }
 
 function nameOf(item: Item, taken: string[] = []): string {
-  const base = item.file.name.replace(/\.[^.]*$/, '') + `_${model().scale}x`;
+  const base = `${item.file.name.replace(/\.[^.]*$/, '')}_${item.scale}x`;
   const suffix = { 'image/png': '.png', 'image/webp': '.webp' }[formatBox.value] ?? '.jpg';
   const names = [base + suffix, ...items.map((_, i) => `${base}-${i + 2}${suffix}`)];
   return names.find((name) => !taken.includes(name))!;
 }
 
-async function save(item: Item): Promise<void> {
+async function save(...chosen: Item[]): Promise<void> {
   try {
-    offer(await encoded(item), nameOf(item));
+    const files: [string, Blob][] = [];
+    for (const item of chosen) files.push([nameOf(item, files.map(([name]) => name)), await encoded(item)]);
+    const [name, content] = chosen.length > 1 ? ['pictures.zip', await zip(files)] as const : files[0];
+    const href = URL.createObjectURL(content);
+    Object.assign(document.createElement('a'), { href, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60_000);
   } catch (error) {
-    get('.state', item.row).textContent = (error as Error).message;
+    state.textContent = (error as Error).message;
   }
 }
 
-async function saveAll(): Promise<void> {
-  const files: [string, Blob][] = [];
-  for (const item of items.filter(({ state }) => state === 'done'))
-    files.push([nameOf(item, files.map(([name]) => name)), await encoded(item)]);
-  offer(await zip(files), 'pictures.zip');
-}
-
-function offer(content: Blob, name: string): void {
-  const link = Object.assign(document.createElement('a'), { href: URL.createObjectURL(content), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}
-
-/** Keep the page for later, and reload it once if that lets it use threads. */
-async function keep(): Promise<void> {
-  if (!('serviceWorker' in navigator)) return;
-  await navigator.serviceWorker.register('./sw.js');
+/** Keep the page for later: what it has loaded, and what of that it may use again. */
+async function keep(loaded: string[]): Promise<void> {
+  const used = models.flatMap(({ file, half }) => [file, half ?? file]);
   const { active } = await navigator.serviceWorker.ready;
-  active?.postMessage(models.flatMap(({ file, half }) => (half ? [file, half] : [file])));
+  active?.postMessage({ loaded, used: [...used, RUNTIME] });
+}
+
+/** Reload the page once, if that lets it use threads. */
+async function isolate(): Promise<void> {
+  await navigator.serviceWorker.register('./sw.js');
+  await navigator.serviceWorker.ready;
   if (crossOriginIsolated || items.length || sessionStorage.reloaded) return;
   sessionStorage.reloaded = 'yes';
   location.reload();
 }
 
-modelBox.onchange = deviceBox.onchange = () => restart();
+modelBox.onchange = deviceBox.onchange = () => {
+  localStorage.device = deviceBox.value;
+  restart();
+};
 get<HTMLInputElement>('#files').onchange = ({ target }) => {
   const box = target as HTMLInputElement;
   add([...box.files!]);
   box.value = '';
 };
-get('#all').onclick = () => void saveAll();
+get('#all').onclick = () => void save(...items.filter(({ picture }) => picture));
 document.onpaste = ({ clipboardData }) => add(clipboardData!.files);
-document.ondragover = (event) => (event.preventDefault(), get('#drop').classList.add('over'));
-document.ondragleave = () => get('#drop').classList.remove('over');
-document.ondrop = (event) => (event.preventDefault(), get('#drop').classList.remove('over'), add(event.dataTransfer!.files));
+document.ondragover = document.ondragleave = document.ondrop = (event: DragEvent) => {
+  event.preventDefault();
+  drop.classList.toggle('over', event.type === 'dragover');
+  if (event.type === 'drop') add(event.dataTransfer!.files);
+};
 get('.zoom').onclick = ({ target }) => {
   if (!(target instanceof HTMLButtonElement)) return;
   zoom = Number(target.value);
@@ -220,13 +219,13 @@ get('.zoom').onclick = ({ target }) => {
 };
 line.onpointerdown = ({ pointerId }) => line.setPointerCapture(pointerId);
 line.onpointermove = ({ buttons, clientX }) => {
-  if (!buttons) return;
-  split.value = `${(100 * (clientX - stage.getBoundingClientRect().left)) / stage.clientWidth}`;
+  if (buttons) split.value = `${(100 * (clientX - stage.getBoundingClientRect().left)) / stage.clientWidth}`;
   draw();
 };
 split.oninput = stage.onscroll = window.onresize = draw;
 
-models = await (await fetch('./models.json')).json();
-modelBox.append(...models.map(({ name, scale }) => new Option(`${name} (${scale}x)`, name)));
+const titled = ({ name, scale }: Model) => (name.includes(`${scale}x`) ? name : `${name} (${scale}x)`);
+deviceBox.value = localStorage.device ?? 'auto';
+modelBox.append(...models.map((each) => new Option(titled(each), each.name)));
 restart();
-void keep();
+if ('serviceWorker' in navigator) void isolate();

@@ -25,7 +25,7 @@ export type Ask =
 
 export type Tell =
   | { kind: 'loading'; text: string }
-  | { kind: 'loaded'; engine: string; notes: string[] }
+  | { kind: 'loaded'; engine: string; files: string[]; notes: string[] }
   | { kind: 'opened'; width: number; height: number }
   | { kind: 'progress'; done: number }
   | { kind: 'done'; picture: Blob; width: number; height: number; notes: string[] }

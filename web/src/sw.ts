@@ -13,20 +13,22 @@ const HEADERS = {
 
 scope.addEventListener('install', () => void scope.skipWaiting());
 scope.addEventListener('activate', (event) => event.waitUntil(scope.clients.claim()));
-// The page asks for it once it is drawn, and names the model that it uses.
+// The page asks for it once a model is loaded, with the names of all files that it has
+// loaded, and what those that it may load begin with.
 scope.addEventListener('message', (event) => event.waitUntil(keep(event.data)));
 scope.addEventListener('fetch', (event) => {
-  const { method, url } = event.request;
-  if (method === 'GET' && url.startsWith(scope.registration.scope)) event.respondWith(answer(event.request));
+  const isOurs = event.request.method === 'GET' && event.request.url.startsWith(scope.registration.scope);
+  if (isOurs) event.respondWith(answer(event.request));
 });
 
-/** Keep what is missing, and forget what no version of the page needs any more. */
-async function keep(models: string[]): Promise<void> {
+/** Keep what is missing, and forget what the page does not use any more. */
+async function keep({ loaded, used }: { loaded: string[]; used: string[] }): Promise<void> {
   const cache = await caches.open(CACHE);
-  const wanted = ['./', 'models.json', ...FILES, models[0]].map(address);
-  const used = new Set([...wanted, ...models.map(address)]);
+  const wanted = ['./', 'models.json', ...FILES, ...loaded].map(address);
   const held = (await cache.keys()).map((request) => request.url);
-  await Promise.all(held.filter((url) => !used.has(url)).map((url) => cache.delete(url)));
+  const isUsed = (url: string) => wanted.includes(url) || used.some((name) => url.startsWith(address(name)));
+  const old = held.filter((url) => !isUsed(url));
+  await Promise.all(old.map((url) => cache.delete(url)));
   for (const url of wanted) if (!held.includes(url)) await cache.add(url);
 }
 

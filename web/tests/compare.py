@@ -11,6 +11,6 @@ from PIL import Image
 images = [Image.open(path) for path in sys.argv[1:]]
 assert images[0].size == images[1].size, [image.size for image in images]
 pixels = [np.asarray(image.convert("RGBA")).astype(np.int16) for image in images]
-for each in pixels:
-    each[each[..., 3] == 0] = 0
-print(np.abs(pixels[0] - pixels[1]).max())
+seen = (pixels[0][..., 3] > 0) & (pixels[1][..., 3] > 0)
+off = np.abs(pixels[0] - pixels[1])
+print(max(off[..., 3].max(), off[seen].max(initial=0)))

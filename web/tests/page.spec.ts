@@ -23,7 +23,7 @@ async function visit(page: Page, device: string, model = 'tiny'): Promise<string
   await page.locator('#device').selectOption(device);
   const option = page.locator('#model option', { hasText: model });
   await page.locator('#model').selectOption((await option.getAttribute('value'))!);
-  await expect(page.locator('#engine')).toContainText('Runs on', { timeout: 100_000 });
+  await expect(page.locator('#engine')).toContainText('Runs on', { timeout: 150_000 });
   return errors;
 }
 
@@ -39,10 +39,14 @@ async function saved(page: Page, button: Locator, name: string): Promise<string>
 
 async function difference(page: Page, model: string, name: string): Promise<number> {
   const item = row(page, name);
-  await expect(item).toHaveClass('done', { timeout: 100_000 });
+  await expect(item).toHaveClass('done', { timeout: 150_000 });
   const got = await saved(page, item.locator('.save'), `${model}-${name}.png`);
   const expected = join(work, 'expected', model, name.replace(/\.\w+$/, '.png'));
   return Number(execFileSync(python, ['tests/compare.py', got, expected]));
+}
+
+async function clear(page: Page): Promise<void> {
+  while (await page.locator('.stop').count()) await page.locator('.stop').first().click();
 }
 
 async function compareAll(page: Page, model: string, names: string[]): Promise<void> {
@@ -50,114 +54,128 @@ async function compareAll(page: Page, model: string, names: string[]): Promise<v
   for (const name of names) expect.soft(await difference(page, model, name), name).toBeLessThanOrEqual(1);
 }
 
-test('the processor makes every kind of picture as the command does', async ({ page }) => {
-  const errors = await visit(page, 'wasm');
-  await expect(page.locator('#engine')).toContainText(/Processor \(\d+ threads?\)/);
-  const names = pictures('tiny');
-  expect(names.length).toBeGreaterThan(7);
-  await compareAll(page, 'tiny', names);
-  for (const model of ['gray4', 'aether_small']) {
-    await page.locator('#model').selectOption({ index: model === 'gray4' ? 2 : 1 });
-    const folder = model === 'gray4' ? model : 'shipped';
-    while (await page.locator('.stop').count()) await page.locator('.stop').first().click();
-    await compareAll(page, folder, pictures(folder));
-  }
-  expect(errors).toEqual([]);
+test.describe('on the processor', () => {
+  let page: Page;
+  let errors: string[];
+
+  test.beforeAll(async ({ browser }) => {
+    page = await browser.newPage();
+    errors = await visit(page, 'wasm');
+    await expect(page.locator('#engine')).toContainText(/Processor \(\d+ threads?\)/);
+  });
+  test.beforeEach(() => clear(page));
+  test.afterAll(() => page.close());
+
+  test('every kind of picture is as the command makes it', async () => {
+    const names = pictures('tiny');
+    expect(names.length).toBeGreaterThan(9);
+    await compareAll(page, 'tiny', names);
+    expect(errors).toEqual([]);
+  });
+
+  test('what cannot be done is said, and the rest goes on', async () => {
+    await add(page, join(work, 'pictures/damaged.png'), join(work, 'pictures/large.png'), picture('tiny', 'one.png'));
+    await expect(row(page, 'damaged.png').locator('.state')).toHaveText(
+      'This browser cannot read it: it is damaged, or no picture.',
+    );
+    await expect(row(page, 'large.png').locator('.state')).toHaveText(
+      'The result would have 120 megapixels. This page makes at most 100.',
+    );
+    await expect(row(page, 'one.png')).toHaveClass('done');
+  });
+
+  test('results are saved in every format, and together', async () => {
+    await add(page, picture('tiny', 'odd.png'), picture('tiny', 'clear.png'));
+    await expect(row(page, 'clear.png')).toHaveClass('done');
+    const kinds = { 'image/webp': 'RIFF', 'image/jpeg': '\xff\xd8\xff', 'image/png': '\x89PNG' };
+    for (const [kind, magic] of Object.entries(kinds)) {
+      await page.locator('#format').selectOption(kind);
+      const path = await saved(page, row(page, 'clear.png').locator('.save'), `format-${kind.slice(6)}`);
+      expect(readFileSync(path, 'latin1').startsWith(magic)).toBe(true);
+    }
+    const path = await saved(page, page.locator('#all'), 'pictures.zip');
+    const names = execFileSync(python, ['-m', 'zipfile', '-l', path], { encoding: 'utf-8' });
+    expect(names).toMatch(/odd_2x\.png[^]*clear_2x\.png/);
+    execFileSync(python, ['-m', 'zipfile', '-t', path]);
+  });
+
+  test('it can be used with the keyboard, at every width', async () => {
+    await add(page, picture('tiny', 'sample.png'));
+    await expect(row(page, 'sample.png')).toHaveClass('done');
+    await page.locator('#split').focus();
+    await page.keyboard.press('End');
+    const shown = () => page.locator('.before').evaluate((before) => {
+      const [, right] = getComputedStyle(before).clipPath.match(/calc\(100% - ([\d.]+)px\)/)!;
+      return Number(right) / before.clientWidth;
+    });
+    expect(await shown()).toBeGreaterThanOrEqual(1);
+    await page.getByRole('button', { name: '1:1' }).focus();
+    await page.keyboard.press('Enter');
+    await expect(page.locator('.after')).toHaveJSProperty('clientWidth', 512);
+    for (const width of [390, 768, 1280]) {
+      await page.setViewportSize({ width, height: 800 });
+      expect(await page.evaluate(() => document.documentElement.scrollWidth)).toBeLessThanOrEqual(width);
+    }
+  });
+
+  test('texts have enough contrast, by day and by night', async () => {
+    await add(page, join(work, 'pictures/damaged.png'), picture('tiny', 'one.png'));
+    await expect(row(page, 'one.png')).toHaveClass('done');
+    for (const colorScheme of ['light', 'dark'] as const) {
+      await page.emulateMedia({ colorScheme });
+      const low = await page.evaluate(lowContrast);
+      expect(low, colorScheme).toEqual([]);
+    }
+  });
+
+  test('other models, and Cancel in the middle', async () => {
+    await page.locator('#model').selectOption('gray4');
+    await compareAll(page, 'gray4', pictures('gray4'));
+    await clear(page);
+    await page.locator('#model').selectOption('2x_aether_small');
+    await compareAll(page, 'shipped', pictures('shipped'));
+    await add(page, picture('tiny', 'sample.png'), picture('tiny', 'one.png'));
+    await expect(row(page, 'sample.png')).toHaveClass('working');
+    await row(page, 'sample.png').getByRole('button', { name: 'Cancel' }).click();
+    await expect(row(page, 'sample.png')).toHaveCount(0);
+    await expect(row(page, 'one.png')).toHaveClass('done', { timeout: 150_000 });
+    expect(errors).toEqual([]);
+  });
+
+  test('the page works without a network after the first visit', async () => {
+    const kept = () => page.evaluate(async () => (await (await caches.open('aethernet')).keys()).length);
+    await expect.poll(kept).toBeGreaterThanOrEqual(8);
+    await page.context().setOffline(true);
+    await page.reload();
+    await expect(page.locator('#engine')).toContainText('Runs on', { timeout: 150_000 });
+    await add(page, picture('tiny', 'one.png'));
+    await expect(row(page, 'one.png')).toHaveClass('done');
+  });
 });
 
-test('the graphics card makes pictures as the command does', async ({ page }) => {
-  const errors = await visit(page, 'webgpu');
-  await expect(page.locator('#engine')).toContainText('Graphics card (google swiftshader, float32)');
-  await compareAll(page, 'tiny', ['one.png', 'odd.png', 'clear.png', 'turned.jpg']);
-  expect(errors).toEqual([]);
-});
-
-test('a card that stops is replaced by the processor', async ({ page }) => {
-  await visit(page, 'wasm');
-  await page.locator('#model').selectOption({ index: 2 });
-  page.on('worker', (next) => {
-    void next.evaluate(() => {
+test('the graphics card makes the same pictures; when it stops, the processor goes on', async ({ page }) => {
+  test.setTimeout(400_000);
+  page.on('worker', (worker) => {
+    const lend = () => {
       const original = GPUAdapter.prototype.requestDevice;
       GPUAdapter.prototype.requestDevice = async function (...words: []) {
         const device = await original.apply(this, words);
         Object.assign(self, { lent: device });
         return device;
       };
-    }).catch(() => undefined);
+    };
+    worker.evaluate(lend).catch(() => undefined); // it may have ended
   });
-  await page.locator('#device').selectOption('webgpu');
-  await expect(page.locator('#engine')).toContainText('Graphics card');
-  await add(page, picture('gray4', 'odd.png'));
-  for (const each of page.workers())
-    await each.evaluate(() => (self as unknown as { lent?: { destroy(): void } }).lent?.destroy()).catch(() => undefined);
-  await expect(page.locator('#engine')).toContainText('The graphics card stopped working.', { timeout: 60_000 });
+  const errors = await visit(page, 'webgpu');
+  await expect(page.locator('#engine')).toContainText('Graphics card (google swiftshader, float32)');
+  await compareAll(page, 'tiny', ['one.png', 'odd.png', 'clear.png', 'turned.jpg']);
+  expect(errors).toEqual([]);
+  await add(page, picture('tiny', 'gray.png'));
+  const stop = () => (self as unknown as { lent?: GPUDevice }).lent?.destroy();
+  for (const worker of page.workers()) await worker.evaluate(stop).catch(() => undefined); // the page ends it
+  await expect(page.locator('#engine')).toContainText('The graphics card stopped working.');
   await expect(page.locator('#engine')).toContainText('Processor');
-  expect(await difference(page, 'gray4', 'odd.png')).toBeLessThanOrEqual(1);
-});
-
-test('what cannot be done is said, and the rest goes on', async ({ page }) => {
-  await visit(page, 'wasm');
-  await add(page, join(work, 'pictures/damaged.png'), join(work, 'pictures/large.png'), picture('tiny', 'one.png'));
-  await expect(row(page, 'damaged.png').locator('.state')).toHaveText(
-    'This browser cannot read it: it is damaged, or no picture.',
-  );
-  await expect(row(page, 'large.png').locator('.state')).toHaveText(
-    'The result would have 120 megapixels. This page makes at most 100.',
-  );
-  await expect(row(page, 'one.png')).toHaveClass('done');
-});
-
-test('a picture is cancelled while it is enlarged, and the next one is done', async ({ page }) => {
-  await visit(page, 'wasm', 'aether_small');
-  await add(page, picture('tiny', 'sample.png'), picture('tiny', 'one.png'));
-  await expect(row(page, 'sample.png')).toHaveClass('working');
-  await row(page, 'sample.png').getByRole('button', { name: 'Cancel' }).click();
-  await expect(row(page, 'sample.png')).toHaveCount(0);
-  await expect(row(page, 'one.png')).toHaveClass('done', { timeout: 60_000 });
-});
-
-test('results are saved in every format, and together', async ({ page }) => {
-  await visit(page, 'wasm');
-  await add(page, picture('tiny', 'odd.png'), picture('tiny', 'clear.png'));
-  await expect(row(page, 'clear.png')).toHaveClass('done');
-  const kinds = { 'image/webp': 'RIFF', 'image/jpeg': '\xff\xd8\xff', 'image/png': '\x89PNG' };
-  for (const [kind, magic] of Object.entries(kinds)) {
-    await page.locator('#format').selectOption(kind);
-    const path = await saved(page, row(page, 'clear.png').locator('.save'), `format-${kind.slice(6)}`);
-    expect(readFileSync(path, 'latin1').startsWith(magic)).toBe(true);
-  }
-  const path = await saved(page, page.locator('#all'), 'pictures.zip');
-  const names = execFileSync(python, ['-m', 'zipfile', '-l', path], { encoding: 'utf-8' });
-  expect(names).toMatch(/odd_2x\.png[^]*clear_2x\.png/);
-  execFileSync(python, ['-m', 'zipfile', '-t', path]);
-});
-
-test('the page works without a network after the first visit', async ({ page, context }) => {
-  await visit(page, 'wasm');
-  await expect
-    .poll(() => page.evaluate(async () => (await (await caches.open('aethernet')).keys()).length))
-    .toBeGreaterThanOrEqual(9);
-  await context.setOffline(true);
-  await page.reload();
-  await expect(page.locator('#engine')).toContainText('Runs on', { timeout: 60_000 });
-  await add(page, picture('tiny', 'one.png'));
-  await expect(row(page, 'one.png')).toHaveClass('done');
-});
-
-test('it can be used with the keyboard, at every width', async ({ page }) => {
-  await visit(page, 'wasm');
-  await add(page, picture('tiny', 'sample.png'));
-  await expect(row(page, 'sample.png')).toHaveClass('done');
-  await page.locator('#split').focus();
-  await page.keyboard.press('Home');
-  await expect(page.locator('.before')).toHaveCSS('clip-path', /inset\(0px calc\(100% (\+ \d|- 0)/);
-  await page.getByRole('button', { name: '1:1' }).focus();
-  await page.keyboard.press('Enter');
-  await expect(page.locator('.after')).toHaveJSProperty('clientWidth', 512);
-  for (const width of [390, 768, 1280]) {
-    await page.setViewportSize({ width, height: 800 });
-    expect(await page.evaluate(() => document.documentElement.scrollWidth)).toBeLessThanOrEqual(width);
-  }
+  expect(await difference(page, 'tiny', 'gray.png')).toBeLessThanOrEqual(1);
 });
 
 test('a camera picture of 12 megapixels @slow', async ({ page }) => {
@@ -167,3 +185,28 @@ test('a camera picture of 12 megapixels @slow', async ({ page }) => {
   await expect(row(page, 'camera.png')).toHaveClass('done', { timeout: 1_500_000 });
   expect(await difference(page, 'slow', 'camera.png')).toBeLessThanOrEqual(1);
 });
+
+/** Texts whose contrast to what lies behind them is below 4.5 : 1; runs in the page. */
+function lowContrast(): string[] {
+  const light = (colour: string) => {
+    const [r, g, b] = colour.match(/[\d.]+/g)!.map((value) => Number(value) / 255);
+    const linear = (v: number) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  };
+  const behind = (element: Element): string => {
+    const colour = getComputedStyle(element).backgroundColor;
+    if (!colour.endsWith(', 0)')) return colour;
+    return element.parentElement ? behind(element.parentElement) : colour;
+  };
+  const seen = [...document.querySelectorAll<HTMLElement>('body *')].filter(
+    (element) =>
+      element.checkVisibility() &&
+      !element.matches('.tag, :disabled, .hidden, .hidden *') &&
+      [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent!.trim()),
+  );
+  return seen.flatMap((element) => {
+    const pair = [light(getComputedStyle(element).color), light(behind(element))];
+    const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+    return ratio < 4.5 ? [`${element.textContent!.trim()}: ${ratio.toFixed(2)}`] : [];
+  });
+}

@@ -127,7 +127,7 @@ def _blocks(content: bytes, place: int) -> tuple[bytes, int]:
 
 
 def gif_with_metadata(content: bytes, metadata: Metadata) -> bytes:
-    """A GIF file with comments, XMP and profile added before its first picture.
+    """A GIF file with comments, profile and XMP added before its first picture.
 
     Args:
         content: of a file without them.
@@ -135,23 +135,19 @@ def gif_with_metadata(content: bytes, metadata: Metadata) -> bytes:
     """
     added = b""
     for text in metadata.texts:
-        added += bytes([_EXTENSION, _COMMENT]) + _as_blocks(text.data)
+        added += bytes((_EXTENSION, _COMMENT)) + _in_blocks(text.data)
+    application = bytes((_EXTENSION, _APPLICATION, 11))
     if metadata.profile:
-        added += _application(_PROFILE_OF_GIF) + _as_blocks(metadata.profile)
+        added += application + _PROFILE_OF_GIF + _in_blocks(metadata.profile)
     if metadata.xmp:
-        # Readers that know only blocks find their way out by these bytes.
+        # Readers that know only blocks find their way out by the last bytes.
         way_out = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
-        added += _application(_XMP_OF_GIF) + metadata.xmp + way_out
-    start = _behind_palette(content, 10, 13)
+        added += application + _XMP_OF_GIF + metadata.xmp + way_out
+    start = 13 + _palette(content[10])
     return content[:start] + added + content[start:]
 
 
-def _application(name: bytes) -> bytes:
-    """The head of an application's extension."""
-    return bytes([_EXTENSION, _APPLICATION, len(name)]) + name
-
-
-def _as_blocks(data: bytes) -> bytes:
+def _in_blocks(data: bytes) -> bytes:
     pieces = [data[i : i + 255] for i in range(0, len(data), 255)]
     return b"".join(bytes([len(piece)]) + piece for piece in pieces) + b"\0"
 
@@ -159,31 +155,20 @@ def _as_blocks(data: bytes) -> bytes:
 def count_gif_frames(path: Path) -> int | None:
     """How many pictures a GIF file has; None if it ends inside of one."""
     content = path.read_bytes()
-    at, frames = _behind_palette(content, 10, 13), 0
-    while at < len(content) and content[at] != _END:
-        if content[at] == _PICTURE:
-            frames += 1
-            behind = _behind_palette(content, at + 9, at + 10)
-            at = _behind_blocks(content, behind + 1)  # after the size of codes
-        elif content[at] == _EXTENSION:
-            at = _behind_blocks(content, at + 2)
-        elif content[at]:
-            break  # readers stop here, too
-        else:
-            nothing = _NOTHING.match(content, at)
-            assert nothing
-            at = nothing.end()
-    return frames if at <= len(content) else None
-
-
-def _behind_palette(content: bytes, flags: int, start: int) -> int:
-    """Where a palette ends that begins at `start`, if the flags announce one."""
-    announced = content[flags] if flags < len(content) else 0
-    return start + _palette(announced)
-
-
-def _behind_blocks(content: bytes, at: int) -> int:
-    """Where blocks end that begin at `at`; behind the content if they do not."""
-    while at < len(content) and content[at]:
-        at += 1 + content[at]
-    return at + 1
+    frames = 0
+    try:
+        place = 13 + _palette(content[10])
+        while place < len(content) and content[place] in (0, _PICTURE, _EXTENSION):
+            if content[place] == _PICTURE:
+                frames += 1
+                place += 10 + _palette(content[place + 9]) + 1
+                _, place = _blocks(content, place)
+            elif content[place] == _EXTENSION:
+                _, place = _blocks(content, place + 2)
+            else:
+                nothing = _NOTHING.match(content, place)
+                assert nothing
+                place = nothing.end()
+    except IndexError:
+        return None
+    return frames

@@ -210,7 +210,8 @@ def _is_off(path: Path, picture: np.ndarray, expected: np.ndarray) -> bool:
 
 def _widest(folded: Folded) -> int:
     """Values per LR pixel in the largest tensor, which decides the size of tiles."""
-    widest = max(len(block.gate.bias) for block in folded.blocks)
+    widths = [len(block.gate.bias) for block in folded.blocks]
+    widest = max(len(folded.before_upsample.bias), *widths)
     enlarged = 1
     for convolution, factor in folded.steps:
         widest = max(widest, len(convolution.bias) * enlarged**2)

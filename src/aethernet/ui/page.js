@@ -159,9 +159,22 @@ function scaleFor([width, height]) {
   return Math.min(...wanted.filter(([to]) => to).map(([to, from]) => to / from));
 }
 
+// Whether the result would have more megapixels than the page makes.
+function tooLarge(entry) {
+  if (kind === "video" || entry.state !== "good") return false;
+  const [width, height] = entry.info.size, scale = scaleFor(entry.info.size);
+  return Number.isFinite(scale) && (width * height * scale ** 2) / 1e6 > settings.mostMegapixels;
+}
+
+const usable = (entry) => entry.state === "good" && !tooLarge(entry);
+const refused = (entry) => entry.state === "bad" || tooLarge(entry);
+
 function describe(entry) {
   if (entry.state === "bad") return entry.reason;
   if (entry.state !== "good") return "";
+  if (tooLarge(entry)) {
+    return `${entry.info.size.join("x")}: the result would have more than ${settings.mostMegapixels} megapixels.`;
+  }
   const [width, height] = entry.info.size, scale = scaleFor(entry.info.size);
   const sizes = [`${width}x${height}`];
   if (Number.isFinite(scale)) sizes.push(`${Math.round(width * scale)}x${Math.round(height * scale)}`);
@@ -184,7 +197,7 @@ function drawFiles() {
   const { files } = tab();
   element("chosen").hidden = !files.length;
   element("drop").classList.toggle("small", files.length > 0);
-  const bad = files.filter((entry) => entry.state === "bad").length;
+  const bad = files.filter(refused).length;
   const busy = files.filter((entry) => entry.state !== "bad" && entry.state !== "good").length;
   const noun = kind === "video" ? "video" : "picture";
   const parts = [`${files.length} ${noun}${files.length === 1 ? "" : "s"}`];
@@ -205,7 +218,7 @@ function drawFiles() {
       remember();
     };
     const text = made("div", {}, made("div", { className: "name", textContent: entry.name, title: entry.name }), info);
-    entry.row = made("li", { className: entry.state }, thumbnail(entry, number), text, remove);
+    entry.row = made("li", { className: refused(entry) ? "bad" : entry.state }, thumbnail(entry, number), text, remove);
     return entry.row;
   }));
   if (bad) element("files").querySelector(".bad").scrollIntoView({ block: "nearest" });
@@ -214,10 +227,10 @@ function drawFiles() {
 
 function drawActions() {
   const { files } = tab();
-  const ready = files.some((entry) => entry.state === "good")
+  const ready = files.some(usable)
     && files.every((entry) => entry.state === "good" || entry.state === "bad");
   element("upscale").disabled = element("preview").disabled = !ready;
-  const good = files.filter((entry) => entry.state === "good").length;
+  const good = files.filter(usable).length;
   element("upscale").textContent = kind === "pictures" && good > 1 ? `Upscale ${good} pictures` : "Upscale";
 }
 
@@ -272,7 +285,7 @@ function note(text) {
 const number = (id) => (element(id).value === "" ? null : Number(element(id).value));
 
 function order(preview) {
-  const files = tab().files.filter((entry) => entry.state === "good");
+  const files = tab().files.filter(usable);
   const wanted = {
     kind,
     files: files.map(({ path, name }) => ({ path, name })),
@@ -346,7 +359,8 @@ function draw(task) {
   element("empty").hidden = Boolean(task);
   element("progress").hidden = !alive;
   element("done").hidden = !task || alive || !task.results.length;
-  element("error").hidden = !task || alive || Boolean(task.results.length && !task.error);
+  const told = task && (task.results.length || task.failures.length) && task.state !== "cancelled";
+  element("error").hidden = !task || alive || (told && !task.error) || Boolean(task.results.length && !task.error);
   document.title = alive ? `${Math.floor(task.share * 100)}% · AetherNet` : "AetherNet";
   if (alive) drawProgress(task);
   drawFailures(task);

@@ -28,6 +28,9 @@ _COMPARED_PIXELS, _COMPARED_SIDE = 16_000_000, 8192
 
 _THUMBNAIL_SIDE = 480
 
+# Uploads of so many pixels are read at once to see whether they are damaged.
+_READ_PIXELS, _READ_ROWS = 50_000_000, 256
+
 OpenModel = Callable[[str, str], Model]
 """Opens the model of that name on that device."""
 
@@ -42,6 +45,27 @@ def picture_header(path: Path, name: str) -> Header:
         return PictureReader(path, Options().limit_mp).header
     except AetherError as error:
         raise error.about(name) from error
+
+
+def check_picture(path: Path, name: str) -> tuple[int, int]:
+    """Read a picture that was uploaded, all of it unless it is very large.
+
+    Returns:
+        Width and height.
+
+    Raises:
+        AetherError: when it cannot be read, or is damaged; it names the picture.
+    """
+    header = picture_header(path, name)
+    width, height = header.size
+    if width * height <= _READ_PIXELS:
+        reader = PictureReader(path)
+        try:
+            while len(reader.rows(_READ_ROWS)):
+                continue
+        except AetherError as error:
+            raise error.about(name) from error
+    return header.size
 
 
 def upscale_pictures(

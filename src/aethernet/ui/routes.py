@@ -26,8 +26,8 @@ from aethernet.ui.orders import (
 from aethernet.ui.pictures import (
     MOST_MEGAPIXELS,
     OpenModel,
+    check_picture,
     compared_region,
-    picture_header,
     upscale_pictures,
     write_after,
     write_before,
@@ -272,7 +272,7 @@ def _check(request: _Request) -> Any:
         path = request.place.storage.uploaded(body.get("path"))
         name = clean_name(str(body.get("name") or path.name)).name
         if body.get("kind") != "video":
-            return {"size": picture_header(path, name).size}
+            return {"size": check_picture(path, name)}
         clip = read_upload(path, name)
     except AetherError as error:
         return {"reason": " ".join(filter(None, (error.reason, error.hint)))}

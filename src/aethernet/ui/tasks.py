@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aethernet.devices import device_kind
 from aethernet.errors import AetherError
 from aethernet.runtimes.base import Description, Model
 from aethernet.runtimes.tiling import Tiled
@@ -24,8 +25,9 @@ _log = logging.getLogger(__name__)
 KEPT_TASKS = 6
 """Tasks whose uploads and results are kept; those before them are removed."""
 
-# Small tiles let a task report and stop often. Larger ones would save a few percent.
-_LARGEST_TILE = 512
+# Small tiles let a task report and stop often, also on a slow processor. With tiles of
+# 1024 the context around them would be less: by 20% of the work, and by 6%.
+_TILE_ON_PROCESSOR, _TILE = 256, 512
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
@@ -292,6 +294,8 @@ class Watched:
 def in_small_tiles(model: Model) -> Tiled:
     """The model for pictures of any size, in tiles that take little time."""
     tiled = Tiled(model)
-    if tiled.tile is not None and tiled.tile <= _LARGEST_TILE:
+    kind = device_kind(model.describe().device)
+    most = _TILE_ON_PROCESSOR if kind == "cpu" else _TILE
+    if tiled.tile is not None and tiled.tile <= most:
         return tiled
-    return Tiled(model, _LARGEST_TILE)
+    return Tiled(model, most)

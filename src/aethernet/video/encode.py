@@ -81,6 +81,8 @@ _PARAMETERS = {
 # Below this width, the assembler code of x265 4.1 writes past its buffers of 10 bits.
 _X265_WIDTH = 64
 
+_SVT_SIDE = 64  # SVT-AV1 takes no sides below
+
 # The one format in which browsers read the transparency of VP9.
 _VP9_ALPHA = "yuva420p"
 
@@ -130,12 +132,13 @@ class Segment:
     """Tick at which the last frame has been shown."""
 
 
-def default_codec(clip: Clip, suffix: str, *, alpha: bool) -> str:
+def default_codec(clip: Clip, scale: int, suffix: str, *, alpha: bool) -> str:
     """The codec for a clip where none is asked for: a key of `CODECS`.
 
-    This is AV1 for WebM, else HEVC for more than 8 bits and H.264 for 8. Few devices
-    play 10-bit H.264; nearly all that play HEVC play it with 10 bits. For transparency
-    it is VP9, which has 8 bits and 4:2:0, or FFV1 for more, and ProRes in .mov.
+    This is AV1 for WebM, or VP9 for sides below 64, else HEVC for more than 8 bits and
+    H.264 for 8. Few devices play 10-bit H.264; nearly all that play HEVC play it with
+    10 bits. For transparency it is VP9, which has 8 bits and 4:2:0, or FFV1 for more,
+    and ProRes in .mov.
 
     Raises:
         AetherError: when no codec stores transparency in this container.
@@ -150,7 +153,8 @@ def default_codec(clip: Clip, suffix: str, *, alpha: bool) -> str:
         more = deep or chroma_subsampling(kind) != (2, 2)
         return "ffv1" if more and suffix == ".mkv" else "libvpx-vp9"
     if suffix == ".webm":
-        return "libsvtav1"
+        small = scale * min(clip.width, clip.height) < _SVT_SIDE
+        return "libvpx-vp9" if small else "libsvtav1"
     return "libx265" if deep else "libx264"
 
 
@@ -190,7 +194,7 @@ def encoding_for(
     alpha = has_alpha(
         pixel_format(pixel_format_name) if pixel_format_name else source_format
     )
-    codec = codec or default_codec(clip, suffix, alpha=alpha)
+    codec = codec or default_codec(clip, scale, suffix, alpha=alpha)
     if codec not in CODECS:
         raise AetherError(
             f"There is no codec {codec!r} here, only {', '.join(CODECS)}."

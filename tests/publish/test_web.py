@@ -1,0 +1,167 @@
+"""`aethernet web`: the folder, and what is said when it cannot be made.
+
+The page itself is tested in a browser by `npm --prefix web test`.
+"""
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+from helpers import ROOT, check_one_error, lively_file, without_hidden
+
+from aethernet.checkpoints.checkpoint import load_checkpoint
+from aethernet.checkpoints.onnx_check import open_session, session_run
+from aethernet.checkpoints.onnx_graph import Writing, to_onnx
+from aethernet.checkpoints.reference import evaluate
+from aethernet.commands.main import main
+from aethernet.errors import AetherError
+from aethernet.publish import web
+
+TINY = {"embed_dim": 8, "depths": (1,)}
+MOST_LINES = 650
+"""Of TypeScript in the page, without comments and empty lines."""
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """A built page, so that no test needs npm."""
+    built = tmp_path / "built"
+    (built / "assets").mkdir(parents=True)
+    for name in ("index.html", "sw.js", "assets/main-1.js"):
+        (built / name).write_text("content", "utf-8")
+    monkeypatch.setattr(web, "built_page", lambda: built)
+    return built
+
+
+@pytest.fixture
+def model(tmp_path):
+    return lively_file(tmp_path / "tiny.safetensors", **TINY)
+
+
+def write(*words):
+    return main(["web", *map(str, words)])
+
+
+def test_the_folder_holds_the_page_and_correct_models(page, model, tmp_path, capsys):
+    target = tmp_path / "out"
+    gray = lively_file(tmp_path / "gray.safetensors", **TINY, in_chans=1, scale=4)
+    assert write("-o", target, "--model", model, gray) == 0
+    assert "http://localhost:8000" in capsys.readouterr().out
+    assert (target / "assets/main-1.js").read_text("utf-8") == "content"
+    entries = json.loads((target / web.LIST).read_text("utf-8"))
+    assert [entry["name"] for entry in entries] == ["tiny", "gray"]
+    for entry, path in zip(entries, (model, gray), strict=True):
+        checkpoint = load_checkpoint(path)
+        assert entry["scale"] == checkpoint.scale
+        assert entry["channels"] == checkpoint.in_chans
+        picture = web.check_picture(checkpoint.in_chans)
+        expected = evaluate(checkpoint.folded, picture)
+        steps = np.frombuffer(base64.b64decode(entry["check"]), np.uint8)
+        shown = np.clip(expected, 0, 1).ravel() * 255
+        assert np.abs(steps - shown).max() <= 0.51
+        for key in ("file", "half"):
+            run = session_run(open_session((target / entry[key]).read_bytes()))
+            assert np.abs(run(picture) - expected).max() < 1 / 255, key
+    # 64 channels before the picture is enlarged; at 4x four times as many, once.
+    assert [entry["widest"] for entry in entries] == [64, 256]
+
+
+def test_kernels_in_float16_make_small_files_that_compute_in_float32(model):
+    folded = load_checkpoint(model).folded
+    small = to_onnx(folded, Writing(half_weights=True)).SerializeToString()
+    full = to_onnx(folded).SerializeToString()
+    assert len(small) < 0.75 * len(full)
+    image = web.check_picture(3)
+    outputs = [session_run(open_session(content))(image) for content in (small, full)]
+    assert 0 < np.abs(outputs[0] - outputs[1]).max() < 0.5 / 255
+    with pytest.raises(AetherError, match="Only a float32 file"):
+        Writing(precision="float16", half_weights=True)
+
+
+def test_an_earlier_page_is_replaced_and_another_folder_is_not(
+    page, model, tmp_path, capsys
+):
+    target = tmp_path / "out"
+    assert write("-o", target, "--model", model) == 0
+    (target / "old.txt").write_text("of the earlier page", "utf-8")
+    assert write("-o", target, "--model", model) == 0
+    assert not (target / "old.txt").exists()
+    (target / web.LIST).unlink()
+    capsys.readouterr()
+    assert write("-o", target, "--model", model) == 1
+    error = capsys.readouterr().err
+    check_one_error(error)
+    assert "holds something else" in error
+
+
+@pytest.mark.parametrize("case", ["damaged", "twice", "missing"])
+def test_bad_models_leave_nothing(case, page, model, tmp_path, capsys):
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"no weights")
+    given = {"damaged": [damaged], "twice": [model, model], "missing": ["x.pth"]}
+    assert write("-o", tmp_path / "out", "--model", *given[case]) == 1
+    check_one_error(capsys.readouterr().err)
+    assert "out" not in without_hidden(tmp_path)
+
+
+class TestBuilding:
+    @pytest.fixture
+    def clone(self, tmp_path, monkeypatch):
+        source = tmp_path / "web"
+        for folder in ("src", "public"):
+            (source / folder).mkdir(parents=True)
+        (source / "package.json").write_text("{}", "utf-8")
+        monkeypatch.setattr(web, "PACKAGE", tmp_path / "src/aethernet")
+        return source
+
+    def test_without_the_page_and_its_sources(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(web, "PACKAGE", tmp_path / "src/aethernet")
+        with pytest.raises(AetherError, match="does not have the page") as error:
+            web.built_page()
+        assert "clone" in error.value.hint
+
+    def test_without_npm(self, clone, monkeypatch):
+        monkeypatch.setattr(web.shutil, "which", lambda _: None)
+        with pytest.raises(AetherError, match="is not built yet") as error:
+            web.built_page()
+        assert "Node.js" in error.value.hint
+
+    def test_a_page_that_is_newer_than_its_sources_is_taken(self, clone, monkeypatch):
+        (clone / "build").mkdir()
+        (clone / "build/index.html").write_text("page", "utf-8")
+        monkeypatch.setattr(web.shutil, "which", lambda _: None)
+        assert web.built_page() == clone / "build"
+
+    def test_a_failure_of_npm_is_one_error(self, clone, monkeypatch):
+        (clone / "package-lock.json").write_text("{}", "utf-8")
+        said = web.subprocess.CompletedProcess([], 1, "", "\nnpm error: no disk\n at x")
+        monkeypatch.setattr(web.shutil, "which", lambda _: "npm")
+        monkeypatch.setattr(web.subprocess, "run", lambda *_, **__: said)
+        with pytest.raises(AetherError, match="npm error: no disk") as error:
+            web.built_page()
+        assert "at x" not in str(error.value)
+
+
+class TestSources:
+    def test_the_lock_file_names_no_registry(self):
+        lock = json.loads((ROOT / "web/package-lock.json").read_text("utf-8"))
+        assert len(lock["packages"]) > 10
+        assert not [name for name, one in lock["packages"].items() if "resolved" in one]
+
+    def test_the_page_is_small(self):
+        files = sorted((ROOT / "web/src").glob("*.ts"))
+        lines = [line.strip() for f in files for line in f.read_text().splitlines()]
+        code = [
+            line for line in lines if line and not line.startswith(("//", "*", "/*"))
+        ]
+        assert 100 < len(code) <= MOST_LINES
+
+    def test_the_page_names_no_other_host(self):
+        folder = ROOT / "web"
+        files = [folder / "index.html", *(folder / "src").iterdir()]
+        for path in files:
+            assert not re.search(r"https?://", path.read_text("utf-8")), path
+        policy = (folder / "index.html").read_text("utf-8")
+        assert "default-src 'none'" in policy
