@@ -73,7 +73,8 @@ export async function open(root: string, model: Model, device: Device, lost: () 
       const session = await ort.InferenceSession.create(content, { executionProviders: [provider] });
       const engine = { describe, most: largestWindow(bytes, model.widest), run: runner(session, model) };
       await check(engine, model);
-      if (provider === 'webgpu') void ort.env.webgpu.device.then((used) => used.lost).then(lost);
+      const used = provider === 'webgpu' ? await ort.env.webgpu.device : null;
+      void used?.lost.then(lost);
       return [engine, notes];
     } catch (error) {
       if (provider === 'wasm') throw error;
