@@ -110,6 +110,9 @@ SPANDREL_SNAPSHOT = """\
 _IMPORTS = """\
 from __future__ import annotations
 
+import warnings
+
+import torch
 from typing_extensions import override
 
 from spandrel.util import KeyCondition

@@ -24,6 +24,7 @@ from PIL import Image
 from aethernet.checkpoints import shipped
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.comparison import network_of
+from aethernet.checkpoints.ncnn_reader import read_ncnn
 from aethernet.checkpoints.onnx_check import (
     open_session,
     rounding_session,
@@ -41,6 +42,7 @@ from aethernet.errors import AetherError, CheckpointError
 from aethernet.publish import openmodeldb
 
 MODELS = ROOT / "models"
+NCNN = (".param", ".bin")
 ENTRIES = sorted(MODELS.glob("[0-9]*.json"))  # not index.json
 RUNNING = ("--runtime", PLAIN, "--device", "cpu", "--precision", "float32")
 
@@ -50,7 +52,7 @@ entries = pytest.mark.parametrize("entry", ENTRIES, ids=lambda path: path.stem)
 
 def files_of(entry):
     """The binaries that belong to an entry, by the ending of their names."""
-    endings = (shipped.FUSED, *shipped.ENDINGS.values())
+    endings = (shipped.FUSED, *shipped.ENDINGS.values(), shipped.NCNN_WEIGHTS)
     found = {end: entry.with_name(entry.stem + end) for end in endings}
     return {end: path for end, path in found.items() if path.is_file()}
 
@@ -60,7 +62,7 @@ class TestModelsFolder:
         binaries = {
             path
             for path in MODELS.glob("*")
-            if path.suffix in (".safetensors", ".pth", ".onnx")
+            if path.suffix in (".safetensors", ".pth", ".onnx", *NCNN)
         }
         assert binaries
         assert binaries == {p for entry in ENTRIES for p in files_of(entry).values()}
@@ -72,9 +74,9 @@ class TestModelsFolder:
         assert max(sizes) <= 6e6
 
     @entries
-    def test_each_has_its_training_form_and_float16_onnx(self, entry):
+    def test_each_has_its_training_form_onnx_and_ncnn(self, entry):
         endings = {*files_of(entry)}
-        wanted = (".safetensors", "_training.safetensors", "_fp16.onnx")
+        wanted = (".safetensors", "_training.safetensors", "_fp16.onnx", *NCNN)
         assert endings >= {*wanted}
 
     @entries
@@ -91,6 +93,7 @@ class TestModelsFolder:
         found = [
             (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
             for path in files_of(entry).values()
+            if path.suffix not in NCNN  # OpenModelDB has no place for them
         ]
         stated = [(each["size"], each["sha256"]) for each in said["resources"]]
         assert sorted(stated) == sorted(found)
@@ -119,6 +122,15 @@ class TestModelsFolder:
         verify(rounding_session(content), cases, half)
         found = verify(open_session(content), cases[:1], half)
         assert found["natural image"].psnr >= 60
+
+    @entries
+    def test_the_ncnn_files_are_the_training_form(self, entry):
+        files = files_of(entry)
+        training = load_checkpoint(files["_training.safetensors"])
+        model = read_ncnn(files[".param"], files[".bin"])
+        image = natural_image(24, 28, training.in_chans)
+        output = model.run(image[0], rounded=True)
+        assert compare(output, network_of(training).run(image)[0]).psnr >= 60
 
     @entries
     def test_the_onnx_file_states_the_licence_of_the_entry(self, entry):
@@ -168,7 +180,8 @@ class TestNames:
         assert by_name["2x-small-training"].form == "training"
         half = by_name["2x-small-fp16"]
         assert (half.form, half.precision) == ("ONNX", "float16")
-        binaries = {p for entry in ENTRIES for p in files_of(entry).values()}
+        files = [p for entry in ENTRIES for p in files_of(entry).values()]
+        binaries = {path for path in files if path.suffix not in NCNN}
         assert {model.path.resolve() for model in by_name.values()} == binaries
 
     def test_the_default_is_the_fused_small_one(self):

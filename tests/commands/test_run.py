@@ -173,6 +173,6 @@ def test_an_interrupt_ends_a_command(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("aethernet.commands.upscale_request.open_any", interrupt)
+    monkeypatch.setattr("aethernet.runtimes.request.open_any", interrupt)
     assert main(["upscale", str(SAMPLE), "-o", "-"]) == 130
     check_one_error(capsys.readouterr().err)

@@ -7,8 +7,9 @@ import pytest
 from helpers import check_one_error, photo, write
 
 from aethernet.checkpoints import checkpoint
-from aethernet.commands import export, fuse, model_flags, upscale_request
+from aethernet.commands import export, fuse, model_flags
 from aethernet.commands.main import main
+from aethernet.runtimes import request
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +17,7 @@ def no_model_is_opened(monkeypatch):
     def opened(*_):
         raise AssertionError("a model was opened")
 
-    monkeypatch.setattr(upscale_request, "open_any", opened)
+    monkeypatch.setattr(request, "open_any", opened)
     monkeypatch.setattr(model_flags, "open_any", opened)
     for module in (checkpoint, export, fuse):
         monkeypatch.setattr(module, "load_checkpoint", opened)

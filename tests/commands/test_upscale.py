@@ -351,7 +351,7 @@ class TestModel:
             paths.append(path)
             return open_any(path, *options)
 
-        monkeypatch.setattr("aethernet.commands.upscale_request.open_any", counted)
+        monkeypatch.setattr("aethernet.runtimes.request.open_any", counted)
         return paths
 
     def test_it_is_opened_once_also_if_it_names_the_outputs(

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import warnings
 
-import torch
-
 try:
+    import torch
     from typing_extensions import override
 
     # By these names, because the package `spandrel` itself is not ready yet when it
@@ -92,8 +91,8 @@ class AetherNetArch(Architecture[AetherNet]):
             warnings.warn(
                 "This AetherNet was trained with an img_range of "
                 f"{likely:g}, as a test shows, and makes no picture with "
-                f"{model.img_range:g}: install(img_range={likely:g}) loads it, and "
-                "`aethernet fuse` puts it into the weights.",
+                f"{model.img_range:g}. Load it with img_range={likely:g}, or let "
+                "`aethernet fuse` put it into the weights.",
                 stacklevel=2,
             )
         return descriptor

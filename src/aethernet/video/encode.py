@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aethernet.errors import AetherError
-from aethernet.video.clip import Clip
 from aethernet.video.extras import Extra, light_of, mastering_of
 from aethernet.video.libav import (
     bit_depth,
@@ -25,6 +24,10 @@ from aethernet.video.libav import (
     usual_priority,
 )
 from aethernet.video.yuv import BT709, FULL, LIMITED, RGB, Colour, from_rgb
+
+if TYPE_CHECKING:
+    # It loads libvips, and the list of codecs is needed for --help.
+    from aethernet.video.clip import Clip
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +135,7 @@ class Segment:
     """Tick at which the last frame has been shown."""
 
 
-def default_codec(clip: Clip, scale: int, suffix: str, *, alpha: bool) -> str:
+def default_codec(clip: "Clip", scale: int, suffix: str, *, alpha: bool) -> str:
     """The codec for a clip where none is asked for: a key of `CODECS`.
 
     This is AV1 for WebM, or VP9 for sides below 64, else HEVC for more than 8 bits and
@@ -158,7 +161,7 @@ def default_codec(clip: Clip, scale: int, suffix: str, *, alpha: bool) -> str:
     return "libx265" if deep else "libx264"
 
 
-def _no_alpha(clip: Clip, who: str) -> AetherError:
+def _no_alpha(clip: "Clip", who: str) -> AetherError:
     return AetherError(
         f"The video has transparency, which {who}.",
         clip.path,
@@ -168,7 +171,7 @@ def _no_alpha(clip: Clip, who: str) -> AetherError:
 
 
 def encoding_for(
-    clip: Clip,
+    clip: "Clip",
     scale: int,
     suffix: str,
     *,
@@ -219,7 +222,7 @@ def encoding_for(
     )
 
 
-def _format_for(clip: Clip, codec: str, asked: str | None) -> str:
+def _format_for(clip: "Clip", codec: str, asked: str | None) -> str:
     """The pixel format to encode: the one asked for, or the nearest to the clip's."""
     formats = _formats_of(codec)
     if asked is not None:
