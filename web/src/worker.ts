@@ -20,6 +20,9 @@ self.onmessage = async ({ data }: MessageEvent<Ask>) => {
     } else if (data.kind === 'upscale') await upscale(data.file);
     else tell({ kind: 'encoded', picture: await encode(data.picture, data.type) });
   } catch (error) {
+    // A card that stops fails the picture first; the page tries it again on the processor.
+    const isLost = data.kind === 'upscale' && !(error instanceof Refusal) && engine.describe.startsWith('Graphics');
+    if (isLost) return tell({ kind: 'lost' });
     const text = error instanceof Refusal ? error.message : `Something went wrong: ${error}`;
     tell({ kind: 'failed', loading: data.kind === 'load', text });
   }
