@@ -121,7 +121,7 @@ class TestImgRange:
     def test_spandrel_and_python_tell_a_wrong_one(self, wide, caplog):
         spandrel_aethernet = pytest.importorskip("spandrel_aethernet")
         weights = torch.load(wide, weights_only=True)["params"]
-        with pytest.warns(UserWarning, match=r"install\(img_range=255\) loads it"):
+        with pytest.warns(UserWarning, match="Load it with img_range=255"):
             spandrel_aethernet.AetherNetArch().load(dict(weights))
         with warnings.catch_warnings():
             warnings.simplefilter("error")

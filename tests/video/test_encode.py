@@ -95,6 +95,22 @@ class TestPixelFormats:
         assert done.encoding.codec == "libx265"
         assert decoded(tmp_path / "out.mkv")[0][1].format.name == "yuv420p10le"
 
+    def test_x265_is_not_used_for_widths_where_it_writes_past_its_buffers(
+        self, tmp_path
+    ):
+        clip = make_clip(
+            *(tmp_path / "in.mkv", 2, solid(400, 512, 512)),
+            kind="yuv420p10le",
+            size=(30, 32),
+        )
+        done = upscale_video(clip, tmp_path / "out.mkv", FrameRepeat())
+        assert done.encoding.codec == "libx264"
+        assert decoded(tmp_path / "out.mkv")[0][1].format.name == "yuv420p10le"
+        with pytest.raises(AetherError, match="narrower than 64 pixels"):
+            upscale_video(
+                *(clip, tmp_path / "out.mp4", FrameRepeat(), VideoOptions("libx265"))
+            )
+
     def test_rgb_is_stored_as_yuv_where_the_codec_has_no_rgb(self, tmp_path):
         clip = make_clip(tmp_path / "in.mkv", 1, kind="gbrp10le")
         done = upscale_video(

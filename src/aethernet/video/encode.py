@@ -81,7 +81,7 @@ _PARAMETERS = {
     "libsvtav1": ("svtav1-params", ""),
 }
 
-# Below this width, the assembler code of x265 4.1 writes past its buffers of 10 bits.
+# Below this width x265 4.1 writes past its buffers.
 _X265_WIDTH = 64
 
 _SVT_SIDE = 64  # SVT-AV1 takes no sides below
@@ -139,8 +139,8 @@ def default_codec(clip: "Clip", scale: int, suffix: str, *, alpha: bool) -> str:
     """The codec for a clip where none is asked for: a key of `CODECS`.
 
     This is AV1 for WebM, or VP9 for sides below 64, else HEVC for more than 8 bits and
-    H.264 for 8. Few devices play 10-bit H.264; nearly all that play HEVC play it with
-    10 bits. For transparency it is VP9, which has 8 bits and 4:2:0, or FFV1 for more,
+    H.264 for 8, or for less than 64 pixels of width. Few devices play 10-bit H.264;
+    nearly all that play HEVC play it with 10 bits. For transparency it is VP9, which has 8 bits and 4:2:0, or FFV1 for more,
     and ProRes in .mov.
 
     Raises:
@@ -158,7 +158,8 @@ def default_codec(clip: "Clip", scale: int, suffix: str, *, alpha: bool) -> str:
     if suffix == ".webm":
         small = scale * min(clip.width, clip.height) < _SVT_SIDE
         return "libvpx-vp9" if small else "libsvtav1"
-    return "libx265" if deep else "libx264"
+    wide = scale * clip.width >= _X265_WIDTH
+    return "libx265" if deep and wide else "libx264"
 
 
 def _no_alpha(clip: "Clip", who: str) -> AetherError:
@@ -201,6 +202,12 @@ def encoding_for(
     if codec not in CODECS:
         raise AetherError(
             f"There is no codec {codec!r} here, only {', '.join(CODECS)}."
+        )
+    if codec == "libx265" and scale * clip.width < _X265_WIDTH:
+        raise AetherError(
+            f"libx265 does not take videos narrower than {_X265_WIDTH} pixels.",
+            clip.path,
+            "Name another codec: --codec libx264.",
         )
     if crf is not None and CODECS[codec].crf is None:
         raise AetherError(
@@ -444,8 +451,6 @@ def add_video_stream(container: Any, encoding: VideoEncoding) -> Any:
     codec, kind = CODECS[encoding.codec], pixel_format(encoding.pixel_format)
     options = dict(codec.options)
     name, always = _PARAMETERS.get(encoding.codec, ("", ""))
-    if encoding.codec == "libx265" and encoding.width < _X265_WIDTH:
-        always += ":asm=0"
     if parameters := ":".join(filter(None, (always, encoding.parameters))):
         options[name] = parameters
     if encoding.crf is not None:
