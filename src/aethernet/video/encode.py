@@ -140,8 +140,8 @@ def default_codec(clip: "Clip", scale: int, suffix: str, *, alpha: bool) -> str:
 
     This is AV1 for WebM, or VP9 for sides below 64, else HEVC for more than 8 bits and
     H.264 for 8, or for less than 64 pixels of width. Few devices play 10-bit H.264;
-    nearly all that play HEVC play it with 10 bits. For transparency it is VP9, which has 8 bits and 4:2:0, or FFV1 for more,
-    and ProRes in .mov.
+    nearly all that play HEVC play it with 10 bits. For transparency it is VP9, which
+    has 8 bits and 4:2:0, or FFV1 for more, and ProRes in .mov.
 
     Raises:
         AetherError: when no codec stores transparency in this container.
