@@ -69,7 +69,7 @@ class TestLight:
     def test_levels_come_out_to_the_same_values(self, tmp_path, name, codec):
         # They are inside the coded pictures only, as on discs.
         shown = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
-        parameters = f"log-level=none:master-display={shown}:max-cll=1000,400"
+        parameters = f"log-level=none:bframes=0:master-display={shown}:max-cll=1000,400"
         clip = make_clip(
             tmp_path / "in.mkv",
             2,
@@ -193,7 +193,7 @@ class TestNamed:
             2,
             codec="libx265",
             size=(64, HEIGHT),
-            options={"x265-params": "log-level=none"},
+            options={"x265-params": "log-level=none:bframes=0"},
         )
         user_data = bytes(range(16)) + b"a drone's telemetry"
         add_sei(clip, (T35, hdr10_plus()), (USER_DATA, user_data))

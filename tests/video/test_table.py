@@ -138,7 +138,7 @@ def broadcast(folder):
         3,
         codec="libx265",
         size=SIZE,
-        options={"x265-params": "log-level=none"},
+        options={"x265-params": "log-level=none:bframes=0"},
     )
     user_data = bytes(range(16)) + b"telemetry"
     return add_sei(clip, (T35, CAPTION), (T35, hdr10_plus()), (USER_DATA, user_data))

@@ -434,9 +434,12 @@ def sample_of(encoding: VideoEncoding) -> bytes:
         black = np.zeros((1, encoding.height, encoding.width), np.float32)
         if pixel_format(encoding.pixel_format).is_rgb:
             black = black.repeat(3, axis=0)
-        container.mux(
-            [*stream.encode(frame_maker(encoding)(black, None)), *stream.encode()]
-        )
+        frame = frame_maker(encoding)(black, None)
+        packets = [*stream.encode(frame), *stream.encode()]
+        for number, packet in enumerate(packets):
+            # x265 sometimes gives wrong ones to videos shorter than its look-ahead.
+            packet.pts = packet.dts = number
+        container.mux(packets)
     return file.getvalue()
 
 
