@@ -209,8 +209,11 @@ def step(name: str, given: argparse.Namespace) -> None:
     say("Triton, as a CUDA graph", time, first)
 
 
-def search(name: str, given: argparse.Namespace) -> None:
-    """Time ways to compile the kernels at the sizes of a training step."""
+Tried = tuple[str, dict[str, int], Callable[[], object], dict[str, tuple[int, ...]]]
+
+
+def tried_of(name: str) -> list[Tried]:
+    """Of each kernel: its name, what is chosen now, a call, and what to try."""
     size = VARIANTS[name]
     channels, hidden = size["embed_dim"], int(size["embed_dim"] * size["mlp_ratio"])
     shape = (BATCH, channels, CROP, CROP)
@@ -225,61 +228,50 @@ def search(name: str, given: argparse.Namespace) -> None:
         x.dtype,
     )
     wide = weights.gate.shape[0] > 128
-
     room = depthwise.new_bands_gradients(kernel)
 
     def gradients() -> object:
         out = feed_forward.Partial.room(weights, x)
         return feed_forward.feed_forward_gradients(x, x, weights, 1e-6, out)
 
-    tried: list[tuple[str, dict[str, int], Callable[[], object], dict[str, Any]]] = [
+    compiled = {"num_warps": (4, 8), "num_stages": (3,)}
+    return [
         (
             "convolve",
             depthwise.CONVOLVE,
             lambda: depthwise.convolve(x, bands),
-            {"BLOCK": (64, 128), "num_warps": (4, 8), "num_stages": (3,)},
+            {"BLOCK": (64, 128), **compiled},
         ),
         (
             "gradient of the kernels",
             depthwise.GRADIENT,
             lambda: depthwise.bands_gradient(x, x, size["lk_kernel"], room),
-            {"BLOCK": (64, 128), "num_warps": (4, 8), "num_stages": (3,)},
+            {"BLOCK": (64, 128), **compiled},
         ),
         (
             "forward",
             feed_forward.FORWARD[wide],
             lambda: feed_forward.feed_forward(x, x, weights, 1e-6),
-            {
-                "BLOCK": (64, 128),
-                "STEP": (32, 64),
-                "num_warps": (4, 8),
-                "num_stages": (2,),
-            },
+            {"BLOCK": (64, 128), "STEP": (32, 64), **compiled, "num_stages": (2,)},
         ),
         (
             "backward",
             feed_forward.BACKWARD[wide],
             gradients,
-            {
-                "BLOCK": (32, 64),
-                "STEP": (16, 32),
-                "num_warps": (4, 8),
-                "num_stages": (1,),
-            },
+            {"BLOCK": (32, 64), "STEP": (16, 32), **compiled, "num_stages": (1,)},
         ),
         (
             "products",
             feed_forward.PRODUCTS[wide],
             gradients,
-            {
-                "BLOCK": (64, 128),
-                "ROWS": (64,),
-                "num_warps": (4, 8),
-                "num_stages": (3,),
-            },
+            {"BLOCK": (64, 128), "ROWS": (64,), **compiled},
         ),
     ]
-    for part, chosen, call, ways in tried:
+
+
+def search(name: str, given: argparse.Namespace) -> None:
+    """Time ways to compile the kernels at the sizes of a training step."""
+    for part, chosen, call, ways in tried_of(name):
         found = []
         before = {**chosen}
         for way in itertools.product(*ways.values()):

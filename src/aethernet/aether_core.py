@@ -76,9 +76,7 @@ class ReparamLargeKernelConv(nn.Module):
         return nn.functional.conv2d(x, weight, bias, padding="same", groups=len(weight))
 
     def kernel_and_bias(self) -> tuple[Tensor, Tensor]:
-        """Of both branches (the small kernel centred in the large one), or fused."""
-        if hasattr(self, "fused_conv"):
-            return self.fused_conv.weight, self.fused_conv.bias  # type: ignore[return-value]
+        """Kernel (the small one centred in the large one) and bias of both branches."""
         large, small = self.lk_conv.weight, self.sk_conv.weight
         margin = (large.shape[-1] - small.shape[-1]) // 2
         weight = large + nn.functional.pad(small, [margin] * 4)

@@ -177,9 +177,9 @@ def _chain(blocks: Sequence[AetherBlock], x: Tensor) -> Tensor:
             x = block(x)
         return x
     # In one call for all blocks, since a kernel as small as these costs its start.
-    convolutions = [block.conv for block in blocks]
-    sums = [cast(ReparamLargeKernelConv, c).kernel_and_bias() for c in convolutions]
-    kernels, biases = map(torch.stack, zip(*sums, strict=True))
+    kernels, biases = map(
+        torch.stack, zip(*(_kernel_and_bias(block) for block in blocks), strict=True)
+    )
     scale, shift = (
         torch.stack([getattr(block.norm, name) for block in blocks])[:, None]
         for name in ("weight", "bias")
@@ -201,6 +201,13 @@ def _chain(blocks: Sequence[AetherBlock], x: Tensor) -> Tensor:
     result = _Blocks.apply(x, kernels, biases, *gates, *mains, *layers["fc2"], eps)
     assert isinstance(result, Tensor)
     return result
+
+
+def _kernel_and_bias(block: AetherBlock) -> tuple[Tensor, Tensor]:
+    convolution = cast(ReparamLargeKernelConv, block.conv)
+    if hasattr(convolution, "fused_conv"):
+        return convolution.fused_conv.weight, cast(Tensor, convolution.fused_conv.bias)
+    return convolution.kernel_and_bias()
 
 
 def _needs_pytorch(block: AetherBlock) -> bool:

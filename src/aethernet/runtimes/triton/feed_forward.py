@@ -138,7 +138,7 @@ def _backward(
     tl.store(normal_ptr + place, normal, held)
     gradient = tl.load(gradient_ptr + place, held, other=0.0)
     total = tl.zeros((BLOCK, WIDTH), tl.float32)
-    work_ptr += number * (3 * HIDDEN) * pixels
+    work_ptr += number * 3 * HIDDEN * pixels
     for start in range(0, HIDDEN, STEP):
         j = start + tl.arange(0, STEP)
         tile = c[:, None] * HIDDEN + j[None, :]
@@ -160,8 +160,7 @@ def _backward(
         tl.store(work_ptr + 2 * HIDDEN * pixels + row, hidden, inside)
         total = tl.dot(of_gate, tl.trans(gate_weight), total, input_precision="ieee")
         total = tl.dot(of_main, tl.trans(main_weight), total, input_precision="ieee")
-    mean = tl.sum(total, 1) / channels
-    along = tl.sum(total * exact, 1) / channels
+    mean, along = tl.sum(total, 1) / channels, tl.sum(total * exact, 1) / channels
     total = (total - mean[:, None] - exact * along[:, None]) * inverse[:, None]
     tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), held)
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
