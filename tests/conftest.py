@@ -1,6 +1,7 @@
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from aethernet.devices import limit_threads
 
 def pytest_configure() -> None:
     """Share the processor's cores among the processes that run the tests."""
+    # Else each process of a test compiles again all that it imports.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's background job ignores Ctrl-C, and so would every child of a test.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,8 +72,8 @@ def shipped_exports(
 ) -> Callable[[str], tuple[Path, Any]]:
     """Export the shipped model with free sizes in a precision: path and report.
 
-    Verifying a network of this size takes many seconds, so it is done once, by the
-    process that asks first; the others wait for it.
+    Verifying a network of this size takes seconds, so it is done once, by the process
+    that asks first; the others wait for it.
     """
     folder = of_all_processes(tmp_path_factory)
 
@@ -77,9 +81,7 @@ def shipped_exports(
         path, found = folder / f"2x_{precision}.onnx", folder / f"{precision}.pickle"
         with FileLock(folder / f"{precision}.lock"):
             if not found.exists():
-                options = onnx.ExportOptions(
-                    dynamic=True, precision=precision, verify="full"
-                )
+                options = onnx.ExportOptions(dynamic=True, precision=precision)
                 done = onnx.export_onnx(load_checkpoint(SHIPPED_MODEL), path, options)
                 found.write_bytes(pickle.dumps(done))
         return path, pickle.loads(found.read_bytes())

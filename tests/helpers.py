@@ -42,6 +42,9 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 PLAIN = "pytorch" if HAS_TORCH else "onnxruntime"
 """The runtime that tests name where any would do."""
 
+LIGHT = "onnxruntime"
+"""As `PLAIN`, in processes that tests start: PyTorch takes seconds to import."""
+
 LIBRARY = "PyTorch" if HAS_TORCH else "ONNX Runtime"
 """Its name for people."""
 

@@ -403,7 +403,7 @@ class TestFuse:
             assert not list(network.buffers())
 
 
-class TestPrecisionAndCompilers:
+class TestPrecisionAndExport:
     @pytest.mark.parametrize("fused", [False, True])
     @pytest.mark.parametrize(
         # Largest error on values around 1: some roundings of 2^-11 and 2^-8 each.
@@ -435,13 +435,6 @@ class TestPrecisionAndCompilers:
         copied.fuse()
         assert not network.is_fused
         assert network.hyperparameters["fused_init"] is False
-
-    @pytest.mark.parametrize("fused", [False, True])
-    def test_compiles_as_one_graph(self, fused):
-        network = both_forms(depths=(1,))[fused]
-        image = random_image(1, 3, 9, 8)
-        compiled = torch.compile(network, fullgraph=True)
-        torch.testing.assert_close(compiled(image), network(image), rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("fused", [False, True])
     def test_exports_with_free_sizes_down_to_one_pixel(self, fused):

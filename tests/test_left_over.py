@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from helpers import HAS_TORCH, PLAIN, ROOT, lively_file, photo, write
+from helpers import HAS_TORCH, LIGHT, ROOT, lively_file, photo, write
 
 from aethernet.commands.main import main
 from aethernet.files import replacing, temporary_path
@@ -176,7 +176,7 @@ def test_a_full_disk_is_one_phrase_about_the_target(name, model, tmp_path):
         source = write(photo(90, 120), tmp_path / "in.png")
         if target.endswith(".mkv"):
             source = video(tmp_path, source)
-        words = [command, source, "--model", model, "--runtime", PLAIN]
+        words = [command, source, "--model", model, "--runtime", LIGHT]
         words += ["--device", "cpu"]
     done = subprocess.run(
         [*inside, sys.executable, "-m", "aethernet", *words, "-o", disk / target],

@@ -1,5 +1,7 @@
 """Fusing: the function, the command and the script."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from helpers import (
     SHIPPED_TRAINING_FORM,
     block_imports,
     call_script,
+    check_one_error,
     lively_network,
     random_image,
     run,
@@ -176,7 +179,9 @@ class TestCommandAndScript:
         ours, again = load_file(SHIPPED_MODEL), load_file(target)
         assert all(torch.equal(ours[key], again[key]) for key in ours)
 
-    def test_script_needs_only_torch_and_numpy(self, trained, tmp_path):
+    def test_script_needs_only_torch_and_numpy_and_runs_in_any_folder(
+        self, trained, tmp_path
+    ):
         """Every other library that AetherNet uses cannot be imported here."""
         block_imports(
             tmp_path,
@@ -188,28 +193,26 @@ class TestCommandAndScript:
         options = {"env": {"PYTHONPATH": str(tmp_path)}, "cwd": tmp_path}
         blocked = run("-c", "import safetensors", **options)
         assert "blocked: safetensors" in blocked.stderr
-        target = tmp_path / "fused.pth"
-        words = [FUSE_SCRIPT, "--model_path", path, "--output_path"]
-        done = run(*words, target, **options)
+        words = ["--model_path", path.name, "--output_path", "fused.pth"]
+        done = run(FUSE_SCRIPT, *words, **options)
         assert done.returncode == 0, done.stderr
-        assert load_checkpoint(target).form == "fused"
-        done = run(*words, tmp_path / "fused.safetensors", **options)
-        assert done.returncode == 1
-        assert "pip install safetensors" in done.stderr.splitlines()[-1]
-        assert "Traceback" not in done.stderr
+        assert load_checkpoint(tmp_path / "fused.pth").form == "fused"
 
-    def test_script_runs_from_any_folder(self, trained, tmp_path):
-        path, _ = trained
-        done = run(
-            FUSE_SCRIPT,
+    def test_without_safetensors_its_files_are_one_error(
+        self, trained, tmp_path, monkeypatch, capsys
+    ):
+        for name in ("safetensors", "safetensors.torch", "safetensors.numpy"):
+            monkeypatch.setitem(sys.modules, name, None)
+        words = [
             "--model_path",
-            path.name,
+            trained[0],
             "--output_path",
-            "out.pth",
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / "out.pth").exists()
+            tmp_path / "f.safetensors",
+        ]
+        assert call_script(monkeypatch, FUSE_SCRIPT, *words) == 1
+        error = capsys.readouterr().err
+        check_one_error(error)
+        assert "pip install safetensors" in error
 
 
 class TestShippedModel:

@@ -210,7 +210,7 @@ def many_keys(path, groups, blocks, block=("conv.lk_bias",)):
     path.write_bytes(struct.pack("<Q", len(data)) + data)
 
 
-@pytest.mark.parametrize("groups", [1, 200, 1000])
+@pytest.mark.parametrize("groups", [1, 1000])
 def test_many_keys(limited, groups, tmp_path):
     path = tmp_path / "model.safetensors"
     many_keys(path, groups, 200_000 // groups)

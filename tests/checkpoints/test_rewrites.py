@@ -72,7 +72,7 @@ def test_the_shipped_model_on_a_photograph(block_type):
 def test_half_precisions_on_the_shipped_model(precision, bar, block_type):
     network = load_checkpoint(SHIPPED_MODEL).build()
     other = rewritten(fold_network(network), precision, block_type)
-    frames = verification_frames(24, 32)
+    frames = verification_frames(12, 16)
     for name in ("natural image", "checkerboard"):
         image = frames[name]
         difference = compare(run_network(other, image), run_network(network, image))

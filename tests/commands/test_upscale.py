@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import PLAIN, ROOT, SAMPLE, photo, without_hidden, write
+from helpers import LIGHT, PLAIN, ROOT, SAMPLE, photo, without_hidden, write
 from PIL import Image
 
 from aethernet.commands.main import main
@@ -19,7 +19,7 @@ from aethernet.pictures.write import write_picture
 from aethernet.runtimes.registry import open_any
 
 COMMAND = [sys.executable, "-m", "aethernet", "upscale"]
-PLAINLY = ["--runtime", PLAIN, "--device", "cpu"]
+PLAINLY = ["--runtime", LIGHT, "--device", "cpu"]
 
 
 def picture(path, height=20, width=30):
@@ -173,7 +173,7 @@ class TestKilled:
         picture(tmp_path / "2.png", 1500, 1500)
         arguments = [str(tmp_path / "1.png"), str(tmp_path / "2.png"), "--tile", "16"]
         process = subprocess.Popen(
-            [*COMMAND, *arguments, "--model", str(model), *PLAINLY],
+            [*COMMAND, *arguments, "--model", str(model), "--runtime", PLAIN],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -198,9 +198,10 @@ class TestPipes:
             cwd=ROOT,
         )
 
-    def test_a_picture_goes_in_and_comes_out(self, tmp_path, model, upscale):
+    def test_a_picture_goes_in_and_comes_out(self, tmp_path, model):
         picture(tmp_path / "a.png")
-        assert upscale(tmp_path / "a.png", "-o", tmp_path / "b.png") == 0
+        words = ["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]
+        assert main([*words, "--model", str(model), *PLAINLY]) == 0
         content = (tmp_path / "a.png").read_bytes()
         done = self.run("-", "-o", "-", given=content, model=model)
         assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from helpers import PLAIN, ROOT, lively_file, photo, without_hidden, write
+from helpers import LIGHT, ROOT, lively_file, photo, without_hidden, write
 from PIL import Image
 
 from aethernet.commands.main import main
@@ -16,7 +16,7 @@ from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
 
 COMMAND = [sys.executable, "-m", "aethernet", "upscale"]
-PLAINLY = ["--runtime", PLAIN, "--device", "cpu"]
+PLAINLY = ["--runtime", LIGHT, "--device", "cpu"]
 
 
 def picture(path, height=20, width=30):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -384,10 +385,15 @@ class TestOthers:
 
 
 class TestOverwriting:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def first(cls, tmp_path_factory, checkpoint):
+        return released(tmp_path_factory.mktemp("first"), checkpoint, *EXPORTS)[0]
+
     @pytest.fixture
-    def old(self, tmp_path, checkpoint):
+    def old(self, tmp_path, first):
         """A release, and what its files hold."""
-        folder, _ = released(tmp_path, checkpoint, *EXPORTS)
+        folder = shutil.copytree(first, tmp_path / "out")
         return folder, self.content(folder)
 
     def content(self, folder):

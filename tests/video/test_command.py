@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import PLAIN, lively_file, without_hidden
+from helpers import LIGHT, lively_file, without_hidden
 from video_helpers import (
     HEIGHT,
     WIDTH,
@@ -48,7 +48,7 @@ def flags(tmp_path_factory):
     """Flags that make the command run a tiny network."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     lively_file(path, depths=(1,))
-    return ["--model", str(path), "--runtime", PLAIN, "--device", "cpu"]
+    return ["--model", str(path), "--runtime", LIGHT, "--device", "cpu"]
 
 
 class TestCommand:
