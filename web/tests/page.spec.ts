@@ -133,7 +133,7 @@ test.describe('on the processor', () => {
     await page.locator('#model').selectOption('2x_aether_small');
     await compareAll(page, 'shipped', pictures('shipped'));
     await add(page, picture('tiny', 'sample.png'), picture('tiny', 'one.png'));
-    await expect(row(page, 'sample.png')).toHaveClass('working');
+    await expect(row(page, 'sample.png').locator('.state')).toContainText('left'); // some tiles are done
     await row(page, 'sample.png').getByRole('button', { name: 'Cancel' }).click();
     await expect(row(page, 'sample.png')).toHaveCount(0);
     await expect(row(page, 'one.png')).toHaveClass('done', { timeout: 150_000 });
@@ -142,6 +142,15 @@ test.describe('on the processor', () => {
 
   test('the page works without a network after the first visit', async () => {
     const kept = () => page.evaluate(async () => (await (await caches.open('aethernet')).keys()).length);
+    await expect.poll(kept).toBeGreaterThanOrEqual(8);
+    await page.evaluate(async () => {
+      const cache = await caches.open('aethernet');
+      await cache.put('models.json', new Response('a list of old models'));
+      await cache.put('models/old.onnx', new Response('an old model'));
+    });
+    await page.reload();
+    await expect(page.locator('#engine')).toContainText('Runs on', { timeout: 150_000 });
+    expect(await page.evaluate(() => caches.match('models/old.onnx'))).toBe(undefined);
     await expect.poll(kept).toBeGreaterThanOrEqual(8);
     await page.context().setOffline(true);
     await page.reload();

@@ -75,12 +75,11 @@ def check_picture(channels: int) -> np.ndarray:
     """The picture with which a device is checked.
 
     Returns:
-        `(1, channels, CHECK_SIDE, CHECK_SIDE)`, float32, 0..1. The page makes the same
-        one (`checkPicture` in `web/src/model.ts`).
+        `(1, channels, CHECK_SIDE, CHECK_SIDE)`, float32: steps of 8 bits, 0..1.
     """
     rows, columns = np.mgrid[:CHECK_SIDE, :CHECK_SIDE]
     planes = [(31 * c + 7 * rows + 13 * columns) % 64 for c in range(channels)]
-    return np.stack(planes)[None].astype(np.float32) / np.float32(63)
+    return np.stack(planes)[None].astype(np.float32) * np.float32(4 / 255)
 
 
 def built_page() -> Path:
@@ -166,7 +165,6 @@ def _add_model(folder: Path, name: str, checkpoint: Checkpoint) -> dict[str, Any
     if full is None or _is_off(folder / full, picture, expected):
         full = _export(folder, name, checkpoint, ExportOptions(True))
     half = ExportOptions(True, precision="float16", float32_io=True)
-    steps = np.rint(np.clip(expected, 0, 1) * 255).astype(np.uint8)
     return {
         "name": name,
         "scale": checkpoint.scale,
@@ -174,8 +172,14 @@ def _add_model(folder: Path, name: str, checkpoint: Checkpoint) -> dict[str, Any
         "widest": _widest(folded),
         "file": full,
         "half": _export(folder, f"{name}-half", checkpoint, half),
-        "check": base64.b64encode(steps.tobytes()).decode("ascii"),
+        "check": [_steps(picture), _steps(expected)],
     }
+
+
+def _steps(values: np.ndarray) -> str:
+    """Values of 0..1 as 8 bits in base64."""
+    steps = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    return base64.b64encode(steps.tobytes()).decode("ascii")
 
 
 def _export(
