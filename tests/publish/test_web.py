@@ -121,7 +121,7 @@ class TestBuilding:
         monkeypatch.setattr(web, "PACKAGE", tmp_path / "src/aethernet")
         with pytest.raises(AetherError, match="does not have the page") as error:
             web.built_page()
-        assert "clone" in error.value.hint
+        assert "wheel of a release" in error.value.hint
 
     def test_without_npm(self, clone, monkeypatch):
         monkeypatch.setattr(web.shutil, "which", lambda _: None)

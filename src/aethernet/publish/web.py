@@ -1,7 +1,7 @@
 """A folder with a web page that upscales in the visitor's browser, with any models.
 
 The page itself is TypeScript, in the folder `web/` of the repository. It is built there
-with npm, once for all models. Here the models are added to it: for each an ONNX file
+with npm, once for all models; wheels of a release bring it. Here the models are added to it: for each an ONNX file
 with float32 arithmetic, one with float16 arithmetic, and the right result for a small
 picture, with which the page checks every device before it uses it.
 """
@@ -95,7 +95,7 @@ def built_page() -> Path:
     if not (source / "package.json").is_file():
         raise AetherError(
             "This installation does not have the page.",
-            hint="Run the command in a clone of AetherNet's repository.",
+            hint="Install a wheel of a release, or `pip install -e` a clone.",
         )
     if _is_older(source / "build/index.html", source):
         _build(source)
