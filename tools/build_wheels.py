@@ -3,9 +3,10 @@
     python tools/build_wheels.py [--output dist] [--only TAG ...]
 
 It needs `pip install "setuptools>=77" ziglang`, and the page of `aethernet web`, which
-npm builds. zig compiles the kernels for Linux, Windows and macOS. Each wheel is checked: its library is for the right processor,
-exports every function, and needs no other library. A library for macOS needs the
-system's own, as all do, and on arm64 a signature, which zig makes.
+npm builds. zig compiles the kernels for Linux, Windows and macOS. Each wheel is
+checked: its library is for the right processor, exports every function, and needs no
+other library. A library for macOS needs the system's own, as all do, and on arm64 a
+signature, which zig makes.
 """
 
 import argparse

@@ -225,12 +225,12 @@ def test_unreadable_source(good, tmp_path, locked):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_ending_an_export_leaves_nothing(name, good, tmp_path):
     number = getattr(signal, name)
+    # Under `nohup` the tests ignore SIGHUP, and so would this process.
+    heeding = ["env", f"--default-signal={name}", sys.executable]
     process = subprocess.Popen(
-        [sys.executable, COMMAND, "export", good, "-o", tmp_path / "m.onnx"],
+        [*heeding, COMMAND, "export", good, "-o", tmp_path / "m.onnx"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # Under `nohup` the tests ignore SIGHUP, and so would this process.
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     while process.poll() is None and not os.listdir(tmp_path):
         time.sleep(0.01)  # until the temporary file is there

@@ -1,9 +1,10 @@
 """A folder with a web page that upscales in the visitor's browser, with any models.
 
 The page itself is TypeScript, in the folder `web/` of the repository. It is built there
-with npm, once for all models; wheels of a release bring it. Here the models are added to it: for each an ONNX file
-with float32 arithmetic, one with float16 arithmetic, and the right result for a small
-picture, with which the page checks every device before it uses it.
+with npm, once for all models; wheels of a release bring it. Here the models are added
+to it: for each an ONNX file with float32 arithmetic, one with float16 arithmetic, and
+the right result for a small picture, with which the page checks every device before it
+uses it.
 """
 
 import base64
