@@ -104,7 +104,7 @@ function add(files: Iterable<File>): void {
     const item: Item = { file, row, urls, state: 'waiting', width: 0, height: 0, scale: 1, started: 0 };
     get('strong', row).textContent = file.name;
     get<HTMLImageElement>('.thumb', row).src = item.urls[0];
-    for (const [name, act] of [['.show', show], ['.save', save], ['.stop', remove]] as const) {
+    for (const [name, act] of [['.show', compare], ['.save', save], ['.stop', remove]] as const) {
       get(name, row).onclick = () => void act(item);
       get(name, row).setAttribute('aria-description', file.name);
     }
@@ -131,6 +131,8 @@ function show(item: Item): void {
   ['.before', '.after'].forEach((name, i) => (get<HTMLImageElement>(name).src = item.urls[i]));
   draw();
 }
+
+const compare = (item: Item) => (show(item), viewer.scrollIntoView());
 
 /** Lay out the comparison. At 1:1 a pixel of the result is a pixel of the screen. */
 function draw(): void {

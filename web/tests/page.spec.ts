@@ -107,6 +107,11 @@ test.describe('on the processor', () => {
       return Number(right) / before.clientWidth;
     });
     expect(await shown()).toBeGreaterThanOrEqual(1);
+    await page.setViewportSize({ width: 390, height: 640 });
+    await page.evaluate(() => scrollTo(0, 0));
+    await row(page, 'sample.png').getByRole('button', { name: 'Compare' }).press('Enter');
+    await expect(page.locator('.tag').first()).toBeInViewport();
+    await page.setViewportSize({ width: 1280, height: 800 });
     await page.getByRole('button', { name: '1:1' }).focus();
     await page.keyboard.press('Enter');
     await expect(page.locator('.after')).toHaveJSProperty('clientWidth', 512);
