@@ -83,7 +83,7 @@ def train(arguments: argparse.Namespace) -> int:
         trainer.restore(state)
     if arguments.compile:
         trainer.forward = torch.compile(trainer.network)
-    elif _kernels_serve(arguments.kernels, recipe, device):
+    elif kernels_serve(arguments.kernels, recipe, device):
         use_kernels(trainer)
     crops = TrainingCrops(paths, recipe.scale, least_detail=LEAST_DETAIL)
     if crops.largest_size < recipe.crop:
@@ -158,8 +158,8 @@ def _iterations(trainer: Trainer, crops: TrainingCrops, log: Any) -> Iterator[No
     recipe = trainer.recipe
     losses: list[Tensor] = []
     since = time.monotonic()
-    with _batches(crops, trainer) as batches:
-        for lr, hr in batches:
+    with batches(crops, trainer) as pairs:
+        for lr, hr in pairs:
             losses.append(trainer.step(lr, hr))
             if trainer.iteration % LOG_EVERY == 0:
                 loss = torch.stack(losses).mean().item()
@@ -194,9 +194,7 @@ class _Batches(torch.utils.data.Dataset[TrainingPair]):
 
 
 @contextmanager
-def _batches(
-    crops: TrainingCrops, trainer: Trainer
-) -> Iterator[Iterator[TrainingPair]]:
+def batches(crops: TrainingCrops, trainer: Trainer) -> Iterator[Iterator[TrainingPair]]:
     """The crops from the next iteration on, cut ahead.
 
     On a processor by one thread beside the training. A GPU takes a step in milliseconds
@@ -228,7 +226,7 @@ def _batches(
         yield ahead()
 
 
-def _kernels_serve(asked: str, recipe: Recipe, device: torch.device) -> bool:
+def kernels_serve(asked: str, recipe: Recipe, device: torch.device) -> bool:
     """Whether to train on the Triton kernels; a line says so, and why not.
 
     Raises:

@@ -84,6 +84,10 @@ class Recipe:
         )
 
 
+_Graph = tuple[Callable[[], None], list[Tensor], Tensor]
+"""What repeats a step, the tensors that it reads, and its loss."""
+
+
 class Trainer:
     """A network, the moving average of its weights, its optimizers, its progress."""
 
@@ -108,7 +112,7 @@ class Trainer:
         self.optimizers = _optimizers(self.network, recipe)
         self.graphed = False
         """Take the steps as one CUDA graph, see `use_kernels`."""
-        self._graph: tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor] | None = None
+        self._graph: _Graph | None = None
 
     def step(self, lr: Tensor, hr: Tensor) -> Tensor:
         """One iteration on LR and HR crops; its loss, on the device."""
@@ -150,19 +154,16 @@ class Trainer:
         """`_update` and the average as one CUDA graph, which the first call records."""
         if self._graph is None:
             self._graph = self._record(lr, hr)
-        graph, (lr_, hr_, rate_, decay_), loss = self._graph
+        replay, (lr_, hr_, rate_, decay_), loss = self._graph
         lr_.copy_(lr)
         hr_.copy_(hr)
         rate_.fill_(rate)
         decay_.fill_(decay)
-        graph.replay()
+        replay()
         self.average.n_averaged += 1
         return loss.clone()
 
-    def _record(
-        self, lr: Tensor, hr: Tensor
-    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        """The graph, what it reads, and the loss that it writes."""
+    def _record(self, lr: Tensor, hr: Tensor) -> _Graph:
         number = torch.zeros((), device=self.device)
         inputs = [lr.clone(), hr.clone(), number, number.clone()]
         weights, averages = (
@@ -178,26 +179,16 @@ class Trainer:
             torch._foreach_add_(averages, added)
             return loss
 
-        # Steps before the recording, so that all memory is there and all kernels are
-        # compiled; they are undone.
         kept = [part.clone() for part in (*weights, *averages)]
         moments = _moments(self.optimizers)
         moments = {key: value.clone() for key, value in moments.items()}
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # The thread that copies crops ahead may go on with that meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            loss = step()
+        replay, loss = record_graph(step, self.device)
+        # Undo the steps that were taken to record one.
         for part, before in zip((*weights, *averages), kept, strict=True):
             part.copy_(before)
         for key, value in _moments(self.optimizers).items():
             value.copy_(moments.get(key, torch.zeros_like(value)))
-        return graph, inputs, loss
+        return replay, inputs, loss
 
     def save(self, folder: Path) -> None:
         """Write `state.pt` and `net_g_latest.pth`, the latter read back and compared.
@@ -288,6 +279,30 @@ def use_kernels(trainer: Trainer) -> None:
 
     accelerate(trainer.network)
     trainer.graphed = True
+
+
+def record_graph(
+    step: Callable[[], Tensor], device: torch.device
+) -> tuple[Callable[[], None], Tensor]:
+    """Record what a function does on a GPU as a CUDA graph.
+
+    It is called three times before, so that all memory is there and all kernels are
+    compiled.
+
+    Returns:
+        What repeats it, and its result, which each repetition changes.
+    """
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # The thread that copies crops ahead may go on with that meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = step()
+    return graph.replay, result
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
