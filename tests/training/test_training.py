@@ -188,7 +188,7 @@ class TestMixedPrecision:
         random = np.random.default_rng(0)
         losses = []
         for _ in range(cls.STEPS):
-            lr, hr = crops.batch(4, 8, random)
+            lr, hr = crops.batch(2, 8, random)
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
                 output = network(lr)
             loss = nn.functional.l1_loss(output.float(), hr)
