@@ -9,6 +9,7 @@ from video_helpers import MS, av, make_clip
 from aethernet.video.ebml import Element, joined
 from aethernet.video.extras import CROPPING, LIGHT, MASTERING, SPHERE, STEREO, Extra
 from aethernet.video.extras import with_extras as with_extras_in
+from aethernet.video.libav import entries
 
 DISPLAY = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.3127, 0.329, 1000.0, 0.0001)
 """Red, green, blue and white; most and least light."""
@@ -151,8 +152,7 @@ def frames_of(container, stream):
 
 def beside(path):
     """libav's names of the side data of the first frame, and its bytes."""
-    data = first_frame(path).side_data
-    return {data[n].type.name: bytes(data[n]) for n in range(len(data))}
+    return {e.type.name: bytes(e) for e in entries(first_frame(path).side_data)}
 
 
 def display_of(path):

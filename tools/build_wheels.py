@@ -2,10 +2,11 @@
 
     python tools/build_wheels.py [--output dist] [--only TAG ...]
 
-It needs `pip install "setuptools>=77" ziglang`. zig compiles the kernels for Linux,
-Windows and macOS. Each wheel is checked: its library is for the right processor,
-exports every function, and needs no other library. A library for macOS needs the
-system's own, as all do, and on arm64 a signature, which zig makes.
+It needs `pip install "setuptools>=77" ziglang`, and the page of `aethernet web`, which
+npm builds. zig compiles the kernels for Linux, Windows and macOS. Each wheel is
+checked: its library is for the right processor, exports every function, and needs no
+other library. A library for macOS needs the system's own, as all do, and on arm64 a
+signature, which zig makes.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from object_files import read_library
 
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = "aethernet/runtimes/native"
+PAGE = ROOT / "web/build"
 
 # What a wheel is made of.
 _PARTS = (
@@ -54,12 +56,13 @@ def copy_sources(folder: Path) -> Path:
     return folder
 
 
-def build_wheel(tag: str, folder: Path) -> Path:
+def build_wheel(tag: str, folder: Path, page: Path | None = None) -> Path:
     """Build and check the wheel for a platform.
 
     Args:
         tag: a key of `TARGETS` in `build.py`.
         folder: where to put it.
+        page: the built page of `aethernet web`; None for a wheel without it.
 
     Raises:
         WheelError: when it fails, or the wheel is not right.
@@ -69,6 +72,8 @@ def build_wheel(tag: str, folder: Path) -> Path:
             raise WheelError(f"{name} is missing: pip install 'setuptools>=77' ziglang")
     with tempfile.TemporaryDirectory() as temporary:
         copy = copy_sources(Path(temporary, "copy"))
+        if page:
+            shutil.copytree(page, copy / "src/aethernet/page")
         made = Path(temporary, "made")
         command = [sys.executable, "-m", "pip", "wheel", str(copy), "-w", str(made)]
         command += ["--no-deps", "--no-build-isolation", "--no-cache-dir", "-q"]
@@ -120,8 +125,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tags, default=tags, metavar="TAG")
     given = parser.parse_args()
     try:
+        if not (PAGE / "index.html").is_file():
+            raise WheelError(
+                "The page of `aethernet web` is not built. Run this first:\n"
+                "npm --prefix web ci && npm --prefix web run page"
+            )
         for tag in given.only:
-            print(build_wheel(tag, given.output))
+            print(build_wheel(tag, given.output, PAGE))
     except WheelError as error:
         raise SystemExit(str(error)) from None
 

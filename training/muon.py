@@ -23,7 +23,10 @@ class Muon(torch.optim.Optimizer):
     STEPS = 5
 
     def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
-        """Take matrices, `(rows, columns)`, and a learning rate for AdamW's steps."""
+        """Take matrices, `(rows, columns)`, and a learning rate for AdamW's steps.
+
+        The rate may become a tensor later, for CUDA graphs.
+        """
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
@@ -37,7 +40,7 @@ class Muon(torch.optim.Optimizer):
                 updates = self._orthogonal(torch.stack([*map(self._update, matrices)]))
                 size = 0.2 * math.sqrt(max(rows, columns)) * group["lr"]
                 for matrix, update in zip(matrices, updates, strict=True):
-                    matrix.sub_(update, alpha=size)
+                    matrix.sub_(update * size)
 
     def _update(self, matrix: Tensor) -> Tensor:
         """Nesterov's momentum of the matrix's gradient."""

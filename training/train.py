@@ -18,12 +18,14 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout  # which torch needs, too
 from torch import Tensor
-from trainer import Recipe, Trainer, diverged, write_checkpoint
+from trainer import Recipe, Trainer, diverged, use_kernels, write_checkpoint
 
 from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS, AetherNet
 from aethernet.checkpoints.checkpoint import load_checkpoint
@@ -41,11 +43,16 @@ from aethernet.devices import choose_device, has_bfloat16_units
 from aethernet.errors import AetherError, ContradictionError, import_optional
 from aethernet.files import files_in, sha256_of, unwritable
 from aethernet.pictures.files import READABLE
-from aethernet.pictures.training_crops import TrainingCrops, training_pair
+from aethernet.pictures.training_crops import (
+    TrainingCrops,
+    TrainingPair,
+    training_pair,
+)
 from aethernet.quality.measure import find_samples
 
 LEAST_DETAIL = 1.5  # 8-bit steps between neighbours: drops skies, keeps soft faces
 LOG_EVERY = 50  # iterations
+MOST_WORKERS = 12  # processes that cut crops for a GPU
 SCALES = [scale for scale in UPSAMPLE_FACTORS if scale > 1]  # 1x needs LR of its own
 
 
@@ -76,6 +83,8 @@ def train(arguments: argparse.Namespace) -> int:
         trainer.restore(state)
     if arguments.compile:
         trainer.forward = torch.compile(trainer.network)
+    elif _kernels_serve(arguments.kernels, recipe, device):
+        use_kernels(trainer)
     crops = TrainingCrops(paths, recipe.scale, least_detail=LEAST_DETAIL)
     if crops.largest_size < recipe.crop:
         raise AetherError(
@@ -145,20 +154,12 @@ def _run(
 
 
 def _iterations(trainer: Trainer, crops: TrainingCrops, log: Any) -> Iterator[None]:
-    """Take the steps one by one; a thread cuts the next crops meanwhile."""
+    """Take the steps one by one; the next crops are cut meanwhile."""
     recipe = trainer.recipe
-
-    def cut(iteration: int) -> tuple[Tensor, Tensor]:
-        random = np.random.default_rng([recipe.seed, iteration])
-        return crops.batch(recipe.batch, recipe.crop, random)
-
     losses: list[Tensor] = []
     since = time.monotonic()
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(cut, trainer.iteration)
-        while trainer.iteration < recipe.iterations:
-            lr, hr = following.result()
-            following = pool.submit(cut, trainer.iteration + 1)
+    with _batches(crops, trainer) as batches:
+        for lr, hr in batches:
             losses.append(trainer.step(lr, hr))
             if trainer.iteration % LOG_EVERY == 0:
                 loss = torch.stack(losses).mean().item()
@@ -171,11 +172,91 @@ def _iterations(trainer: Trainer, crops: TrainingCrops, log: Any) -> Iterator[No
                 left = seconds * (recipe.iterations - trainer.iteration) / 60
                 print(
                     f"{trainer.iteration:>7} of {recipe.iterations}  L1 {loss:.5f}  "
-                    f"rate {rate:.2e}  {seconds:.3f} s each, {left:.0f} minutes left",
+                    f"rate {rate:.2e}  {seconds:.4f} s each, {left:.0f} minutes left",
                     flush=True,
                 )
                 losses, since = [], time.monotonic()
             yield
+
+
+class _Batches(torch.utils.data.Dataset[TrainingPair]):
+    """The crops of each iteration, which its number and the seed decide."""
+
+    def __init__(self, crops: TrainingCrops, recipe: Recipe) -> None:
+        self.crops, self.recipe = crops, recipe
+
+    def __len__(self) -> int:
+        return self.recipe.iterations
+
+    def __getitem__(self, iteration: int) -> TrainingPair:
+        random = np.random.default_rng([self.recipe.seed, iteration])
+        return self.crops.batch(self.recipe.batch, self.recipe.crop, random)
+
+
+@contextmanager
+def _batches(
+    crops: TrainingCrops, trainer: Trainer
+) -> Iterator[Iterator[TrainingPair]]:
+    """The crops from the next iteration on, cut ahead.
+
+    On a processor by one thread beside the training. A GPU takes a step in milliseconds
+    and needs more: processes, where they can share the pictures (not on Windows).
+    """
+    dataset = _Batches(crops, trainer.recipe)
+    numbers = range(trainer.iteration, len(dataset))
+    workers = min((os.cpu_count() or 1) - 1, MOST_WORKERS)
+    if trainer.device.type == "cuda" and workers > 1 and sys.platform == "linux":
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            pin_memory=True,
+            multiprocessing_context="fork",
+        )
+        yield iter(loader)
+        return
+    with ThreadPoolExecutor(1) as pool:
+
+        def ahead() -> Iterator[TrainingPair]:
+            following = None
+            for number in numbers:
+                ready = following or pool.submit(dataset.__getitem__, number)
+                following = pool.submit(dataset.__getitem__, number + 1)
+                yield ready.result()
+
+        yield ahead()
+
+
+def _kernels_serve(asked: str, recipe: Recipe, device: torch.device) -> bool:
+    """Whether to train on the Triton kernels; a line says so, and why not.
+
+    Raises:
+        AetherError: when they were asked for and cannot serve.
+    """
+    variant = VARIANTS[f"aether_{recipe.variant}"]
+    why = ""
+    if asked == "pytorch":
+        return False
+    if device.type != "cuda" or recipe.precision != "bfloat16":
+        why = "They need an NVIDIA GPU and bfloat16."
+    elif recipe.drop_path:
+        why = "They have no stochastic depth (--drop-path)."
+    elif find_spec("triton") is None:
+        why = "They need Triton (pip install triton)."
+    else:
+        from aethernet.runtimes.triton.block import MOST_ERROR, training_error
+
+        error = training_error(
+            variant["embed_dim"], variant["lk_kernel"], variant["mlp_ratio"]
+        )
+        if not error <= MOST_ERROR:
+            why = f"Compared with PyTorch they are off by {error:.2g} on this GPU."
+    if why and asked == "triton":
+        raise AetherError(f"The Triton kernels cannot be used here. {why}")
+    if device.type == "cuda":
+        print(f"PyTorch's kernels. {why}" if why else "Triton's kernels.", flush=True)
+    return not why
 
 
 def _start(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], str, str]:
@@ -317,12 +398,18 @@ def command_parser() -> argparse.ArgumentParser:
             "--iterations",
             natural,
             300_000,
-            "in total; the learning rate falls to 0 in the last tenth",
+            "in total",
         ),
         ("--batch", _number(int, 1, 4096), 16, "crops per iteration"),
         ("--crop", _number(int, 1, 4096), 64, "side of a crop in LR pixels"),
         ("--rate", part, 5e-4, "highest learning rate"),
         ("--warm-up", whole, 1000, "iterations until the learning rate reaches --rate"),
+        (
+            "--decay",
+            part,
+            0.1,
+            "last part of the iterations, in which the rate falls to 0",
+        ),
         ("--ema", part, 0.999, "decay of the moving average of the weights"),
         ("--drop-path", part, 0.0, "highest rate of stochastic depth"),
         ("--seed", whole, 0, "random seed of weights and crops"),
@@ -347,10 +434,18 @@ def command_parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: bfloat16 where the device has units for it",
     )
-    run.add_argument(
+    faster = run.add_mutually_exclusive_group()
+    faster.add_argument(
+        "--kernels",
+        choices=("auto", "triton", "pytorch"),
+        default="auto",
+        help="what computes the blocks; auto: Triton on an NVIDIA GPU in bfloat16, "
+        "once it has proved right there",
+    )
+    faster.add_argument(
         "--compile",
         action="store_true",
-        help="use torch.compile: a slow start, then faster steps",
+        help="use torch.compile instead: a slow start, then faster steps",
     )
     return parser
 

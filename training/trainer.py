@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,6 @@ from aethernet.metrics import Figures, mean, measure
 
 BETAS = (0.9, 0.99)  # as in the option files for the frameworks
 LARGEST_NORM = 5.0  # of a gradient, as there: against a broken batch
-DECAY_PART = 0.1  # of the iterations; the learning rate falls to 0 in them
 # Muon's learning rate, as a multiple of AdamW's beside it: the ratio of the
 # comparison in docs/training.md.
 MUON_RATE = 2.5
@@ -52,12 +51,14 @@ class Recipe:
     """SHA-256 of the files to train on."""
     val: str
     """SHA-256 of the pictures to validate on; empty: none."""
+    decay: float = 0.1
+    """Part of the iterations, the last, in which the learning rate falls to 0."""
 
     def rate_at(self, iteration: int) -> float:
-        """Learning rate: a linear warm-up, constant, then in the last tenth to 0."""
+        """Learning rate: a linear warm-up, constant, then linearly to 0."""
         warm = min(1.0, (iteration + 1) / max(self.warm_up, 1))
-        left = (self.iterations - iteration) / (self.iterations - self.decay_start)
-        return self.rate * min(warm, left)
+        falling = max(self.iterations - self.decay_start, 1)
+        return self.rate * min(warm, (self.iterations - iteration) / falling)
 
     @property
     def decay_start(self) -> int:
@@ -65,7 +66,7 @@ class Recipe:
 
         Up to here a run is the same for every number of iterations.
         """
-        return self.iterations - math.ceil(DECAY_PART * self.iterations)
+        return self.iterations - math.ceil(self.decay * self.iterations)
 
     def differences(self, before: Self, done: int) -> str:
         """What keeps a run that took `done` steps by `before` from going on by this.
@@ -105,18 +106,37 @@ class Trainer:
         self.forward: Callable[[Tensor], Tensor] = self.network
         self.average = AveragedModel(self.network).eval()
         self.optimizers = _optimizers(self.network, recipe)
+        self.graphed = False
+        """Take the steps as one CUDA graph, see `use_kernels`."""
+        self._graph: tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor] | None = None
 
     def step(self, lr: Tensor, hr: Tensor) -> Tensor:
         """One iteration on LR and HR crops; its loss, on the device."""
         rate = self.recipe.rate_at(self.iteration)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * _rate_factor(optimizer)
+        # Early on the average is short, so that it forgets the fresh weights.
+        decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
         torch.manual_seed(_seed(self.recipe.seed, self.iteration))  # stochastic depth
         lr, hr = (crops.to(self.device, non_blocking=True) for crops in (lr, hr))
         lr = lr.contiguous(memory_format=torch.channels_last)
+        if self.graphed:
+            loss = self._replay(lr, hr, rate, decay if self.iteration else 0.0)
+        else:
+            loss = self._update(lr, hr, rate)
+            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+            self.average.update_parameters(self.network)
+        self.iteration += 1
+        return loss
+
+    def _update(self, lr: Tensor, hr: Tensor, rate: float | Tensor) -> Tensor:
+        """Change the weights by one step; the loss before it."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * _rate_factor(optimizer)
         half = self.recipe.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        # A CUDA graph cannot use the casts that autocast keeps.
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=half, cache_enabled=False
+        ):
             output = self.forward(lr)
         loss = nn.functional.l1_loss(output.float(), hr)
         self.network.zero_grad()
@@ -124,12 +144,60 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_NORM)
         for optimizer in self.optimizers:
             optimizer.step()
-        # Early on the average is short, so that it forgets the fresh weights.
-        decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
-        self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
-        self.average.update_parameters(self.network)
-        self.iteration += 1
         return loss.detach()
+
+    def _replay(self, lr: Tensor, hr: Tensor, rate: float, decay: float) -> Tensor:
+        """`_update` and the average as one CUDA graph, which the first call records."""
+        if self._graph is None:
+            self._graph = self._record(lr, hr)
+        graph, (lr_, hr_, rate_, decay_), loss = self._graph
+        lr_.copy_(lr)
+        hr_.copy_(hr)
+        rate_.fill_(rate)
+        decay_.fill_(decay)
+        graph.replay()
+        self.average.n_averaged += 1
+        return loss.clone()
+
+    def _record(
+        self, lr: Tensor, hr: Tensor
+    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        """The graph, what it reads, and the loss that it writes."""
+        number = torch.zeros((), device=self.device)
+        inputs = [lr.clone(), hr.clone(), number, number.clone()]
+        weights, averages = (
+            [parameter.detach() for parameter in module.parameters()]
+            for module in (self.network, self.average.module)
+        )
+
+        def step() -> Tensor:
+            loss = self._update(*inputs[:3])
+            decay = inputs[3]
+            torch._foreach_mul_(averages, decay)
+            added = torch._foreach_mul(weights, 1 - decay)  # noqa: SLF001 (documented)
+            torch._foreach_add_(averages, added)
+            return loss
+
+        # Steps before the recording, so that all memory is there and all kernels are
+        # compiled; they are undone.
+        kept = [part.clone() for part in (*weights, *averages)]
+        moments = _moments(self.optimizers)
+        moments = {key: value.clone() for key, value in moments.items()}
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # The thread that copies crops ahead may go on with that meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            loss = step()
+        for part, before in zip((*weights, *averages), kept, strict=True):
+            part.copy_(before)
+        for key, value in _moments(self.optimizers).items():
+            value.copy_(moments.get(key, torch.zeros_like(value)))
+        return graph, inputs, loss
 
     def save(self, folder: Path) -> None:
         """Write `state.pt` and `net_g_latest.pth`, the latter read back and compared.
@@ -179,7 +247,9 @@ class Trainer:
             for optimizer, saved in zip(
                 self.optimizers, state["optimizers"], strict=True
             ):
-                optimizer.load_state_dict(saved)
+                # The state alone: its learning rate may be of another device.
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({**saved, "param_groups": groups})
                 _check_moments(optimizer)
             self.iteration, self.best = done, {**state["best"]}
             if not 0 <= done <= self.recipe.iterations:
@@ -209,6 +279,17 @@ class Trainer:
         return mean(figures)
 
 
+def use_kernels(trainer: Trainer) -> None:
+    """Train on the Triton kernels, and each step as one CUDA graph.
+
+    The step's kernels are so small that starting them one by one takes longer.
+    """
+    from aethernet.runtimes.triton.block import accelerate
+
+    accelerate(trainer.network)
+    trainer.graphed = True
+
+
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a framework's checkpoint, and move it into place once it reads back equal.
 
@@ -232,10 +313,28 @@ def _optimizers(network: AetherNet, recipe: Recipe) -> list[torch.optim.Optimize
     for name, parameter in network.named_parameters():
         by_muon = recipe.optimizer == "muon" and MUON_WEIGHTS.search(name)
         (linear if by_muon else others).append(parameter)
-    adamw = torch.optim.AdamW(others, lr=recipe.rate, betas=BETAS, weight_decay=0)
+    adamw = torch.optim.AdamW(
+        others,
+        lr=recipe.rate,
+        betas=BETAS,
+        weight_decay=0,
+        capturable=others[0].is_cuda,  # by a CUDA graph
+    )
     if not linear:
         return [adamw]
     return [Muon(linear, lr=recipe.rate), adamw]
+
+
+def _moments(
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> dict[tuple[int, int, str], Tensor]:
+    """All that optimizers keep, by optimizer, parameter and name; zeros at first."""
+    return {
+        (number, id(parameter), name): value
+        for number, optimizer in enumerate(optimizers)
+        for parameter, found in optimizer.state.items()
+        for name, value in found.items()
+    }
 
 
 def _rate_factor(optimizer: torch.optim.Optimizer) -> float:

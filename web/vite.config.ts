@@ -11,21 +11,16 @@ const runtime = `runtime-${version}/`;
 const glue = { card: 'ort-wasm-simd-threaded.asyncify', processor: 'ort-wasm-simd-threaded' };
 
 // ONNX Runtime's WebAssembly, with WebGPU and without, packed: 10 MB instead of 41.
-// The service worker learns the names of all files but that of the other device.
 function files(): Plugin {
   return {
     name: 'files',
-    generateBundle(_, bundle) {
+    generateBundle() {
       const read = (name: string) => readFileSync(join(library, name));
       for (const [device, name] of Object.entries(glue)) {
         const source = gzipSync(read(`${name}.wasm`), { level: 9 });
         this.emitFile({ type: 'asset', fileName: `${runtime}${device}.bin`, source });
         this.emitFile({ type: 'asset', fileName: `${runtime}${device}.mjs`, source: read(`${name}.mjs`) });
       }
-      const ours = Object.keys(bundle).filter((name) => name.startsWith('assets/'));
-      const worker = bundle['sw.js'];
-      if (worker?.type !== 'chunk') throw new Error('the service worker is missing');
-      worker.code = worker.code.replace('FILES_OF_THE_PAGE', ['icon.svg', ...ours].join());
     },
   };
 }

@@ -70,10 +70,10 @@ class ReparamLargeKernelConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "fused_conv"):
             return self.fused_conv(x)
-        weight, bias = self._sum()  # adding the kernels first saves a convolution
+        weight, bias = self.kernel_and_bias()  # their sum first saves a convolution
         return nn.functional.conv2d(x, weight, bias, padding="same", groups=len(weight))
 
-    def _sum(self) -> tuple[Tensor, Tensor]:
+    def kernel_and_bias(self) -> tuple[Tensor, Tensor]:
         """Kernel (the small one centred in the large one) and bias of both branches."""
         large, small = self.lk_conv.weight, self.sk_conv.weight
         margin = (large.shape[-1] - small.shape[-1]) // 2
@@ -86,7 +86,7 @@ class ReparamLargeKernelConv(nn.Module):
         if hasattr(self, "fused_conv"):
             return
         trains = self.lk_conv.weight.requires_grad
-        weight, bias = (nn.Parameter(part, trains) for part in self._sum())
+        weight, bias = (nn.Parameter(part, trains) for part in self.kernel_and_bias())
         self.fused_conv = self.lk_conv  # has the right size already
         self.fused_conv.weight, self.fused_conv.bias = weight, bias
         del self.lk_conv, self.sk_conv, self.lk_bias, self.sk_bias

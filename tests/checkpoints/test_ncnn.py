@@ -15,7 +15,8 @@ from helpers import (
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.folded import fold
 from aethernet.checkpoints.ncnn import to_ncnn, write_ncnn
-from aethernet.checkpoints.reference import evaluate
+from aethernet.checkpoints.ncnn_reader import read_ncnn
+from aethernet.checkpoints.reference import evaluate, largest_deviations
 from aethernet.errors import AetherError
 
 SIZES = [(1, 1), (1, 7), (3, 1), (2, 2), (13, 17)]
@@ -72,6 +73,22 @@ class TestFunction:
             image = random_array(1, 3, *size)
             error = np.abs(run(image[0]) - evaluate(folded, image)[0]).max()
             assert error < limit, size
+
+    @pytest.mark.parametrize("rounded", [False, True])
+    def test_values_whose_squares_float16_cannot_hold(self, tmp_path, rounded):
+        state_dict, _ = lively_arrays()
+        for key in state_dict:
+            if ".conv." in key:  # LayerNorm undoes it
+                state_dict[key] = state_dict[key] * 3000
+        folded = fold(state_dict)
+        image = random_array(1, folded.in_chans, 16, 17)
+        assert max(largest_deviations(folded, image[0])) > 256
+        write_ncnn(folded, tmp_path / "model.param")
+        model = read_ncnn(tmp_path / "model.param", tmp_path / "model.bin")
+        found = model.run(image[0], rounded=rounded)
+        expected = evaluate(folded, image)[0]
+        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+        assert error < (5e-3 if rounded else 1e-5)
 
 
 class TestFiles:

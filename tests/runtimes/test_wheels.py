@@ -51,6 +51,23 @@ def test_what_is_in_a_wheel(tag, tmp_path):
     packages = {n.partition("/")[0] for n in names if ".dist-info/" not in n}
     assert packages == {"aethernet", "spandrel_aethernet"}
     assert not [n for n in names if "training.safetensors" in n or "/tests/" in n]
+    assert not [n for n in names if n.startswith("aethernet/page/")]
+
+
+def test_a_wheel_brings_the_page_of_aethernet_web(tmp_path, monkeypatch):
+    page = tmp_path / "built"
+    (page / "runtime").mkdir(parents=True)
+    (page / "index.html").touch()
+    (page / "runtime/card.bin").touch()
+    wheel = build_wheels.build_wheel(TAGS[2], tmp_path, page)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    found = {n for n in names if n.startswith("aethernet/page/")}
+    assert found == {"aethernet/page/index.html", "aethernet/page/runtime/card.bin"}
+    monkeypatch.setattr(build_wheels, "PAGE", tmp_path / "absent")
+    monkeypatch.setattr(sys, "argv", ["build_wheels.py"])
+    with pytest.raises(SystemExit, match="npm --prefix web run page"):
+        build_wheels.main()
 
 
 def test_a_wheel_of_another_system_is_refused(tmp_path):

@@ -39,6 +39,7 @@ from video_helpers import (
 from aethernet.video.describe import moved_timecode
 from aethernet.video.ebml import Element, elements, find, joined
 from aethernet.video.extras import read_facts
+from aethernet.video.libav import entries
 from aethernet.video.upscale import VideoOptions, upscale_video
 from aethernet.video.yuv import Colour, from_rgb, to_rgb
 
@@ -90,8 +91,7 @@ class TestLight:
             inside = av.CodecContext.create(stream.codec_context.name, "r")
             inside.extradata = stream.codec_context.extradata
             frame = [*inside.decode(packet), *inside.decode(None)][0]
-        data = frame.side_data
-        kinds = {data[n].type.name for n in range(len(data))}
+        kinds = {entry.type.name for entry in entries(frame.side_data)}
         assert ("CONTENT_LIGHT_LEVEL" in kinds) == (codec != "prores_ks")
 
 
@@ -177,8 +177,7 @@ class TestCaptions:
 
 
 def side_data(frame):
-    data = frame.side_data
-    return {data[n].type.name: bytes(data[n]) for n in range(len(data))}
+    return {entry.type.name: bytes(entry) for entry in entries(frame.side_data)}
 
 
 class TestNamed:
@@ -207,8 +206,7 @@ class TestNamed:
     def test_user_data_is_found_among_that_of_the_encoder(self, tmp_path, caplog):
         user_data = (USER_DATA, bytes(range(16)) + b"telemetry")
         clip = add_sei(h264(tmp_path / "in.mkv", 2), user_data)
-        data = first_frame(clip).side_data
-        kinds = [data[n].type.name for n in range(len(data))]
+        kinds = [entry.type.name for entry in entries(first_frame(clip).side_data)]
         assert kinds.count("SEI_UNREGISTERED") == 2
         assert "user data inside the picture" in self.warned(clip, caplog)
 

@@ -1,6 +1,6 @@
 // ONNX Runtime: a model on the graphics card or on the processor.
 import * as ort from 'onnxruntime-web/webgpu';
-import { checkPicture, Refusal, type Device, type Model } from './model';
+import { Refusal, type Device, type Model } from './model';
 import { largestWindow } from './tiles';
 
 declare const RUNTIME: string;
@@ -23,11 +23,7 @@ function threads(): number {
   return all <= 4 ? all : Math.min(Math.ceil(all / 2), 8);
 }
 
-/** Files of the page that were loaded, by address. */
-export const loaded: string[] = [];
-
 async function fetched(url: string): Promise<ArrayBuffer> {
-  loaded.push(url);
   const response = await fetch(url);
   if (!response.ok) throw new Refusal(`A file of this page is missing: ${url}`);
   return response.arrayBuffer();
@@ -36,9 +32,7 @@ async function fetched(url: string): Promise<ArrayBuffer> {
 /** Prepare the library; the one with WebGPU takes twice as long to load. */
 async function prepare(root: string, variant: 'card' | 'processor'): Promise<void> {
   ort.env.wasm.numThreads = threads();
-  const mjs = `${root}${RUNTIME}${variant}.mjs`;
-  ort.env.wasm.wasmPaths = { mjs };
-  loaded.push(mjs);
+  ort.env.wasm.wasmPaths = { mjs: `${root}${RUNTIME}${variant}.mjs` };
   const packed = await fetched(`${root}${RUNTIME}${variant}.bin`);
   const [first, second] = new Uint8Array(packed, 0, 2);
   const isPacked = first === 0x1f && second === 0x8b; // or the server has unpacked it
@@ -102,10 +96,10 @@ function runner(session: ort.InferenceSession, { channels, scale }: Model): Engi
 
 /** Compare the result for a small picture with that of the network. */
 async function check(engine: Engine, model: Model): Promise<void> {
-  const [planes, side] = checkPicture(model.channels);
-  const results = await engine.run(planes, side, side);
-  const values = results.flatMap((plane) => [...plane]);
-  const expected = [...atob(model.check)].map((c) => c.charCodeAt(0));
-  const right = (value: number, i: number) => Math.abs(Math.min(Math.max(value, 0), 1) * 255 - expected[i]) <= 1;
+  const [given, expected] = model.check.map((text) => Float32Array.from(atob(text), (c) => c.charCodeAt(0) / 255));
+  const size = given.length / model.channels;
+  const planes = Array.from({ length: model.channels }, (_, c) => given.subarray(c * size, (c + 1) * size));
+  const values = (await engine.run(planes, Math.sqrt(size), Math.sqrt(size))).flatMap((plane) => [...plane]);
+  const right = (value: number, i: number) => Math.abs(Math.min(Math.max(value, 0), 1) - expected[i]) <= 1 / 255;
   if (!values.every(right)) throw new Refusal('its result for a small picture is wrong.');
 }

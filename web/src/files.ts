@@ -27,7 +27,7 @@ export class PngWriter {
   private readonly packer = new CompressionStream('deflate');
   private readonly writer = this.packer.writable.getWriter();
   private readonly parts: Bytes[] = [];
-  private readonly packed: Promise<void>;
+  private readonly packed = new Response(this.packer.readable).arrayBuffer();
   private before: Uint8Array;
 
   /** `bands`: 1 gray, 2 with alpha, 3 RGB, 4 with alpha. */
@@ -37,18 +37,11 @@ export class PngWriter {
     const kind = [0, 0, 4, 2, 6][bands];
     this.chunk('IHDR', bytes(false, [width, 4], [height, 4], [8, 1], [kind, 1], [0, 1], [0, 1], [0, 1]));
     this.chunk('sRGB', Uint8Array.of(0));
-    this.packed = this.collect();
   }
 
   private chunk(name: string, data: Bytes): void {
     const type = Uint8Array.from(name, (c) => c.charCodeAt(0));
     this.parts.push(bytes(false, [data.length, 4]), type, data, bytes(false, [crc32(type, data), 4]));
-  }
-
-  private async collect(): Promise<void> {
-    const reader = this.packer.readable.getReader();
-    for (let next = await reader.read(); !next.done; next = await reader.read())
-      this.chunk('IDAT', next.value as Bytes);
   }
 
   /** Append rows of `width * bands` bytes. */
@@ -73,7 +66,7 @@ export class PngWriter {
 
   async finish(): Promise<Blob> {
     await this.writer.close();
-    await this.packed;
+    this.chunk('IDAT', new Uint8Array(await this.packed));
     this.chunk('IEND', new Uint8Array(0));
     return new Blob(this.parts, { type: 'image/png' });
   }
@@ -95,7 +88,7 @@ export async function zip(files: [string, Blob][]): Promise<Blob> {
     at += 30 + title.length + file.size;
     listed += entry.length + title.length;
   }
-  const { length } = files;
-  const end = bytes(true, [0x06054b50, 4], [0, 2], [0, 2], [length, 2], [length, 2], [listed, 4], [at, 4], [0, 2]);
+  const count: [number, number] = [files.length, 2];
+  const end = bytes(true, [0x06054b50, 4], [0, 2], [0, 2], count, count, [listed, 4], [at, 4], [0, 2]);
   return new Blob([...parts, ...list, end], { type: 'application/zip' });
 }

@@ -2,8 +2,6 @@
 import { zip } from './files';
 import type { Ask, Device, Model, Tell } from './model';
 
-declare const RUNTIME: string;
-
 interface Item {
   file: File;
   row: HTMLLIElement;
@@ -11,7 +9,7 @@ interface Item {
   urls: string[];
   state: 'waiting' | 'working' | 'done' | 'failed';
   picture?: Blob;
-  /** Of the source, then of the result; and how many times as large that is. */
+  /** Of the result, which is `scale` times as large as the source. */
   width: number;
   height: number;
   scale: number;
@@ -42,28 +40,27 @@ function restart(device = deviceBox.value as Device, notes: string[] = []): void
   ready = false;
   worker = start();
   worker.onmessage = ({ data }: MessageEvent<Tell>) => hear(data, notes);
-  worker.onerror = () => hear({ kind: 'failed', loading: true, text: 'This browser cannot run the page.' }, notes);
+  worker.onerror = () => (state.textContent = 'This browser cannot run the page.');
   ask(worker, { kind: 'load', model: model(), device, root: new URL('./', location.href).href });
 }
 
 function hear(message: Tell, notes: string[]): void {
   const item = current();
-  if (message.kind === 'loading' || (message.kind === 'failed' && message.loading)) state.textContent = message.text;
+  if (message.kind === 'loading') state.textContent = message.text;
   else if (message.kind === 'loaded') {
     state.textContent = [`Runs on: ${message.engine}.`, ...notes, ...message.notes].join(' ');
     ready = true;
-    if ('serviceWorker' in navigator) void keep(message.files);
     next();
   } else if (message.kind === 'lost') restart('wasm', ['The graphics card stopped working.']);
   else if (!item) return;
-  else if (message.kind === 'opened') Object.assign(item, { width: message.width, height: message.height });
   else if (message.kind === 'progress') progress(item, message.done);
   else if (message.kind === 'failed') finish(item, 'failed', message.text);
   else if (message.kind === 'done') {
     const { picture, width, height } = message;
-    const sizes = `${item.width} × ${item.height} → ${width} × ${height}`;
-    const urls = [item.urls[0], URL.createObjectURL(picture)];
-    Object.assign(item, { picture, width, height, urls, scale: model().scale });
+    const { scale } = model();
+    const sizes = `${width / scale} × ${height / scale} → ${width} × ${height}`;
+    item.urls.push(URL.createObjectURL(picture));
+    Object.assign(item, { picture, width, height, scale });
     finish(item, 'done', [sizes, ...message.notes].join('. '));
   }
 }
@@ -107,7 +104,7 @@ function add(files: Iterable<File>): void {
     const item: Item = { file, row, urls, state: 'waiting', width: 0, height: 0, scale: 1, started: 0 };
     get('strong', row).textContent = file.name;
     get<HTMLImageElement>('.thumb', row).src = item.urls[0];
-    for (const [name, act] of [['.show', show], ['.save', save], ['.stop', remove]] as const) {
+    for (const [name, act] of [['.show', compare], ['.save', save], ['.stop', remove]] as const) {
       get(name, row).onclick = () => void act(item);
       get(name, row).setAttribute('aria-description', file.name);
     }
@@ -134,6 +131,8 @@ function show(item: Item): void {
   ['.before', '.after'].forEach((name, i) => (get<HTMLImageElement>(name).src = item.urls[i]));
   draw();
 }
+
+const compare = (item: Item) => (show(item), viewer.scrollIntoView());
 
 /** Lay out the comparison. At 1:1 a pixel of the result is a pixel of the screen. */
 function draw(): void {
@@ -179,18 +178,12 @@ async function save(...chosen: Item[]): Promise<void> {
   }
 }
 
-/** Keep the page for later: what it has loaded, and what of that it may use again. */
-async function keep(loaded: string[]): Promise<void> {
-  const used = models.flatMap(({ file, half }) => [file, half ?? file]);
-  const { active } = await navigator.serviceWorker.ready;
-  active?.postMessage({ loaded, used: [...used, RUNTIME] });
-}
-
-/** Reload the page once, if that lets it use threads. */
-async function isolate(): Promise<void> {
+/** Reload the page once, through the service worker: it keeps the files, and lets the page use threads. */
+async function install(): Promise<void> {
+  const isNew = !navigator.serviceWorker.controller;
   await navigator.serviceWorker.register('./sw.js');
   await navigator.serviceWorker.ready;
-  if (crossOriginIsolated || items.length || sessionStorage.reloaded) return;
+  if (!isNew || items.length || sessionStorage.reloaded) return;
   sessionStorage.reloaded = 'yes';
   location.reload();
 }
@@ -228,4 +221,4 @@ const titled = ({ name, scale }: Model) => (name.includes(`${scale}x`) ? name : 
 deviceBox.value = localStorage.device ?? 'auto';
 modelBox.append(...models.map((each) => new Option(titled(each), each.name)));
 restart();
-if ('serviceWorker' in navigator) void isolate();
+if ('serviceWorker' in navigator) void install();

@@ -12,8 +12,8 @@ export interface Model {
   /** The ONNX file with float32 arithmetic, and the one with float16 arithmetic. */
   file: string;
   half: string | null;
-  /** Its result for `checkPicture`: channels x rows x columns, 8 bits, in base64. */
-  check: string;
+  /** A small square picture and its result: channels x rows x columns, 8 bits, in base64. */
+  check: [string, string];
 }
 
 export type Device = 'auto' | 'webgpu' | 'wasm';
@@ -24,30 +24,15 @@ export type Ask =
   | { kind: 'encode'; picture: Blob; type: string };
 
 export type Tell =
-  | { kind: 'loading'; text: string }
-  | { kind: 'loaded'; engine: string; files: string[]; notes: string[] }
-  | { kind: 'opened'; width: number; height: number }
+  | { kind: 'loading' | 'failed'; text: string }
+  | { kind: 'loaded'; engine: string; notes: string[] }
   | { kind: 'progress'; done: number }
   | { kind: 'done'; picture: Blob; width: number; height: number; notes: string[] }
   | { kind: 'encoded'; picture: Blob }
-  | { kind: 'lost' }
-  | { kind: 'failed'; loading: boolean; text: string };
+  | { kind: 'lost' };
 
 /** Largest result in megapixels. */
 export const MOST_MEGAPIXELS = 100;
 
 /** An error whose message is for the visitor. */
 export class Refusal extends Error {}
-
-const CHECK_SIDE = 12;
-
-/** The picture with which a device is checked: planes, 0..1, and the length of a side. */
-export function checkPicture(channels: number): [Float32Array[], number] {
-  const planes = Array.from({ length: channels }, (_, c) =>
-    Float32Array.from({ length: CHECK_SIDE ** 2 }, (_, i) => {
-      const row = Math.floor(i / CHECK_SIDE);
-      return ((31 * c + 7 * row + 13 * (i % CHECK_SIDE)) % 64) / 63;
-    }),
-  );
-  return [planes, CHECK_SIDE];
-}

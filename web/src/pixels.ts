@@ -69,35 +69,25 @@ const REACH = 14;
 const BELL = Array.from({ length: 2 * REACH + 1 }, (_, i) => Math.exp(-((i - REACH) ** 2) / 72));
 const BLUR = BELL.map((weight) => weight / BELL.reduce((sum, each) => sum + each));
 
+/** Blur along one axis, whose `length` values lie `step` apart. */
+function blur(values: Float32Array, step: number, length: number): Float32Array {
+  const inside = (at: number) => Math.min(Math.max(at, 0), length - 1);
+  return values.map((_, i) => {
+    const at = Math.floor(i / step) % length;
+    return BLUR.reduce((sum, weight, k) => sum + weight * values[i + (inside(at + k - REACH) - at) * step], 0);
+  });
+}
+
 /** Pixels of alpha 0 get the mean of the visible colours around them. */
 function spread(rows: Rows, height: number, width: number): Rows {
-  const inside = (at: number, length: number) => Math.min(Math.max(at, 0), length - 1);
   return async (start, stop) => {
     const first = Math.max(start - REACH, 0);
-    const around = await rows(first, Math.min(stop + REACH, height));
-    const data = around.slice((start - first) * width * 4, (stop - first) * width * 4);
-    // Weighted colours and weights, blurred along columns, for the rows that are wanted.
-    const blurred = new Float32Array(data.length);
-    BLUR.forEach((weight, k) => {
-      for (let y = start; y < stop; y++) {
-        const from = (inside(y + k - REACH, height) - first) * width * 4;
-        const to = (y - start) * width * 4;
-        for (let i = 0; i < 4 * width; i += 4) {
-          const visible = weight * around[from + i + 3];
-          for (let c = 0; c < 3; c++) blurred[to + i + c] += visible * around[from + i + c];
-          blurred[to + i + 3] += visible;
-        }
-      }
-    });
-    for (let i = 0; i < data.length / 4; i++) {
-      if (data[4 * i + 3]) continue;
-      const sums = [0, 0, 0, 0];
-      BLUR.forEach((weight, k) => {
-        const from = 4 * (i - (i % width) + inside((i % width) + k - REACH, width));
-        for (let c = 0; c < 4; c++) sums[c] += weight * blurred[from + c];
-      });
-      if (sums[3] > 1e-3) for (let c = 0; c < 3; c++) data[4 * i + c] = sums[c] / (sums[3] + 1e-6);
-    }
-    return data;
+    const data = await rows(first, Math.min(stop + REACH, height));
+    // Colours times alpha, and alpha; `i | 3` is the place of a pixel's alpha.
+    const weighted = new Float32Array(data).map((value, i) => (i % 4 < 3 ? value * data[i | 3] : value));
+    const sums = blur(blur(weighted, 4 * width, data.length / 4 / width), 4, width);
+    for (let i = 0; i < data.length; i++)
+      if (!data[i | 3] && i % 4 < 3 && sums[i | 3] > 1e-3) data[i] = sums[i] / (sums[i | 3] + 1e-6);
+    return data.subarray((start - first) * width * 4, (stop - first) * width * 4);
   };
 }

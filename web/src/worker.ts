@@ -1,5 +1,5 @@
 // All work: it decodes a picture, runs the model tile by tile, and writes the result.
-import { loaded, open, type Engine } from './engine';
+import { open, type Engine } from './engine';
 import { PngWriter } from './files';
 import { MOST_MEGAPIXELS, Refusal, type Ask, type Model, type Tell } from './model';
 import { openPicture } from './pixels';
@@ -16,7 +16,7 @@ self.onmessage = async ({ data }: MessageEvent<Ask>) => {
       tell({ kind: 'loading', text: `Loading ${model.name} …` });
       const [opened, notes] = await open(data.root, model, data.device, () => tell({ kind: 'lost' }));
       engine = opened;
-      tell({ kind: 'loaded', engine: engine.describe, files: loaded, notes });
+      tell({ kind: 'loaded', engine: engine.describe, notes });
     } else if (data.kind === 'upscale') await upscale(data.file);
     else tell({ kind: 'encoded', picture: await encode(data.picture, data.type) });
   } catch (error) {
@@ -24,7 +24,7 @@ self.onmessage = async ({ data }: MessageEvent<Ask>) => {
     const isLost = data.kind === 'upscale' && !(error instanceof Refusal) && engine.describe.startsWith('Graphics');
     if (isLost) return tell({ kind: 'lost' });
     const text = error instanceof Refusal ? error.message : `Something went wrong: ${error}`;
-    tell({ kind: 'failed', loading: data.kind === 'load', text });
+    tell({ kind: data.kind === 'load' ? 'loading' : 'failed', text });
   }
 };
 
@@ -32,7 +32,6 @@ self.onmessage = async ({ data }: MessageEvent<Ask>) => {
 async function upscale(file: Blob): Promise<void> {
   const { scale } = model;
   const picture = await openPicture(file, (width, height) => {
-    tell({ kind: 'opened', width, height });
     const size = Math.ceil((width * height * scale ** 2) / 1e6);
     if (size > MOST_MEGAPIXELS)
       throw new Refusal(`The result would have ${size} megapixels. This page makes at most ${MOST_MEGAPIXELS}.`);

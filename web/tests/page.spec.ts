@@ -107,6 +107,11 @@ test.describe('on the processor', () => {
       return Number(right) / before.clientWidth;
     });
     expect(await shown()).toBeGreaterThanOrEqual(1);
+    await page.setViewportSize({ width: 390, height: 640 });
+    await page.evaluate(() => scrollTo(0, 0));
+    await row(page, 'sample.png').getByRole('button', { name: 'Compare' }).press('Enter');
+    await expect(page.locator('.tag').first()).toBeInViewport();
+    await page.setViewportSize({ width: 1280, height: 800 });
     await page.getByRole('button', { name: '1:1' }).focus();
     await page.keyboard.press('Enter');
     await expect(page.locator('.after')).toHaveJSProperty('clientWidth', 512);
@@ -133,7 +138,7 @@ test.describe('on the processor', () => {
     await page.locator('#model').selectOption('2x_aether_small');
     await compareAll(page, 'shipped', pictures('shipped'));
     await add(page, picture('tiny', 'sample.png'), picture('tiny', 'one.png'));
-    await expect(row(page, 'sample.png')).toHaveClass('working');
+    await expect(row(page, 'sample.png').locator('.state')).toContainText('left'); // some tiles are done
     await row(page, 'sample.png').getByRole('button', { name: 'Cancel' }).click();
     await expect(row(page, 'sample.png')).toHaveCount(0);
     await expect(row(page, 'one.png')).toHaveClass('done', { timeout: 150_000 });
@@ -142,6 +147,15 @@ test.describe('on the processor', () => {
 
   test('the page works without a network after the first visit', async () => {
     const kept = () => page.evaluate(async () => (await (await caches.open('aethernet')).keys()).length);
+    await expect.poll(kept).toBeGreaterThanOrEqual(8);
+    await page.evaluate(async () => {
+      const cache = await caches.open('aethernet');
+      await cache.put('models.json', new Response('a list of old models'));
+      await cache.put('models/old.onnx', new Response('an old model'));
+    });
+    await page.reload();
+    await expect(page.locator('#engine')).toContainText('Runs on', { timeout: 150_000 });
+    expect(await page.evaluate(() => caches.match('models/old.onnx'))).toBe(undefined);
     await expect.poll(kept).toBeGreaterThanOrEqual(8);
     await page.context().setOffline(true);
     await page.reload();

@@ -25,6 +25,7 @@ from aethernet.checkpoints.onnx import (
     export_onnx,
 )
 from aethernet.checkpoints.rewrites import exact_float32, fold_network, rewritten
+from aethernet.devices import device_kind
 from aethernet.errors import AetherError
 from aethernet.runtimes.registry import (
     RUNTIMES,
@@ -99,22 +100,27 @@ class TimedModel(Protocol):
 
 
 class _EagerModel:
-    """A network in PyTorch float32 as it is, with the interface of a runtime."""
+    """A network in PyTorch as it is, with the interface of a runtime."""
 
-    def __init__(self, network: nn.Module, device: str, layout: Any) -> None:
-        self._network = network.to(memory_format=layout).to(device)
-        self._device, self._layout = device, layout
+    def __init__(
+        self, network: nn.Module, device: str, layout: Any, precision: str = "float32"
+    ) -> None:
+        self._dtype = getattr(torch, precision)
+        self._network = network.to(memory_format=layout).to(device, self._dtype)
+        self._device, self._layout, self._precision = device, layout, precision
 
     @torch.inference_mode()
     def run(self, batch: np.ndarray) -> np.ndarray:
-        image = torch.from_numpy(batch).to(self._device, memory_format=self._layout)
+        image = torch.from_numpy(batch).to(
+            self._device, self._dtype, memory_format=self._layout
+        )
         with exact_float32():
-            return self._network(image).contiguous().cpu().numpy()
+            return self._network(image).float().contiguous().cpu().numpy()
 
     def describe(self) -> str:
         last = self._layout is torch.channels_last
         layout = "channels last" if last else "contiguous"
-        return f"PyTorch float32 on {self._device}: eager, {layout}"
+        return f"PyTorch {self._precision} on {self._device}: eager, {layout}"
 
 
 def contenders(plan: BenchPlan) -> list[Contender]:
@@ -138,9 +144,13 @@ def contenders(plan: BenchPlan) -> list[Contender]:
         for runtime in plan.runtimes:
             for precision in plan.precisions:
                 add(name, kind, REWRITTEN, runtime, precision)
+    on_gpu = device_kind(plan.device) != "cpu"
     for name in plan.peers:
         for runtime in plan.runtimes:
-            if runtime == "pytorch" or _file_suffix(runtime) == ".onnx":
+            if runtime == "pytorch" and on_gpu:
+                for precision in plan.precisions:
+                    add(name, "peer", PUBLISHED, runtime, precision)
+            elif runtime == "pytorch" or _file_suffix(runtime) == ".onnx":
                 add(name, "peer", PUBLISHED, runtime, "float32")
     return found
 
@@ -154,7 +164,8 @@ def load(contender: Contender, file: Path | None, device: str) -> TimedModel:
     eager = contender.runtime == "pytorch"
     if eager and contender.kind == "peer":
         network = build_peer(contender.network, contender.scale)
-        return _EagerModel(network, device, torch.contiguous_format)
+        layout = torch.contiguous_format
+        return _EagerModel(network, device, layout, contender.precision)
     assert file is not None  # all others are loaded from one
     if eager and contender.form in (TRAINING, FUSED):
         network = load_checkpoint(file).build()

@@ -11,6 +11,7 @@ needs a Split in between. realesrgan-ncnn-vulkan and realesrgan-ncnn-py are buil
 without ConvolutionDepthWise, so they cannot load any network of this kind.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from aethernet.checkpoints.folded import (
     Tail,
 )
 from aethernet.checkpoints.onnx_graph import edge_mask
+from aethernet.checkpoints.reference import largest_deviations
+from aethernet.checkpoints.verification import verification_frames
 from aethernet.errors import AetherError
 from aethernet.files import check_target, replacing
 
@@ -37,6 +40,9 @@ _MAGIC = 7767517  # of .param files
 _FLOAT32_TAG = np.array([0], "<u4").tobytes()
 _FLOAT16_TAG = np.array([0x01306B47], "<u4").tobytes()
 _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE, _POWER = 0, 1, 2, 3, 6  # BinaryOp
+
+_LARGEST_DEVIATION = 64  # see _parts
+_FRAME = (16, 17)  # of the pictures there
 
 Array = npt.NDArray[np.floating]
 
@@ -164,8 +170,10 @@ def to_ncnn(folded: Folded, precision: str = "float32") -> tuple[str, bytes]:
     if folded.mean:
         x = files.binary("centred", x, folded.mean, _SUBTRACT)
     first, x = files.split(files.convolution("first", x, folded.first))
-    for index, block in enumerate(folded.blocks):
-        x = _block(files, f"block{index}", x, block)
+    for index, (block, part) in enumerate(
+        zip(folded.blocks, _parts(folded), strict=True)
+    ):
+        x = _block(files, f"block{index}", x, block, part)
     x = _normalised(files, "norm", x, len(folded.norm_weight), NORM_EPS)
     scale = Convolution(folded.norm_weight[:, None, None, None], folded.norm_bias)
     x = files.convolution("norm_scaled", x, scale, len(folded.norm_bias))
@@ -184,11 +192,31 @@ def to_ncnn(folded: Folded, precision: str = "float32") -> tuple[str, bytes]:
     return "\n".join([*head, *files.lines, ""]), b"".join(files.weights)
 
 
-def _block(files: _Files, name: str, x: str, block: Block) -> str:
+def _parts(folded: Folded) -> list[float]:
+    """Of each block, the part of its convolution that is computed: 1, 1/2, 1/4, ..
+
+    LayerNorm gives the same for all of them. Programs that use Vulkan keep its squares
+    in float16, which ends at 65504: the part keeps them below 64 squared on the
+    pictures that files are verified with.
+    """
+    frames = verification_frames(*_FRAME, folded.in_chans).values()
+    found = [largest_deviations(folded, frame[0]) for frame in frames]
+    return [
+        2.0 ** -max(0, math.ceil(math.log2(max(each) / _LARGEST_DEVIATION)))
+        if 0 < max(each) < math.inf
+        else 1.0
+        for each in zip(*found, strict=True)
+    ]
+
+
+def _block(files: _Files, name: str, x: str, block: Block, part: float) -> str:
     x, branch = files.split(x)
     channels = len(block.depthwise.bias)
-    branch = files.convolution(f"{name}_depthwise", branch, block.depthwise, channels)
-    branch = _normalised(files, f"{name}_norm", branch, channels, BLOCK_EPS)
+    weight, bias = block.depthwise.weight * part, block.depthwise.bias * part
+    branch = files.convolution(
+        f"{name}_depthwise", branch, Convolution(weight, bias), channels
+    )
+    branch = _normalised(files, f"{name}_norm", branch, channels, BLOCK_EPS * part**2)
     gate, main = files.split(branch)
     gate = files.convolution(f"{name}_gate", gate, block.gate)
     files.layer("GELU", f"{name}_gelu", [gate], [f"{name}_gelu"], _0="0")  # the exact

@@ -70,6 +70,24 @@ def evaluate(folded: Folded, image: Array) -> Array:
     return np.stack(results)
 
 
+def largest_deviations(folded: Folded, image: Array) -> list[float]:
+    """Of each block, the largest distance of a convolved value from its pixel's mean.
+
+    LayerNorm squares these distances, which float16 holds up to 256.
+
+    Args:
+        folded: in float32 or float64.
+        image: `(in_chans, H, W)`, 0..1.
+    """
+    x = convolve(image - folded.mean, folded.first)
+    found = []
+    for block in folded.blocks:
+        convolved = convolve_depthwise(x, block.depthwise)
+        found.append(float(np.abs(convolved - convolved.mean(0)).max()))
+        x = x + _rest(convolved, block)
+    return found
+
+
 def erf(x: Array) -> Array:
     """The error function: exact in float64, within 4.2e-7 in float32."""
     if x.dtype == np.float64:
@@ -144,7 +162,12 @@ def _one(folded: Folded, image: Array) -> Array:
 
 
 def _branch(x: Array, block: Block) -> Array:
-    x = _normalised(convolve_depthwise(x, block.depthwise), BLOCK_EPS)
+    return _rest(convolve_depthwise(x, block.depthwise), block)
+
+
+def _rest(convolved: Array, block: Block) -> Array:
+    """A block's branch after its depthwise convolution."""
+    x = _normalised(convolved, BLOCK_EPS)
     gate = convolve(x, block.gate)
     gate *= 0.5 * (1 + erf(gate * math.sqrt(0.5)))  # GELU
     gate *= convolve(x, block.main)

@@ -27,8 +27,8 @@ def define(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     parser.description = (
         "Write a folder with a web page that upscales pictures in the visitor's "
-        "browser, on any graphics card. No picture leaves the visitor's device. Needs "
-        "a clone of the repository, and Node.js to build the page the first time."
+        "browser, on any graphics card. No picture leaves the visitor's device. In a "
+        "clone of the repository it needs Node.js, to build the page the first time."
     )
     parser.epilog = "example: aethernet web -o page --model my_2x.safetensors"
     parser.add_argument(

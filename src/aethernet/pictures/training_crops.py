@@ -17,7 +17,7 @@ TrainingPair = tuple[Tensor, Tensor]
 """LR and HR, `(3, H, W)`, uint8."""
 
 _TRIES = 20  # to draw a crop with detail
-_AT_ONCE = 4  # pictures; each takes 40 bytes a pixel while it is reduced
+_AT_ONCE = 8  # pictures; each takes 40 bytes a pixel while it is reduced
 
 
 def training_pair(path: Path, scale: int) -> TrainingPair:

@@ -1,9 +1,10 @@
 """A folder with a web page that upscales in the visitor's browser, with any models.
 
 The page itself is TypeScript, in the folder `web/` of the repository. It is built there
-with npm, once for all models. Here the models are added to it: for each an ONNX file
-with float32 arithmetic, one with float16 arithmetic, and the right result for a small
-picture, with which the page checks every device before it uses it.
+with npm, once for all models; wheels of a release bring it. Here the models are added
+to it: for each an ONNX file with float32 arithmetic, one with float16 arithmetic, and
+the right result for a small picture, with which the page checks every device before it
+uses it.
 """
 
 import base64
@@ -75,12 +76,11 @@ def check_picture(channels: int) -> np.ndarray:
     """The picture with which a device is checked.
 
     Returns:
-        `(1, channels, CHECK_SIDE, CHECK_SIDE)`, float32, 0..1. The page makes the same
-        one (`checkPicture` in `web/src/model.ts`).
+        `(1, channels, CHECK_SIDE, CHECK_SIDE)`, float32: steps of 8 bits, 0..1.
     """
     rows, columns = np.mgrid[:CHECK_SIDE, :CHECK_SIDE]
     planes = [(31 * c + 7 * rows + 13 * columns) % 64 for c in range(channels)]
-    return np.stack(planes)[None].astype(np.float32) / np.float32(63)
+    return np.stack(planes)[None].astype(np.float32) * np.float32(4 / 255)
 
 
 def built_page() -> Path:
@@ -96,7 +96,7 @@ def built_page() -> Path:
     if not (source / "package.json").is_file():
         raise AetherError(
             "This installation does not have the page.",
-            hint="Run the command in a clone of AetherNet's repository.",
+            hint="Install a wheel of a release, or `pip install -e` a clone.",
         )
     if _is_older(source / "build/index.html", source):
         _build(source)
@@ -166,7 +166,6 @@ def _add_model(folder: Path, name: str, checkpoint: Checkpoint) -> dict[str, Any
     if full is None or _is_off(folder / full, picture, expected):
         full = _export(folder, name, checkpoint, ExportOptions(True))
     half = ExportOptions(True, precision="float16", float32_io=True)
-    steps = np.rint(np.clip(expected, 0, 1) * 255).astype(np.uint8)
     return {
         "name": name,
         "scale": checkpoint.scale,
@@ -174,8 +173,14 @@ def _add_model(folder: Path, name: str, checkpoint: Checkpoint) -> dict[str, Any
         "widest": _widest(folded),
         "file": full,
         "half": _export(folder, f"{name}-half", checkpoint, half),
-        "check": base64.b64encode(steps.tobytes()).decode("ascii"),
+        "check": [_steps(picture), _steps(expected)],
     }
+
+
+def _steps(values: np.ndarray) -> str:
+    """Values of 0..1 as 8 bits in base64."""
+    steps = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    return base64.b64encode(steps.tobytes()).decode("ascii")
 
 
 def _export(

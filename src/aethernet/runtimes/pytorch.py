@@ -1,13 +1,15 @@
 """Checkpoints, executed by PyTorch."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
+from torch import nn
 
-from aethernet.checkpoints.folded import Folded
-from aethernet.checkpoints.rewrites import exact_float32, rewritten
+from aethernet.checkpoints.folded import Block, Folded
+from aethernet.checkpoints.rewrites import ProductBlock, exact_float32, rewritten
 from aethernet.devices import (
     choose_device,
     device_kind,
@@ -48,9 +50,13 @@ class PyTorchRuntime:
         self.channels: int = folded.in_chans
         self.input_sizes = InputSizes()
         self.device, self.precision, self.why = device, precision, ""
+        block_type: Callable[[Block], nn.Module] = ProductBlock
+        self.libraries = "PyTorch"
+        if device.type == "cuda" and precision != "float32" and not compiled:
+            block_type, self.libraries = fastest_block(folded, precision, device)
         # The blocks work in channels last: on a CPU it takes half the time of
         # contiguous weights (benchmarks/pytorch_runtime.py).
-        module = rewritten(folded, precision).to(device)
+        module = rewritten(folded, precision, block_type).to(device)
         module = module.to(memory_format=torch.channels_last)
         self.module: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(module, dynamic=True) if compiled else module
@@ -96,4 +102,24 @@ class PyTorchRuntime:
             return self.module(tensor).contiguous().cpu().numpy()
 
     def describe(self) -> Description:
-        return Description("PyTorch", str(self.device), self.precision, self.why)
+        return Description(self.libraries, str(self.device), self.precision, self.why)
+
+
+def fastest_block(
+    folded: Folded, precision: str, device: torch.device
+) -> tuple[Callable[[Block], nn.Module], str]:
+    """Blocks on the Triton kernels if they prove right here, and the libraries' names.
+
+    The name says what kept Triton from being used, where it is installed.
+    """
+    if torch.version.hip or find_spec("triton") is None:
+        return ProductBlock, "PyTorch"
+    try:
+        from aethernet.runtimes.triton.block import MOST_ERROR, TritonBlock, run_error
+
+        error = run_error(folded, precision, device)
+    except Exception as problem:  # of a compiler and a driver, in many classes
+        return ProductBlock, f"PyTorch (Triton failed: {type(problem).__name__})"
+    if not error <= MOST_ERROR:
+        return ProductBlock, f"PyTorch (Triton was off by {error:.2g})"
+    return TritonBlock, "PyTorch and Triton"

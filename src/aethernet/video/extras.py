@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from aethernet.video.ebml import Element, elements, find, joined
-from aethernet.video.libav import import_av
+from aethernet.video.libav import entries, import_av
 
 # Matroska's numbers (RFC 9559) of what is read or written here.
 _INFO, _CLUSTER, _SEGMENT, _TRACKS, _TRACK = (
@@ -177,10 +177,9 @@ def side_data(frame: Any, stream: Any | None = None) -> dict[str, bytes]:
             found = graph.without(frame, _UNNAMED).side_data
         except ValueError:
             return dict.fromkeys(unnamed, b"")
-    # By number: what iterating gives depends on the version of PyAV.
     data = dict.fromkeys(unnamed, b"")
-    for n in range(len(found)):
-        kind, content = found[n].type.name, bytes(found[n])
+    for entry in entries(found):
+        kind, content = entry.type.name, bytes(entry)
         if not (kind in data and _is_of_encoder(content)):
             data[kind] = content  # user data may come more than once
     return data

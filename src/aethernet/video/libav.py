@@ -55,6 +55,19 @@ def open_container(path: Path) -> Any:
     return av.open(f"file:{path}", container_options=options, **arguments)
 
 
+def entries(side_data: Any) -> list[Any]:
+    """All entries of a frame's side data (`av.sidedata.SideData`), in their order.
+
+    By number until there are no more: what iterating gives depends on PyAV's version,
+    and PyAV 19 counts entries of one kind once.
+    """
+    found: list[Any] = []
+    with contextlib.suppress(IndexError):
+        while True:
+            found.append(side_data[len(found)])
+    return found
+
+
 @contextlib.contextmanager
 def usual_priority() -> Iterator[None]:
     """Give all threads of this process the caller's scheduling policy at the end.

@@ -1,0 +1,1 @@
+"""The blocks of the network in Triton, for NVIDIA GPUs: inference and training."""
