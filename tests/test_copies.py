@@ -20,7 +20,6 @@ LOADERS = {
     "traiNNer-redux": lambda: load_trainner().module,
     "spandrel": lambda: import_file(SPANDREL_FILE, "spandrel_aether_core"),
 }
-VARIANTS = ("aether_small", "aether_medium", "aether_large")
 
 
 @pytest.fixture(scope="module", params=LOADERS)
@@ -72,8 +71,14 @@ class TestParity:
             theirs = getattr(copied, name)
             assert signatures(theirs) == signatures(thing)
 
-    @pytest.mark.parametrize("variant", VARIANTS)
-    @pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
+    # A scale changes the end of a network and a variant the rest.
+    @pytest.mark.parametrize(
+        ("variant", "scale"),
+        [
+            *(("aether_small", scale) for scale in (1, 2, 3, 4, 8)),
+            *(("aether_medium", 4), ("aether_large", 2)),
+        ],
+    )
     def test_same_keys_and_shapes(self, copied, variant, scale):
         ours = keys_and_shapes(aether_core, variant, scale)
         assert keys_and_shapes(copied, variant, scale) == ours

@@ -27,6 +27,9 @@ def place(tmp_path, monkeypatch):
     """A folder with what the tutorial starts from."""
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("torch", reason="needs PyTorch, to read a .pth file")
+    # LPIPS and DISTS would download networks.
+    opens = "aethernet.quality.perceptual.open_perceptual"
+    monkeypatch.setattr(opens, lambda *_: ([], {}))
     lively_file(tmp_path / "net_g_100000.pth")
     Image.fromarray(sample_part(40, 56)).save("photo.jpg", quality=95)
     write(sample_part(48, 64), tmp_path / "hr/a.png")

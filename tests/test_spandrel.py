@@ -86,8 +86,7 @@ def test_variants_of_every_scale_and_form(tmp_path, variant, scale):
         network.fuse()
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("fused", "suffix"), [(False, ".pth"), (True, ".safetensors")])
 @pytest.mark.parametrize("arguments", ODD)
 def test_odd_configurations(tmp_path, arguments, fused, suffix):
     network = lively_network(**arguments)

@@ -31,7 +31,7 @@ def largest_error(network, other, image):
 
 
 @pytest.mark.parametrize("block_type", BLOCKS)
-@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("scale", [1, 8])  # the test below has every scale
 @pytest.mark.parametrize("arguments", [{}, {"in_chans": 1, "img_range": 255.0}])
 def test_computes_the_same_on_every_size(scale, arguments, block_type):
     network = lively_network(scale=scale, **arguments)
