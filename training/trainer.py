@@ -292,16 +292,17 @@ def record_graph(
     Returns:
         What repeats it, and its result, which each repetition changes.
     """
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # The thread that copies crops ahead may go on with that meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = step()
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # The thread that copies crops ahead may go on with that meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = step()
     return graph.replay, result
 
 

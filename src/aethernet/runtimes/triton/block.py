@@ -56,7 +56,7 @@ class TritonBlock(nn.Module):
 
     def packed(self, dtype: torch.dtype) -> tuple[Tensor, Projections]:
         """The weights in the forms that the kernels read; made once."""
-        if self._packed is None:
+        if self._packed is None or self._packed[0].dtype is not dtype:
             (gate, gate_bias), (main, main_bias), (last, last_bias) = (
                 (layer.weight, layer.bias)
                 for layer in (self.gate, self.main, self.last)

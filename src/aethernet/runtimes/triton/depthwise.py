@@ -165,23 +165,24 @@ def convolve(
     batch, channels, height, width = x.shape
     across, tiles = _tiles(height, width)
     out = torch.empty_like(x)
-    _convolve[(triton.cdiv(batch * tiles, CONVOLVE["BLOCK"]), channels)](
-        x,
-        bands,
-        x if bias is None else bias,
-        x if residual is None else residual,
-        out,
-        channels,
-        height,
-        width,
-        across,
-        tiles,
-        batch * tiles,
-        KERNEL=_kernel_size(bands),
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
-        **CONVOLVE,
-    )
+    with torch.cuda.device_of(x):  # Triton starts kernels on the current one
+        _convolve[(triton.cdiv(batch * tiles, CONVOLVE["BLOCK"]), channels)](
+            x,
+            bands,
+            x if bias is None else bias,
+            x if residual is None else residual,
+            out,
+            channels,
+            height,
+            width,
+            across,
+            tiles,
+            batch * tiles,
+            KERNEL=_kernel_size(bands),
+            HAS_BIAS=bias is not None,
+            HAS_RESIDUAL=residual is not None,
+            **CONVOLVE,
+        )
     return out
 
 
@@ -204,19 +205,20 @@ def bands_gradient(x: Tensor, gradient: Tensor, size: int, out: Tensor) -> None:
     x, gradient = x.contiguous(), gradient.contiguous()
     batch, channels, height, width = x.shape
     across, tiles = _tiles(height, width)
-    _gather_bands_gradient[(channels, (size + _ROWS - 1) // 2, _SPLITS)](
-        x,
-        gradient,
-        out,
-        channels,
-        height,
-        width,
-        across,
-        tiles,
-        batch * tiles,
-        KERNEL=size,
-        **GRADIENT,
-    )
+    with torch.cuda.device_of(x):  # Triton starts kernels on the current one
+        _gather_bands_gradient[(channels, (size + _ROWS - 1) // 2, _SPLITS)](
+            x,
+            gradient,
+            out,
+            channels,
+            height,
+            width,
+            across,
+            tiles,
+            batch * tiles,
+            KERNEL=size,
+            **GRADIENT,
+        )
 
 
 def kernel_gradient(bands: Tensor, size: int) -> Tensor:

@@ -277,23 +277,24 @@ def feed_forward(u: Tensor, x: Tensor, weights: Projections, eps: float) -> Tens
     batch, channels, height, width = u.shape
     out = torch.empty_like(u)
     chosen = FORWARD[weights.gate.shape[0] > 128]
-    _forward[(triton.cdiv(height * width, chosen["BLOCK"]), batch)](
-        u,
-        x,
-        out,
-        weights.gate,
-        weights.main,
-        weights.last,
-        weights.gate_bias,
-        weights.main_bias,
-        weights.last_bias,
-        channels,
-        height * width,
-        eps,
-        WIDTH=weights.gate.shape[0],
-        HIDDEN=weights.gate.shape[1],
-        **chosen,
-    )
+    with torch.cuda.device_of(u):  # Triton starts kernels on the current one
+        _forward[(triton.cdiv(height * width, chosen["BLOCK"]), batch)](
+            u,
+            x,
+            out,
+            weights.gate,
+            weights.main,
+            weights.last,
+            weights.gate_bias,
+            weights.main_bias,
+            weights.last_bias,
+            channels,
+            height * width,
+            eps,
+            WIDTH=weights.gate.shape[0],
+            HIDDEN=weights.gate.shape[1],
+            **chosen,
+        )
     return out
 
 
@@ -362,42 +363,44 @@ def feed_forward_gradients(
     of_u, normal = torch.empty_like(u), torch.empty_like(u)
     work = u.new_empty((batch, 3 * hidden, pixels))
     chosen = BACKWARD[across > 128]
-    _backward[(triton.cdiv(pixels, chosen["BLOCK"]), batch)](
-        u,
-        gradient,
-        of_u,
-        normal,
-        work,
-        out.u_sums,
-        weights.gate,
-        weights.main,
-        weights.last,
-        weights.gate_bias,
-        weights.main_bias,
-        channels,
-        pixels,
-        eps,
-        WIDTH=across,
-        HIDDEN=hidden,
-        **chosen,
-    )
+    with torch.cuda.device_of(u):  # Triton starts kernels on the current one
+        _backward[(triton.cdiv(pixels, chosen["BLOCK"]), batch)](
+            u,
+            gradient,
+            of_u,
+            normal,
+            work,
+            out.u_sums,
+            weights.gate,
+            weights.main,
+            weights.last,
+            weights.gate_bias,
+            weights.main_bias,
+            channels,
+            pixels,
+            eps,
+            WIDTH=across,
+            HIDDEN=hidden,
+            **chosen,
+        )
     chosen = PRODUCTS[across > 128]
     steps = triton.cdiv(pixels, chosen["BLOCK"])
-    _products[(3 * hidden // chosen["ROWS"], _splits(weights, u))](
-        work,
-        normal,
-        gradient,
-        out.products,
-        out.sums,
-        out.last_sums,
-        channels,
-        pixels,
-        steps,
-        batch * steps,
-        WIDTH=across,
-        HIDDEN=hidden,
-        **chosen,
-    )
+    with torch.cuda.device_of(u):  # Triton starts kernels on the current one
+        _products[(3 * hidden // chosen["ROWS"], _splits(weights, u))](
+            work,
+            normal,
+            gradient,
+            out.products,
+            out.sums,
+            out.last_sums,
+            channels,
+            pixels,
+            steps,
+            batch * steps,
+            WIDTH=across,
+            HIDDEN=hidden,
+            **chosen,
+        )
     return of_u
 
 
