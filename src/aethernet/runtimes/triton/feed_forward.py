@@ -383,9 +383,24 @@ def feed_forward_gradients(
             HIDDEN=hidden,
             **chosen,
         )
+    _sum_products(u, gradient, normal, work, weights, out)
+    return of_u
+
+
+def _sum_products(
+    u: Tensor,
+    gradient: Tensor,
+    normal: Tensor,
+    work: Tensor,
+    weights: Projections,
+    out: Partial,
+) -> None:
+    """Sum over pixels what `_backward` left, into the gradients of the weights."""
+    batch, channels, height, width = u.shape
+    across, hidden = weights.gate.shape
     chosen = PRODUCTS[across > 128]
-    steps = triton.cdiv(pixels, chosen["BLOCK"])
-    with torch.cuda.device_of(u):  # Triton starts kernels on the current one
+    steps = triton.cdiv(height * width, chosen["BLOCK"])
+    with torch.cuda.device_of(u):
         _products[(3 * hidden // chosen["ROWS"], _splits(weights, u))](
             work,
             normal,
@@ -394,14 +409,13 @@ def feed_forward_gradients(
             out.sums,
             out.last_sums,
             channels,
-            pixels,
+            height * width,
             steps,
             batch * steps,
             WIDTH=across,
             HIDDEN=hidden,
             **chosen,
         )
-    return of_u
 
 
 def _splits(weights: Projections, u: Tensor) -> int:
