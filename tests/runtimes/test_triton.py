@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
 
 from aethernet.aether_core import VARIANTS, AetherNet
 from aethernet.checkpoints.rewrites import ProductBlock, fold_network
