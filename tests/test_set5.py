@@ -171,4 +171,6 @@ def test_bfloat16_loses_at_most_five_hundredths_of_a_decibel(
         print(
             f"\nSet5 2x, {side} pixels at most: {before:.3f} dB, {after:.3f} bfloat16"
         )
-    assert before - 0.05 <= after < before
+    # Rounding may also happen to gain some thousandths.
+    assert after != before
+    assert after >= before - 0.05
