@@ -245,11 +245,13 @@ def kernels_serve(asked: str, recipe: Recipe, device: torch.device) -> bool:
     else:
         from aethernet.runtimes.triton.block import MOST_ERROR, training_error
 
-        error = training_error(
-            variant["embed_dim"], variant["lk_kernel"], variant["mlp_ratio"]
-        )
-        if not error <= MOST_ERROR:
-            why = f"Compared with PyTorch they are off by {error:.2g} on this GPU."
+        size = (variant["embed_dim"], variant["lk_kernel"], variant["mlp_ratio"])
+        try:
+            error = training_error(*size)
+            if not error <= MOST_ERROR:
+                why = f"Compared with PyTorch they are off by {error:.2g} on this GPU."
+        except Exception as problem:  # of a compiler and a driver, in many classes
+            why = f"Triton failed: {type(problem).__name__}."
     if why and asked == "triton":
         raise AetherError(f"The Triton kernels cannot be used here. {why}")
     if device.type == "cuda":

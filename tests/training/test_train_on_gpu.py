@@ -132,3 +132,18 @@ class TestCuttingCrops:
             train.kernels_serve("triton", recipe, device)
         assert not train.kernels_serve("auto", recipe, device)
         assert not train.kernels_serve("pytorch", recipe, device)
+
+    def test_a_compiler_that_fails_leaves_the_blocks_to_pytorch(
+        self, monkeypatch, capsys
+    ):
+        block = pytest.importorskip(
+            "aethernet.runtimes.triton.block", reason="needs Triton"
+        )
+
+        def fail(*_):
+            raise OSError("no C compiler")
+
+        monkeypatch.setattr(block, "training_error", fail)
+        recipe = dataclasses.replace(TestGraphs.RECIPE, precision="bfloat16")
+        assert not train.kernels_serve("auto", recipe, torch.device("cuda"))
+        assert "Triton failed: OSError" in capsys.readouterr().out

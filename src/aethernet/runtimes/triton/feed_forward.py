@@ -21,8 +21,8 @@ LARGEST_WIDTH = 256  # channels: a program holds all of a pixel
 _HIDDEN_STEP = 64  # hidden channels are padded to a multiple of this
 _SPLITS = 32  # parts of the pixels that are summed one by one in a gradient
 # Pixels and hidden channels that one program computes at once, and how it is compiled,
-# for up to 128 channels and for more: the fastest of those that
-# benchmarks/triton_kernels.py --search tries.
+# for up to 128 channels and for more. The first of each is the fastest of those that
+# benchmarks/triton_kernels.py --search tries, on an H200; the second was not searched.
 FORWARD = [
     {"BLOCK": 64, "STEP": 64, "num_warps": 4, "num_stages": 2},
     {"BLOCK": 64, "STEP": 32, "num_warps": 8, "num_stages": 2},
