@@ -24,9 +24,9 @@ from aethernet.version import PACKAGE
 
 _log = logging.getLogger(__name__)
 
-PROOF_SIZE = (21, 30)
+PROOF_SIZE = (13, 18)
 """Height and width of the tile on which a model is compared with NumPy, in LR pixels:
-several of the kernels' tiles, the last ones not whole."""
+four of the kernels' tiles, one of them whole."""
 
 PROOF_LIMIT = 1e-4
 """The difference allowed there, plus this part of the value: that of a float32 file in
