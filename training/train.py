@@ -2,9 +2,9 @@
 
     python training/train.py PHOTOS -o RUN --val Set5
 
-This is a fidelity training (L1 loss): the LR pictures are made here, and it starts from
-fresh weights or from a checkpoint. Use neosr or traiNNer-redux for GAN training and for
-degradations such as noise and JPEG.
+This is a fidelity training (L1 loss): the LR pictures are made here, clean or with
+`--degrade`, and it starts from fresh weights or from a checkpoint. Use neosr or
+traiNNer-redux for GAN training.
 
 RUN receives `net_g_latest.pth` and `net_g_best.pth` in the frameworks' form (`params`,
 `params_ema`, `iter`), `state.pt`, from which the same command continues, and a log for
@@ -46,9 +46,10 @@ from aethernet.pictures.files import READABLE
 from aethernet.pictures.training_crops import (
     TrainingCrops,
     TrainingPair,
+    degraded_pair,
     training_pair,
 )
-from aethernet.quality.measure import find_samples
+from aethernet.quality.measure import Sample, find_samples
 
 LEAST_DETAIL = 1.5  # 8-bit steps between neighbours: drops skies, keeps soft faces
 LOG_EVERY = 50  # iterations
@@ -85,28 +86,58 @@ def train(arguments: argparse.Namespace) -> int:
         trainer.forward = torch.compile(trainer.network)
     elif kernels_serve(arguments.kernels, recipe, device):
         use_kernels(trainer)
-    crops = TrainingCrops(paths, recipe.scale, least_detail=LEAST_DETAIL)
-    if crops.largest_size < recipe.crop:
-        raise AetherError(
-            f"The smallest picture has a side of {crops.largest_size} LR pixels, "
-            f"shorter than a crop ({recipe.crop}).",
-            arguments.photographs,
-            "Leave it out, or use a smaller --crop.",
-        )
-    pairs = [training_pair(sample.hr, recipe.scale) for sample in samples]
+    crops = _crops(paths, arguments)
+    sets = _validation(samples, recipe)
     with _alone_in(folder):
         if state.exists():
             trainer.restore(state)
             note = f"Continuing after iteration {trainer.iteration}."
         print(note, flush=True)
         log = tensorboard(folder, purge_step=trainer.iteration + 1)
-        return _run(trainer, crops, pairs, log, arguments, deadline)
+        return _run(trainer, crops, sets, log, arguments, deadline)
+
+
+def _crops(paths: Sequence[Path], arguments: argparse.Namespace) -> TrainingCrops:
+    """The pictures to train on, none of which is smaller than a crop."""
+    crops = TrainingCrops(
+        paths,
+        arguments.scale,
+        least_detail=LEAST_DETAIL,
+        degrade=arguments.degrade,
+    )
+    if crops.largest_size < arguments.crop:
+        raise AetherError(
+            f"The smallest picture allows crops of {crops.largest_size} LR pixels at "
+            f"most, less than asked for ({arguments.crop}).",
+            arguments.photographs,
+            "Leave it out, or use a smaller --crop.",
+        )
+    return crops
+
+
+def _validation(
+    samples: Sequence[Sample], recipe: Recipe
+) -> dict[str, list[TrainingPair]]:
+    """Pairs to validate on, by their name in the log; the first decide which is best.
+
+    Degraded ones are the same in every run: each picture's number is their seed.
+    """
+    if not samples:
+        return {}
+    clean = [training_pair(sample.hr, recipe.scale) for sample in samples]
+    if not recipe.degrade:
+        return {"val": clean}
+    degraded = [
+        degraded_pair(hr, recipe.scale, np.random.default_rng(number), clean_share=0)
+        for number, (_, hr) in enumerate(clean)
+    ]
+    return {"val": degraded, "val_clean": clean}
 
 
 def _run(
     trainer: Trainer,
     crops: TrainingCrops,
-    pairs: list[tuple[Tensor, Tensor]],
+    sets: dict[str, list[TrainingPair]],
     log: Any,
     arguments: argparse.Namespace,
     deadline: float,
@@ -115,13 +146,16 @@ def _run(
     folder, recipe = arguments.output, trainer.recipe
 
     def validate_and_save() -> None:
-        if pairs:
-            figures = trainer.validate(pairs)
-            log.add_scalar("val/psnr_y", figures.psnr, trainer.iteration)
-            log.add_scalar("val/ssim_y", figures.ssim, trainer.iteration)
-            print(f"iteration {trainer.iteration}: {figures}", flush=True)
-            if figures.psnr > trainer.best.get("psnr", -math.inf):
-                trainer.best = {"psnr": figures.psnr, "iteration": trainer.iteration}
+        found = {name: trainer.validate(pairs) for name, pairs in sets.items()}
+        for name, figures in found.items():
+            log.add_scalar(f"{name}/psnr_y", figures.psnr, trainer.iteration)
+            log.add_scalar(f"{name}/ssim_y", figures.ssim, trainer.iteration)
+        if found:
+            psnr = found["val"].psnr
+            text = "; clean ".join(map(str, found.values()))
+            print(f"iteration {trainer.iteration}: {text}", flush=True)
+            if psnr > trainer.best.get("psnr", -math.inf):
+                trainer.best = {"psnr": psnr, "iteration": trainer.iteration}
                 write_checkpoint(trainer.checkpoint(), folder / "net_g_best.pth")
         trainer.save(folder)
         log.flush()
@@ -415,6 +449,12 @@ def command_parser() -> argparse.ArgumentParser:
         ("--seed", whole, 0, "random seed of weights and crops"),
     ):
         number.add_argument(flag, type=kind, default=default, help=f"{text}; {default}")
+    number.add_argument(
+        "--degrade",
+        action="store_true",
+        help="blur, noise and compression for the LR pictures, also those to validate "
+        "on, for a model for photographs from phones and the web; default: clean LR",
+    )
     run = parser.add_argument_group("the run")
     run.add_argument(
         "--every",

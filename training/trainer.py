@@ -53,6 +53,8 @@ class Recipe:
     """SHA-256 of the pictures to validate on; empty: none."""
     decay: float = 0.1
     """Part of the iterations, the last, in which the learning rate falls to 0."""
+    degrade: bool = False
+    """Whether LR crops and validation pictures are degraded."""
 
     def rate_at(self, iteration: int) -> float:
         """Learning rate: a linear warm-up, constant, then linearly to 0."""

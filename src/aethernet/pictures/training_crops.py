@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aethernet.errors import AetherError, ImageError
+from aethernet.pictures.degradations import CLEAN_SHARE, MARGIN, draw, placed
 from aethernet.pictures.files import read_picture, rgb_8_bits
 from aethernet.pictures.resampling import lr_pixels, whole_pixels
 
@@ -35,11 +36,30 @@ def training_pair(path: Path, scale: int) -> TrainingPair:
     return _planes(lr), _planes(hr)
 
 
+def degraded_pair(
+    hr: Tensor,
+    scale: int,
+    random: np.random.Generator,
+    clean_share: float = CLEAN_SHARE,
+) -> TrainingPair:
+    """Make a degraded LR picture, drawn by `degradations.draw`.
+
+    Args:
+        hr: `(3, H, W)`, uint8, whose sides are multiples of the scale.
+        scale: HR pixels per LR pixel along each side.
+        random: what the degradation and its noise are drawn from.
+        clean_share: probability of a clean LR picture instead.
+    """
+    pixels = np.ascontiguousarray(hr.permute(1, 2, 0).numpy())
+    return _planes(draw(random, clean_share).lr(pixels, scale, random)), hr
+
+
 class TrainingCrops:
     """Random aligned crops, flipped and turned by multiples of 90 degrees.
 
     All pictures are kept decoded in memory. LR is made of whole pictures, so the edge
-    of a crop looks like the inside of a picture.
+    of a crop looks like the inside of a picture. Degraded LR is made of a larger part
+    of the picture each time, and never the same twice.
     """
 
     def __init__(
@@ -48,6 +68,7 @@ class TrainingCrops:
         scale: int,
         held_out: int = 0,
         least_detail: float = 0,
+        degrade: bool = False,
     ) -> None:
         """Read and reduce the pictures, several at a time.
 
@@ -57,6 +78,7 @@ class TrainingCrops:
             held_out: how many pictures the method `held_out` draws from.
             least_detail: draw again when neighbouring HR pixels differ by less, as a
                 mean over the crop's green, in 8-bit steps. Skies teach nothing.
+            degrade: blur, noise and compression for the LR crops of `batch`.
 
         Raises:
             AetherError: when a picture cannot be read, or none is left to train on.
@@ -66,6 +88,7 @@ class TrainingCrops:
                 f"Training needs at least {held_out + 1} pictures, not {len(paths)}."
             )
         self._scale, self._least_detail = scale, least_detail
+        self._degrade = degrade
         with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
             pairs = [*pool.map(lambda path: training_pair(path, scale), paths)]
         first = len(pairs) - held_out
@@ -74,16 +97,25 @@ class TrainingCrops:
     @property
     def largest_size(self) -> int:
         """Side of the largest square crop that fits every picture, in LR pixels."""
-        return min(min(lr.shape[1:]) for lr, _ in [*self._train, *self._held_out])
+        margin = MARGIN if self._degrade else 0
+        pairs = [*self._train, *self._held_out]
+        return min(min(lr.shape[1:]) for lr, _ in pairs) - margin
 
     def batch(self, count: int, size: int, random: np.random.Generator) -> TrainingPair:
         """Random crops: LR `(count, 3, size, size)` and HR, float32, 0..1."""
-        return _stack([self._detailed(size, random) for _ in range(count)])
+        crop = self._degraded if self._degrade else self._detailed
+        return _stack([crop(size, random) for _ in range(count)])
 
     def held_out(self, count: int, size: int) -> TrainingPair:
         """Like `batch`, but always the same crops, of held-out pictures."""
         random = np.random.default_rng(0)
         return _stack([self._crop(self._held_out, size, random) for _ in range(count)])
+
+    def _degraded(self, size: int, random: np.random.Generator) -> TrainingPair:
+        """A crop of a degraded part of a picture."""
+        _, hr = self._detailed(size + MARGIN, random)
+        lr, hr = degraded_pair(hr, self._scale, random)
+        return _part(lr, hr, *placed(random), size)
 
     def _detailed(self, size: int, random: np.random.Generator) -> TrainingPair:
         """A crop with enough detail, or the last one tried."""
@@ -100,19 +132,30 @@ class TrainingCrops:
         top, left = (int(random.integers(side - size + 1)) for side in lr.shape[1:])
         turns, flip = int(random.integers(4)), bool(random.integers(2))
 
-        def part(image: Tensor, factor: int) -> Tensor:
-            rows = slice(top * factor, (top + size) * factor)
-            columns = slice(left * factor, (left + size) * factor)
-            crop = image[:, rows, columns].rot90(turns, (1, 2))
+        def turned(image: Tensor) -> Tensor:
+            crop = image.rot90(turns, (1, 2))
             return crop.flip(2) if flip else crop
 
-        return part(lr, 1), part(hr, self._scale)
+        lr, hr = _part(lr, hr, top, left, size)
+        return turned(lr), turned(hr)
 
 
 def detail(image: Tensor) -> float:
     """Mean difference of neighbours in the green of `(3, H, W)`, in 8-bit steps."""
     green = image[1].float()
     return float((green.diff(dim=0).abs().mean() + green.diff(dim=1).abs().mean()) / 2)
+
+
+def _part(lr: Tensor, hr: Tensor, row: int, column: int, size: int) -> TrainingPair:
+    """The square at a place of LR, and what belongs to it of HR."""
+    scale = hr.shape[1] // lr.shape[1]
+
+    def part(image: Tensor, factor: int) -> Tensor:
+        rows = slice(row * factor, (row + size) * factor)
+        columns = slice(column * factor, (column + size) * factor)
+        return image[:, rows, columns]
+
+    return part(lr, 1), part(hr, scale)
 
 
 def _planes(pixels: np.ndarray) -> Tensor:
