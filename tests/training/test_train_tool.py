@@ -12,15 +12,23 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 
 import train
-from helpers import ROOT, SAMPLE, SHIPPED_MODEL, call_script, random_image
+from helpers import (
+    ROOT,
+    SAMPLE,
+    SHIPPED_MODEL,
+    SHIPPED_TRAINING_FORM,
+    call_script,
+    random_image,
+)
 from muon import Muon
 from PIL import Image
 
 from aethernet.aether_core import VARIANTS, AetherNet
 from aethernet.checkpoints.checkpoint import load_checkpoint
-from aethernet.pictures.training_crops import TrainingCrops, detail, training_pair
+from aethernet.pictures.training_crops import training_pair
 
 TOOL = ROOT / "training/train.py"
+SMALL = dict(VARIANTS["aether_small"])
 # The variants are too large for a test.
 TINY = {"embed_dim": 12, "depths": (1, 1), "mlp_ratio": 2.0, "lk_kernel": 5}
 
@@ -138,16 +146,22 @@ class TestGoingOn:
         return folder
 
     @pytest.fixture
-    def in_one_go(self, photographs, val, tmp_path, monkeypatch):
+    def flags(self):
+        return []
+
+    @pytest.fixture
+    def in_one_go(self, photographs, val, tmp_path, monkeypatch, flags):
         words = words_for(photographs, tmp_path / "whole", 6, val=val)
-        assert run(monkeypatch, *words) == 0
+        assert run(monkeypatch, *words, *flags) == 0
         return contents(tmp_path / "whole")
 
+    @pytest.mark.parametrize("flags", [[], ["--degrade"]], ids=["clean", "degraded"])
     def test_is_as_if_it_had_never_stopped(
-        self, photographs, val, tmp_path, monkeypatch, capsys, in_one_go
+        self, photographs, val, tmp_path, monkeypatch, capsys, flags, in_one_go
     ):
         # Stochastic depth, the average and Adam's moments among what has to go on.
         words = words_for(photographs, tmp_path / "run", 6, val=val, minutes=0)
+        words += flags
         starts = 0
         while not (tmp_path / "run/state.pt").exists() or (
             contents(tmp_path / "run")[0]["iteration"] < 6
@@ -191,6 +205,8 @@ class TestGoingOn:
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert "batch 2, now 3" in said
+        assert run(monkeypatch, *words, "--degrade") == 1
+        assert "degrade False, now True" in capsys.readouterr().err
         assert (tmp_path / "run/state.pt").read_bytes() == before
 
     def test_can_end_earlier_or_later_until_the_rate_falls(
@@ -439,11 +455,62 @@ def test_a_signal_saves_and_the_run_goes_on(photographs, tmp_path):
 
 
 @pytest.mark.usefixtures("tiny")
+class TestDegrade:
+    def test_validates_on_degraded_and_on_clean_pictures(
+        self, photographs, tmp_path, monkeypatch, capsys
+    ):
+        accumulators = pytest.importorskip(
+            "tensorboard.backend.event_processing.event_accumulator",
+            reason="needs pip install -e '.[train]'",
+        )
+        words = words_for(photographs, tmp_path / "run", 4, val=photographs)
+        # The shipped weights know clean pictures: what they lose shows which is which.
+        words += ["--degrade", "--every=2", f"--start={SHIPPED_TRAINING_FORM}"]
+        monkeypatch.setitem(VARIANTS, "aether_small", SMALL)
+        assert run(monkeypatch, *words) == 0
+        printed = capsys.readouterr().out
+        log = accumulators.EventAccumulator(str(tmp_path / "run"))
+        log.Reload()
+        psnr = {
+            name: [event.value for event in log.Scalars(f"{name}/psnr_y")]
+            for name in ("val", "val_clean")
+        }
+        assert [len(values) for values in psnr.values()] == [2, 2]
+        assert min(psnr["val_clean"]) > max(psnr["val"]) + 2
+        # The degraded pictures decide which weights are best.
+        assert f"Best: {max(psnr['val']):.3f} dB" in printed
+        assert f"iteration 4: {psnr['val'][1]:.2f} dB" in printed
+        assert f"clean {psnr['val_clean'][1]:.2f} dB" in printed
+
+    def test_trains_on_degraded_crops(self, photographs, tmp_path, monkeypatch):
+        seen = {}
+        step = train.Trainer.step
+
+        def watched(trainer, lr, hr):
+            seen.setdefault(trainer.recipe.degrade, []).append((lr, hr))
+            return step(trainer, lr, hr)
+
+        monkeypatch.setattr(train.Trainer, "step", watched)
+        words = words_for(photographs, tmp_path / "clean", 3, batch=8)
+        assert run(monkeypatch, *words) == 0
+        words = words_for(photographs, tmp_path / "degraded", 3, batch=8)
+        assert run(monkeypatch, *words, "--degrade") == 0
+        errors = {
+            degrade: torch.stack(
+                [(lr - hr.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))).abs().mean()
+                 for lr, hr in pairs]
+            ).mean() * 255
+            for degrade, pairs in seen.items()
+        }  # fmt: skip
+        assert errors[False] < 2 < errors[True]
+
+
+@pytest.mark.usefixtures("tiny")
 class TestBadInput:
     @pytest.mark.parametrize(
         ("flags", "sentence"),
         [
-            ({"crop": 400}, "shorter than a crop"),
+            ({"crop": 400}, "less than asked for (400)"),
             ({"start": "missing.pth"}, "missing.pth"),
             ({"val": "nowhere"}, "nowhere"),
             ({"device": "tpu"}, "tpu"),
@@ -502,43 +569,3 @@ class TestBadInput:
         )
         assert "diverged before iteration 8" in capsys.readouterr().err
         assert contents(tmp_path / "run")[0]["iteration"] == 4
-
-
-class TestCrops:
-    def test_lr_is_that_of_the_whole_picture(self, photographs):
-        # No edge of a crop shows in it: LR lies in the reduced picture.
-        crops = TrainingCrops([photographs / "0.png"], 2)
-        lr, hr = crops.batch(8, 16, np.random.default_rng(0))
-        assert (lr.shape, hr.shape) == ((8, 3, 16, 16), (8, 3, 32, 32))
-        whole, _ = training_pair(photographs / "0.png", 2)
-        windows = (whole.float() / 255).unfold(1, 16, 1).unfold(2, 16, 1)
-        for crop in lr:
-            turned = [crop.rot90(k, (1, 2)) for k in range(4)]
-            views = [*turned, *(view.flip(2) for view in turned)]
-            assert any(
-                (windows == view[:, None, None]).all(0).all(-1).all(-1).any()
-                for view in views
-            )
-
-    def test_gray_becomes_colour(self, photographs):
-        lr, hr = training_pair(photographs / "gray.png", 2)
-        assert (lr.shape, hr.shape) == ((3, 60, 60), (3, 120, 120))
-        assert torch.equal(hr[0], hr[2])
-
-    def test_skies_are_left_out(self, tmp_path):
-        pixels = np.asarray(Image.open(SAMPLE))[50:250, 80:180]
-        sky = np.full((200, 400, 3), (90, 140, 220), np.uint8)
-        path = tmp_path / "landscape.png"
-        Image.fromarray(np.concatenate((sky, pixels), axis=1)).save(path)
-        hr = {}
-        for least in (0, 1.5):
-            random = np.random.default_rng(0)
-            _, hr[least] = TrainingCrops([path], 2, least_detail=least).batch(
-                40, 8, random
-            )
-        shares = {
-            least: np.mean([detail(image * 255) < 1.5 for image in images])
-            for least, images in hr.items()
-        }
-        assert shares[0] > 0.6
-        assert shares[1.5] < 0.1

@@ -27,7 +27,7 @@ MOST_NOISE = 8.0
 """Largest standard deviation of Gaussian noise, in steps of 255."""
 
 PHOTONS = (1_000, 20_000)
-"""Photons that a white pixel counts, where noise is Poisson's: 8 to 2 steps of noise."""
+"""Photons that a white pixel counts under Poisson noise: 8 to 2 steps of it."""
 
 QUALITIES = (60, 98)
 """Of JPEG and WebP; high ones are drawn more often."""
@@ -87,9 +87,7 @@ class Degradation:
             planes = counted * (255 / self.photons)
         if self.noise:
             bands = 1 if self.gray else len(planes)
-            planes = planes + random.normal(
-                0, self.noise, (bands, *planes.shape[1:])
-            )
+            planes = planes + random.normal(0, self.noise, (bands, *planes.shape[1:]))
         # Halves go up, as in `resampling.lr_pixels`.
         rounded = np.floor(planes.clip(0, 255) + 0.5).astype(np.uint8)
         pixels = np.ascontiguousarray(np.moveaxis(rounded, 0, 2))
@@ -105,9 +103,7 @@ class Degradation:
             return np.asarray(picture.convert("RGB"))
 
 
-def draw(
-    random: np.random.Generator, clean_share: float = CLEAN_SHARE
-) -> Degradation:
+def draw(random: np.random.Generator, clean_share: float = CLEAN_SHARE) -> Degradation:
     """A random degradation of the kind that photographs of phones and the web have.
 
     Args:
