@@ -22,7 +22,11 @@ from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.files import files_in
 from aethernet.pictures.files import SUFFIXES, read_picture
 from aethernet.pictures.resampling import lr_pixels
-from aethernet.pictures.training_crops import TrainingCrops
+from aethernet.pictures.training_crops import (
+    TrainingCrops,
+    degraded_pair,
+    training_pair,
+)
 from aethernet.runtimes.registry import open_model
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64: what another order of sums leaves
@@ -46,12 +50,12 @@ def assert_same(one, other, **tolerance):
 
 
 class TestPairs:
-    """benchmarks/bicubic_pairs.py, which the documents make LR pictures with."""
+    """benchmarks/lr_pairs.py, with which the documents make LR pictures."""
 
     def test_lr_is_the_reduction_papers_use(self, tmp_path, monkeypatch):
         with Image.open(SAMPLE) as sample:
             sample.crop((0, 0, 91, 70)).save(tmp_path / "photo.png")
-        script = ROOT / "benchmarks/bicubic_pairs.py"
+        script = ROOT / "benchmarks/lr_pairs.py"
         words = (tmp_path, tmp_path / "out", "--scale", 3)
         assert call_script(monkeypatch, script, *words) == 0
         hr_path = tmp_path / "out/hr/photo.png"
@@ -68,8 +72,31 @@ class TestPairs:
         # The rounding to 8 bits. At the border MATLAB mirrors, and Pillow leaves out.
         assert difference[2:-2, 2:-2].max() < 0.51
 
+    def test_degraded_pairs_are_those_that_the_trainer_validates_on(
+        self, tmp_path, monkeypatch
+    ):
+        with Image.open(SAMPLE) as sample:
+            for name, left in (("a", 0), ("b", 60)):
+                sample.crop((left, 0, left + 91, 70)).save(tmp_path / f"{name}.png")
+        script = ROOT / "benchmarks/lr_pairs.py"
+        lr = {}
+        for kind in ("drawn", "jpeg"):
+            words = (tmp_path, tmp_path / kind, "--degrade", kind)
+            assert call_script(monkeypatch, script, *words) == 0
+            lr[kind] = [
+                read_picture(tmp_path / kind / "lr" / name).pixels
+                for name in ("a.png", "b.png")
+            ]
+        for number, name in enumerate(("a.png", "b.png")):
+            random = np.random.default_rng(number)
+            _, hr = training_pair(tmp_path / name, 2)
+            wanted, _ = degraded_pair(hr, 2, random, clean_share=0)
+            assert np.array_equal(lr["drawn"][number], wanted.permute(1, 2, 0))
+            clean = lr_pixels(hr.permute(1, 2, 0).numpy(), 2).astype(float)
+            assert 0 < np.abs(lr["jpeg"][number] - clean).mean() < 10
+
     def test_a_missing_folder_is_one_sentence(self, tmp_path, monkeypatch, capsys):
-        script = ROOT / "benchmarks/bicubic_pairs.py"
+        script = ROOT / "benchmarks/lr_pairs.py"
         words = (tmp_path / "none", tmp_path / "out")
         assert call_script(monkeypatch, script, *words) == 2
         assert capsys.readouterr().err.endswith("none is no folder\n")
