@@ -74,7 +74,8 @@ def test_the_wheel_holds_the_weights_that_upscaling_needs():
         and not any(fnmatch.fnmatch(path.name, pattern) for pattern in without)
     ]
     assert "2x_aether_small.safetensors" in held
-    assert "2x_aether_small_training.safetensors" not in held
+    assert "2x_aether_small_photo.safetensors" in held
+    assert not [name for name in held if name.endswith("_training.safetensors")]
 
 
 def test_the_source_distribution_holds_every_file():

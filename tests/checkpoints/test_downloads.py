@@ -258,9 +258,12 @@ class TestTheModelForAScale:
     def models(self, tmp_path, monkeypatch):
         folder = tmp_path / "models"
         folder.mkdir()
-        for name in ("2x_aether_small", "4x_aether_small", "4x_aether_medium"):
+        names = ("2x_aether_small", "2x_aether_small_photo", "4x_aether_small")
+        for name in (*names, "4x_aether_medium"):
             shutil.copy(SHIPPED_MODEL, folder / f"{name}.safetensors")
-        for name, figure in (("4x_aether_small", 30.1), ("4x_aether_medium", 30.9)):
+        figures = {"4x_aether_small": 30.1, "4x_aether_medium": 30.9}
+        # A model for a special purpose is never taken by itself, however good.
+        for name, figure in {**figures, "2x_aether_small_photo": 50.0}.items():
             row = f"| Set5 | {figure} dB / 0.9 |\n"
             (folder / f"{name}.md").write_text(row, "utf-8")
         monkeypatch.setattr(shipped, "models_folder", lambda: folder)

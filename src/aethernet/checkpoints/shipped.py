@@ -1,7 +1,8 @@
 """The models that ship with AetherNet or were downloaded: their names and files.
 
 The file `models/2x_aether_small_fp16.onnx` has the name `2x-small-fp16`. The fused
-checkpoint has the short name, `2x-small`.
+checkpoint has the short name, `2x-small`. A model for a special purpose is called after
+that instead of its size: `models/2x_aether_small_photo.safetensors` is `2x-photo`.
 
 Models that are too large to ship are listed in `models/index.json`, each with a file
 name of the same kind, a size, a SHA-256 and addresses. `downloads.download` fetches one
@@ -44,8 +45,8 @@ NCNN_WEIGHTS = ".bin"
 # Suffixes of the files that `--model` accepts.
 _MODEL_SUFFIXES = (*formats.SUFFIXES, ".onnx", ".engine")
 
-# Names of model files without suffix: scale, size of the network, kind of file.
-_STEM = re.compile(r"(\d+x)_aether_([a-z]+)(?:_(training|fp16|fp32))?")
+# Names of model files without suffix: scale, size of the network, purpose, kind.
+_STEM = re.compile(r"(\d+x)_aether_([a-z]+)(?:_(photo))?(?:_(training|fp16|fp32))?")
 
 _FORMS = {None: "fused", "training": "training", "fp16": "ONNX", "fp32": "ONNX"}
 
@@ -89,13 +90,16 @@ class Shipped:
     """In dB by set, from the model's card."""
     description: str
     """What the model is for, and what not, from its entry; "" if it has none."""
+    purpose: str
+    """ "" for clean pictures of every kind, "photo" for photographs as people have."""
 
 
 def shipped_model(scale: float | None = None) -> Path:
     """The fused file of the best model that ships for a scale.
 
     It is one of the smallest scale that reaches `scale`, else of the largest scale;
-    among these the one with the highest mean PSNR on its card.
+    among these the one with the highest mean PSNR on its card. Models for a special
+    purpose have to be named.
 
     Args:
         scale: how much larger a picture should get; None for the default model.
@@ -107,7 +111,7 @@ def shipped_model(scale: float | None = None) -> Path:
     if scale is None and DEFAULT_MODEL in known:
         return known[DEFAULT_MODEL]
     fused = [_described(name, path) for name, path in known.items()]
-    fused = [model for model in fused if model.form == "fused"]
+    fused = [m for m in fused if m.form == "fused" and not m.purpose]
     if not fused or scale is None:
         raise AetherError(
             f"The default model {DEFAULT_MODEL} is not installed.",
@@ -167,8 +171,9 @@ def shipped_models() -> list[Shipped]:
 def _described(name: str, path: Path) -> Shipped:
     stem = re.fullmatch(_STEM, path.stem)
     assert stem  # else it would have no name
-    scale, variant, kind = stem.groups()
-    base = path.with_name(f"{scale}_aether_{variant}")
+    scale, variant, purpose, kind = stem.groups()
+    words = filter(None, (scale, "aether", variant, purpose))
+    base = path.with_name("_".join(words))
     precision = "float16" if kind == "fp16" else "float32"
     if kind not in ("fp16", "fp32"):
         precision = formats.stored_dtype(path)
@@ -181,6 +186,7 @@ def _described(name: str, path: Path) -> Shipped:
         license=entry.get("license"),
         psnr=figures,
         description=entry.get("description", ""),
+        purpose=purpose or "",
     )
 
 
@@ -195,20 +201,20 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _named_files(folders: Iterable[Path] | None = None) -> dict[str, Path]:
-    """Model files by name, in the order of scale, model and kind.
+    """Model files by name, in the order of scale, size, purpose and kind.
 
     Args:
         folders: where to look, the most important first; None for all.
     """
-    found: dict[str, tuple[int, str, str, Path]] = {}
+    found: dict[str, tuple[int, str, str, str, Path]] = {}
     for path in chain.from_iterable(
         folder.glob("*") for folder in folders or _model_folders()
     ):
         stem = re.fullmatch(_STEM, path.stem)
         if stem and path.suffix in (".safetensors", ".onnx"):
-            scale, variant, kind = stem.groups(default="")
-            name = "-".join(filter(None, (scale, variant, kind)))
-            found.setdefault(name, (int(scale[:-1]), variant, kind, path))
+            scale, variant, purpose, kind = stem.groups(default="")
+            name = "-".join(filter(None, (scale, purpose or variant, kind)))
+            found.setdefault(name, (int(scale[:-1]), variant, purpose, kind, path))
     return {name: found[name][-1] for name in sorted(found, key=lambda n: found[n])}
 
 
