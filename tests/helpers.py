@@ -1,12 +1,13 @@
 """Paths, networks, stand-ins, pictures and commands that tests share."""
 
+import contextlib
 import importlib.util
 import math
 import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,6 +175,28 @@ def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
         check=False,
         **{"cwd": ROOT, **options},
     )
+
+
+@contextlib.contextmanager
+def spandrel_of(folder: Path) -> Iterator[Any]:
+    """A copy of spandrel from this folder in place of the installed one, in this block.
+
+    In this process, because a new one takes seconds to import torch.
+    """
+    before = {n: m for n, m in sys.modules.items() if n.split(".")[0] == "spandrel"}
+    for name in before:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        copy = importlib.import_module("spandrel")
+        assert copy.__path__[0].startswith(str(folder))
+        yield copy
+    finally:
+        sys.path.remove(str(folder))
+        for name in [n for n in sys.modules if n.split(".")[0] == "spandrel"]:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def call_script(monkeypatch: Any, script: Path, *words: object) -> int:

@@ -120,7 +120,7 @@ def test_the_command_reaches_the_stated_psnr(set5, models, tmp_path, capsys, mod
     assert np.mean(results) == pytest.approx(figures_of(card)["Set5"], abs=0.02)
 
 
-@pytest.mark.parametrize("side", [64, WHOLE])
+@pytest.mark.parametrize("side", [48, WHOLE])
 def test_every_file_computes_what_the_training_form_computes(set5, models, side):
     folder, pictures = set5
     training = load_checkpoint(models / "training.safetensors").build()
