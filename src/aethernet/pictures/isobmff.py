@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aethernet.pictures.colour import StatedColour
-from aethernet.pictures.metadata import Metadata, code_points
+from aethernet.pictures.metadata import Metadata, code_points, more_pictures
 
 _LARGEST_BOX = 2**28
 _DEPTH = {b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2"}
@@ -44,37 +44,45 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
         start += size
 
 
-def _meta(path: Path) -> bytes:
-    """The content of the box that describes the pictures, without its first 4 bytes."""
+def _content(path: Path, wanted: bytes) -> bytes | None:
+    """The content of the first box of a kind that is in no other box."""
     with path.open("rb") as file:
         while len(head := file.read(8)) == 8:
             size, kind = struct.unpack(">I4s", head)
             rest = size - 8
             if size == 1:
                 rest = struct.unpack(">Q", file.read(8).rjust(8, b"\0"))[0] - 16
+            if size == 0:  # it ends with the file
+                rest = _LARGEST_BOX
             if rest < 0:
-                return b""
-            if kind == b"meta":
-                return file.read(min(rest, _LARGEST_BOX))[4:]
+                return None
+            if kind == wanted:
+                return file.read(min(rest, _LARGEST_BOX))
             file.seek(rest, 1)
-    return b""
+    return None
 
 
-def read(path: Path, known: Metadata) -> Metadata:
+def is_sequence(path: Path) -> bool:
+    """Whether the file has frames: an animation, or a burst of a camera."""
+    return _content(path, b"moov") is not None
+
+
+def read(path: Path, known: Metadata, pictures: int) -> Metadata:
     """Add what the boxes of the main picture say.
 
     Args:
         path: of the file.
         known: profile, EXIF and XMP as libvips read them.
+        pictures: of full size in the file, with the main one.
 
     Raises:
         struct.error, KeyError, IndexError, StopIteration: when boxes are damaged.
     """
-    meta = _meta(path)
+    meta = (_content(path, b"meta") or b"")[4:]  # version and flags come first
     top = {box.kind: box for box in _boxes(meta, 0, len(meta))}
     properties = _properties(meta, top)
     mine = [properties[i] for i in _associated(meta, top, _primary(meta, top))]
-    others = _others(meta, top)
+    others = (*more_pictures(pictures - 1), *_others(meta, top))
     return replace(known, colour=_colour(mine, known.profile), others=others)
 
 
