@@ -31,18 +31,30 @@ def check_source(path: Path, what: str) -> None:
         what: what it should be, with its article, for the message: "a picture".
 
     Raises:
-        AetherError: when it is missing, a folder, a pipe or not readable.
+        AetherError: when it is missing, a folder, a pipe or not readable, or only
+            stands for the file that was meant.
     """
     try:
         if stat.S_ISFIFO(path.stat().st_mode):  # opening it might wait for ever
             raise AetherError(f"This is a pipe; {what} has to be a file.", path)
-        path.open("rb").close()
+        with path.open("rb") as file:
+            head = file.read(64).lstrip().lower()
     except FileNotFoundError as error:
         raise AetherError("There is no such file.", path) from error
     except OSError as error:
         if os.path.isdir(path):
             raise AetherError(f"This is a folder, not {what}.", path) from error
         raise unreadable(error, path) from error
+    if head.startswith(b"version https://git-lfs"):
+        raise AetherError(
+            f"This is only a pointer of Git LFS to {what}.", path, "Run git lfs pull."
+        )
+    if head.startswith((b"<!doctype html", b"<html")):
+        raise AetherError(
+            f"This is a web page, not {what}.",
+            path,
+            "Perhaps the page was saved that links to the file.",
+        )
 
 
 def unreadable(error: OSError, path: Path) -> AetherError:
