@@ -261,6 +261,11 @@ _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.part(\.\w+)?", re.DOTALL)
 # Seconds since the last change from which a temporary file that nobody holds counts as
 # left over: of the same target, and of others, which some programs write unheld.
 _STALE_SECONDS, _STALE_SECONDS_OF_OTHERS = 2, 600
+# Of any, where nothing but an open file shows that one is in use.
+_STALE_SECONDS_ON_WINDOWS = 3600
+
+HAS_LOCKS = os.name == "posix"
+"""Whether a lock shows that a temporary file is in use, which Windows has not."""
 
 _cleaned: set[Path] = set()
 """Folders from which this process has removed what was left over."""
@@ -269,7 +274,7 @@ _cleaned: set[Path] = set()
 @contextlib.contextmanager
 def _held(temporary: Path) -> Iterator[None]:
     """Show other processes in this block that a temporary file or folder is in use."""
-    if os.name != "posix":  # elsewhere what is open cannot be removed or renamed
+    if not HAS_LOCKS:
         yield
         return
     import fcntl
@@ -285,7 +290,7 @@ def _held(temporary: Path) -> Iterator[None]:
 
 def _remove_left_over(target: Path) -> None:
     """Remove temporary files that killed processes have left in a target's folder."""
-    if target.parent in _cleaned or os.name != "posix":
+    if target.parent in _cleaned:
         return
     _cleaned.add(target.parent)
     with contextlib.suppress(OSError):  # the folder may be writable and not readable
@@ -295,6 +300,8 @@ def _remove_left_over(target: Path) -> None:
                 *(target.suffix, ".part"),
             )
             least = _STALE_SECONDS if same else _STALE_SECONDS_OF_OTHERS
+            if not HAS_LOCKS:
+                least = _STALE_SECONDS_ON_WINDOWS
             # Or in the future: the clock was set back.
             age = abs(time.time() - path.lstat().st_mtime)
             if age > least and not _is_held(path):
@@ -305,6 +312,12 @@ def _remove_left_over(target: Path) -> None:
 
 
 def _is_held(temporary: Path) -> bool:
+    if not HAS_LOCKS:
+        try:
+            temporary.rename(temporary)  # Windows refuses it for what is open
+        except OSError:
+            return True
+        return False
     import fcntl
 
     try:
