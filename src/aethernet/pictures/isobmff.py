@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.metadata import Metadata, code_points, more_pictures
@@ -44,27 +45,36 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
         start += size
 
 
-def _content(path: Path, wanted: bytes) -> bytes | None:
-    """The content of the first box of a kind that is in no other box."""
+def _outer(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Kinds of the boxes that are in no other, and how many bytes follow in each."""
+    end = file.seek(0, 2)
+    at = file.seek(0)
+    while len(head := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        if size == 1:  # the size follows in 64 bits
+            size = int.from_bytes(file.read(8), "big")
+        elif size == 0:  # it ends with the file
+            size = end - at
+        start = file.tell()
+        if not start <= at + size <= end:
+            return
+        yield kind, at + size - start
+        at = file.seek(at + size)
+
+
+def _meta(path: Path) -> bytes:
+    """The content of the box that describes the pictures, without its first 4 bytes."""
     with path.open("rb") as file:
-        while len(head := file.read(8)) == 8:
-            size, kind = struct.unpack(">I4s", head)
-            rest = size - 8
-            if size == 1:
-                rest = struct.unpack(">Q", file.read(8).rjust(8, b"\0"))[0] - 16
-            if size == 0:  # it ends with the file
-                rest = _LARGEST_BOX
-            if rest < 0:
-                return None
-            if kind == wanted:
-                return file.read(min(rest, _LARGEST_BOX))
-            file.seek(rest, 1)
-    return None
+        for kind, rest in _outer(file):
+            if kind == b"meta":
+                return file.read(min(rest, _LARGEST_BOX))[4:]
+    return b""
 
 
 def is_sequence(path: Path) -> bool:
     """Whether the file has frames: an animation, or a burst of a camera."""
-    return _content(path, b"moov") is not None
+    with path.open("rb") as file:
+        return any(kind == b"moov" for kind, _ in _outer(file))
 
 
 def read(path: Path, known: Metadata, pictures: int) -> Metadata:
@@ -78,7 +88,7 @@ def read(path: Path, known: Metadata, pictures: int) -> Metadata:
     Raises:
         struct.error, KeyError, IndexError, StopIteration: when boxes are damaged.
     """
-    meta = (_content(path, b"meta") or b"")[4:]  # version and flags come first
+    meta = _meta(path)
     top = {box.kind: box for box in _boxes(meta, 0, len(meta))}
     properties = _properties(meta, top)
     mine = [properties[i] for i in _associated(meta, top, _primary(meta, top))]
