@@ -257,7 +257,7 @@ class TestDerivedHyperparameters:
         first = next(key for key in state_dict if key.startswith(missing))
         shape = re.escape(str([*state_dict[first].shape]))
         with pytest.raises(
-            ValueError, match=f"'{first}' should be {shape}, is nothing"
+            ValueError, match=f"'{first}', expected {shape}, found no such key"
         ):
             hyperparameters_from_state_dict(rest)
 

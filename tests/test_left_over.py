@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers import HAS_TORCH, LIGHT, ROOT, lively_file, photo, write
 
+from aethernet import files
 from aethernet.commands.main import main
 from aethernet.files import replacing, temporary_path
 
@@ -73,6 +75,27 @@ def test_a_clock_that_was_set_back_keeps_nothing(tmp_path):
     with replacing(tmp_path / "m.onnx") as temporary:
         temporary.write_text("whole")
     assert sorted(os.listdir(tmp_path)) == sorted(["m.onnx", left.name])
+
+
+def test_without_locks_only_what_is_old_and_not_open_goes(tmp_path, monkeypatch):
+    """As on Windows, where an open file cannot be renamed."""
+    young, old, opened = (
+        temporary_path(tmp_path / f"{name}.onnx") for name in ("m", "old", "opened")
+    )
+    for path, seconds in ((young, 1000), (old, 5000), (opened, 5000)):
+        path.touch()
+        aged(path, seconds)
+
+    def rename(path, target):
+        assert path == target
+        if path == opened:
+            raise PermissionError(13, "in use", str(path))
+
+    monkeypatch.setattr(files, "HAS_LOCKS", False)
+    monkeypatch.setattr(Path, "rename", rename)
+    with replacing(tmp_path / "m.onnx") as temporary:
+        temporary.write_text("whole")
+    assert {*os.listdir(tmp_path)} == {"m.onnx", young.name, opened.name}
 
 
 READ_ONLY = {

@@ -112,6 +112,15 @@ def test_the_command_keeps_an_animation_alive(tmp_path, capsys):
     assert not (tmp_path / "out.jpg").exists()
 
 
+def test_an_animated_avif_is_refused_by_name(tmp_path, capsys):
+    source = animation(tmp_path / "in.avif", 2)
+    for target in ("out.png", "out.avif", "out.webp"):
+        assert upscaled(source, tmp_path / target) == 1
+        error = capsys.readouterr().err
+        assert "The picture is animated. First make a video of it" in error
+        assert not (tmp_path / target).exists()
+
+
 def test_other_sizes_are_resampled_frame_by_frame(tmp_path):
     source = animation(tmp_path / "in.webp", 2)
     target = tmp_path / "out.png"

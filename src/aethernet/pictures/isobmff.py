@@ -9,9 +9,10 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from aethernet.pictures.colour import StatedColour
-from aethernet.pictures.metadata import Metadata, code_points
+from aethernet.pictures.metadata import Metadata, code_points, more_pictures
 
 _LARGEST_BOX = 2**28
 _DEPTH = {b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2"}
@@ -44,28 +45,45 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
         start += size
 
 
+def _outer(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Kinds of the boxes that are in no other, and how many bytes follow in each."""
+    end = file.seek(0, 2)
+    at = file.seek(0)
+    while len(head := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        if size == 1:  # the size follows in 64 bits
+            size = int.from_bytes(file.read(8), "big")
+        elif size == 0:  # it ends with the file
+            size = end - at
+        start = file.tell()
+        if not start <= at + size <= end:
+            return
+        yield kind, at + size - start
+        at = file.seek(at + size)
+
+
 def _meta(path: Path) -> bytes:
     """The content of the box that describes the pictures, without its first 4 bytes."""
     with path.open("rb") as file:
-        while len(head := file.read(8)) == 8:
-            size, kind = struct.unpack(">I4s", head)
-            rest = size - 8
-            if size == 1:
-                rest = struct.unpack(">Q", file.read(8).rjust(8, b"\0"))[0] - 16
-            if rest < 0:
-                return b""
+        for kind, rest in _outer(file):
             if kind == b"meta":
                 return file.read(min(rest, _LARGEST_BOX))[4:]
-            file.seek(rest, 1)
     return b""
 
 
-def read(path: Path, known: Metadata) -> Metadata:
+def is_sequence(path: Path) -> bool:
+    """Whether the file has frames: an animation, or a burst of a camera."""
+    with path.open("rb") as file:
+        return any(kind == b"moov" for kind, _ in _outer(file))
+
+
+def read(path: Path, known: Metadata, pictures: int) -> Metadata:
     """Add what the boxes of the main picture say.
 
     Args:
         path: of the file.
         known: profile, EXIF and XMP as libvips read them.
+        pictures: of full size in the file, with the main one.
 
     Raises:
         struct.error, KeyError, IndexError, StopIteration: when boxes are damaged.
@@ -74,7 +92,7 @@ def read(path: Path, known: Metadata) -> Metadata:
     top = {box.kind: box for box in _boxes(meta, 0, len(meta))}
     properties = _properties(meta, top)
     mine = [properties[i] for i in _associated(meta, top, _primary(meta, top))]
-    others = _others(meta, top)
+    others = (*more_pictures(pictures - 1), *_others(meta, top))
     return replace(known, colour=_colour(mine, known.profile), others=others)
 
 
