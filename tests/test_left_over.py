@@ -67,6 +67,16 @@ def test_what_a_kill_leaves_goes_with_the_next_run(command, model, tmp_path):
     assert os.listdir(tmp_path) == [WRITERS[command]]
 
 
+def test_nothing_else_goes(tmp_path):
+    kept = [".photo.png", ".photo.part.png", ".a.0123abc.part.png", "a.part.png"]
+    for name in kept:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    with replacing(tmp_path / "photo.png") as temporary:
+        temporary.write_text("whole")
+    assert {*os.listdir(tmp_path)} == {*kept, "photo.png"}
+
+
 def test_a_clock_that_was_set_back_keeps_nothing(tmp_path):
     for name, seconds in (("m.onnx", -10), ("other.onnx", -1000), ("new.onnx", -10)):
         left = temporary_path(tmp_path / name)
