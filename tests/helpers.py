@@ -1,6 +1,7 @@
 """Paths, networks, stand-ins, pictures and commands that tests share."""
 
 import contextlib
+import copy
 import importlib.util
 import math
 import os
@@ -98,6 +99,12 @@ def lively_network(seed: int = 0, **arguments: Any) -> "AetherNet":
 
     weights, hyperparameters = lively_arrays(seed, **arguments)
     return build_network(hyperparameters, weights)
+
+
+def both_forms(**arguments: Any) -> "tuple[AetherNet, AetherNet]":
+    """The network of `lively_network` in training form and fused."""
+    network = lively_network(**arguments)
+    return network, copy.deepcopy(network).fuse()
 
 
 def lively_folded(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from aethernet.errors import AetherError, first_line
+from aethernet.errors import AetherError, system_reason
 
 # File systems take names of so many bytes (Windows: UTF-16 units, which are fewer).
 LONGEST_NAME = 255
@@ -59,12 +59,12 @@ def check_source(path: Path, what: str) -> None:
 
 def unreadable(error: OSError, path: Path) -> AetherError:
     """The error to raise for a file that the system does not let us read."""
-    return AetherError(f"Cannot be read: {_system_reason(error)}.", path)
+    return AetherError(f"Cannot be read: {system_reason(error)}.", path)
 
 
 def unwritable(error: OSError, path: Path) -> AetherError:
     """The error to raise for a file that the system does not let us write."""
-    return AetherError(f"Cannot be written: {_system_reason(error)}.", path)
+    return AetherError(f"Cannot be written: {system_reason(error)}.", path)
 
 
 def one_phrase(text: str) -> str:
@@ -77,10 +77,6 @@ def one_phrase(text: str) -> str:
             return os.strerror(number)
     lines = (line.strip() for line in text.splitlines())
     return next(filter(None, lines), "unknown reason").rstrip(".")
-
-
-def _system_reason(error: OSError) -> str:
-    return (error.strerror or first_line(error)).rstrip(".")
 
 
 def check_target(path: Path, source: Path | None = None) -> None:
@@ -241,7 +237,7 @@ def _errors_about(path: Path, temporary: Path) -> Iterator[None]:
         if failed in (path.parent, temporary.parent):  # while it is flushed
             raise unwritable(error, path) from error
         raise AetherError(
-            f"Cannot be opened while {path} is written: {_system_reason(error)}.",
+            f"Cannot be opened while {path} is written: {system_reason(error)}.",
             failed,
         ) from error
 

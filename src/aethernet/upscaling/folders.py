@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, system_reason
 from aethernet.files import LONGEST_NAME, check_source, check_target
 from aethernet.pictures.files import READABLE, SUFFIXES, check_format
 
@@ -202,7 +202,7 @@ def prepare(plan: Plan) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise AetherError(
-                f"Cannot make the folder: {error.strerror}.", folder
+                f"Cannot make the folder: {system_reason(error)}.", folder
             ) from error
 
 
