@@ -132,12 +132,15 @@ class AnimationReader:
 
     def _of_pillow(self, kind: str, mode: str, skipped: int) -> Iterator[np.ndarray]:
         PIL.Image.MAX_IMAGE_PIXELS = None  # the limit was checked
-        with PIL.Image.open(self.path, formats=[kind]) as image:
-            if getattr(image, "n_frames", 1) != len(self.timing.seconds) + skipped:
-                raise ValueError("There are not as many frames as times.")
-            for n in range(len(self.timing.seconds)):
-                image.seek(n + skipped)
-                yield np.asarray(image.convert(mode))
+        try:
+            with PIL.Image.open(self.path, formats=[kind]) as image:
+                if getattr(image, "n_frames", 1) != len(self.timing.seconds) + skipped:
+                    raise ValueError("There are not as many frames as times.")
+                for n in range(len(self.timing.seconds)):
+                    image.seek(n + skipped)
+                    yield np.asarray(image.convert(mode))
+        except RuntimeError as error:  # of the decoder of AVIF
+            raise ValueError("The decoder cannot read it.") from error
 
     def _of_libvips(self) -> Iterator[np.ndarray]:
         header = self.header
