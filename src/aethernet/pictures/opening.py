@@ -261,7 +261,9 @@ def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
 def _check_kind(path: Path, kind: str, image: pyvips.Image) -> None:
     """Refuse what has more than one picture, or none of full size."""
     pages = image.get_n_pages()
-    if kind in _ANIMATED and (pages > 1 or _is_animated_png(path)):
+    is_avif = _text(image, "heif-compression") == "av1"
+    animated = kind in _ANIMATED and (pages > 1 or _is_animated_png(path))
+    if animated or (is_avif and isobmff.is_sequence(path)):
         raise AnimatedError(
             f"The picture is animated{f' ({pages} frames)' if pages > 1 else ''}.",
             path,
