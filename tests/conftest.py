@@ -31,10 +31,11 @@ def pytest_configure() -> None:
 
 # Files that take longest, the longest first.
 LONGEST = (
-    *("training/test_training.py", "training/test_neosr.py", "publish/test_release.py"),
-    *("upscaling/test_cluster.py", "test_set5.py", "bench/test_bench.py"),
-    *("ui/test_page.py", "test_spandrel.py", "quality/test_compare.py"),
-    *("test_left_over.py", "training/test_train_tool.py", "runtimes/test_wheels.py"),
+    *("training/test_training.py", "training/test_neosr.py"),
+    *("upscaling/test_cluster.py", "ui/test_page.py", "bench/test_bench.py"),
+    *("checkpoints/test_onnx.py", "training/test_train_tool.py"),
+    *("publish/test_release.py", "checkpoints/test_rewrites.py", "test_spandrel.py"),
+    *("checkpoints/test_limits.py", "quality/test_compare.py", "test_set5.py"),
 )
 
 
