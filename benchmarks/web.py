@@ -165,8 +165,8 @@ def report(
     for name, own in seconds.items():
         middle = statistics.median(own)
         print(
-            f"{name} thread(s): {middle / megapixels:.1f} s per LR megapixel; the first "
-            f"picture took {first[name] / middle:.2f} times as long"
+            f"{name} thread(s): {middle / megapixels:.1f} s per LR megapixel; the "
+            f"first picture took {first[name] / middle:.2f} times as long"
         )
     for one, other in (
         ("page, 1", "native, 1"),
