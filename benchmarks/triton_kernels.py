@@ -37,7 +37,6 @@ from aethernet.runtimes.triton.block import (
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 PICTURE = (480, 640)  # LR, of the block and the network
 BATCH, CROP = 32, 64  # of a training step, and of the convolution in it
-PARTS = ("errors", "convolution", "block", "network", "step")
 
 
 def milliseconds(call: Callable[[], Any], seconds: float) -> float:
@@ -295,9 +294,12 @@ def network_of(name: str) -> AetherNet:
     return made.eval()
 
 
+PARTS = {part.__name__: part for part in (errors, convolution, block, network, step)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, default=["aether_small"]
     )
@@ -320,7 +322,7 @@ def main() -> int:
             search(name, given)
         for part in given.parts:
             print(f"{name}, {part}")
-            globals()[part](name, given)
+            PARTS[part](name, given)
     if given.peers:
         print("other networks")
         peers(given)

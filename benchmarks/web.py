@@ -103,7 +103,7 @@ def opened(browser: Browser, address: str, threads: int) -> Page:
     )
     page.goto(address)
     loaded = page.evaluate(LOAD, threads)
-    print(f"page, {threads} threads: loaded in {loaded / 1000:.2f} s")
+    print(f"page, {threads} thread(s): loaded in {loaded / 1000:.2f} s")
     return page
 
 
@@ -165,8 +165,8 @@ def report(
     for name, own in seconds.items():
         middle = statistics.median(own)
         print(
-            f"{name} threads: {middle / megapixels:.1f} s per LR megapixel; the first "
-            f"picture took {first[name] / middle:.2f} times as long"
+            f"{name} thread(s): {middle / megapixels:.1f} s per LR megapixel; the "
+            f"first picture took {first[name] / middle:.2f} times as long"
         )
     for one, other in (
         ("page, 1", "native, 1"),
@@ -175,7 +175,7 @@ def report(
     ):
         ratios = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
         print(
-            f"{one} threads / {other} threads: {statistics.median(ratios):.2f} "
+            f"{one} / {other} thread(s): {statistics.median(ratios):.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f})"
         )
 

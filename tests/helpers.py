@@ -1,12 +1,14 @@
 """Paths, networks, stand-ins, pictures and commands that tests share."""
 
+import contextlib
+import copy
 import importlib.util
 import math
 import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +101,12 @@ def lively_network(seed: int = 0, **arguments: Any) -> "AetherNet":
     return build_network(hyperparameters, weights)
 
 
+def both_forms(**arguments: Any) -> "tuple[AetherNet, AetherNet]":
+    """The network of `lively_network` in training form and fused."""
+    network = lively_network(**arguments)
+    return network, copy.deepcopy(network).fuse()
+
+
 def lively_folded(
     seed: int = 0, **arguments: Any
 ) -> tuple[Callable[[np.ndarray], np.ndarray], Folded]:
@@ -174,6 +182,28 @@ def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
         check=False,
         **{"cwd": ROOT, **options},
     )
+
+
+@contextlib.contextmanager
+def spandrel_of(folder: Path) -> Iterator[Any]:
+    """A copy of spandrel from this folder in place of the installed one, in this block.
+
+    In this process, because a new one takes seconds to import torch.
+    """
+    before = {n: m for n, m in sys.modules.items() if n.split(".")[0] == "spandrel"}
+    for name in before:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        copy = importlib.import_module("spandrel")
+        assert copy.__path__[0].startswith(str(folder))
+        yield copy
+    finally:
+        sys.path.remove(str(folder))
+        for name in [n for n in sys.modules if n.split(".")[0] == "spandrel"]:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def call_script(monkeypatch: Any, script: Path, *words: object) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 
-from helpers import ROOT, TINY, lively_network, random_image
+from helpers import ROOT, TINY, both_forms, lively_network, random_image
 from torch.utils.flop_counter import FlopCounterMode
 
 from aethernet.aether_core import (
@@ -43,11 +43,6 @@ PARAMETERS = {
         "fused": {1: 18_005_215, 2: 18_152_927, 3: 18_337_567, 4: 18_300_639},
     },
 }
-
-
-def both_forms(**arguments):
-    network = lively_network(**arguments)
-    return network, copy.deepcopy(network).fuse()
 
 
 def on_meta(build, **arguments):
@@ -257,7 +252,7 @@ class TestDerivedHyperparameters:
         first = next(key for key in state_dict if key.startswith(missing))
         shape = re.escape(str([*state_dict[first].shape]))
         with pytest.raises(
-            ValueError, match=f"'{first}' should be {shape}, is nothing"
+            ValueError, match=f"'{first}', expected {shape}, found no such key"
         ):
             hyperparameters_from_state_dict(rest)
 

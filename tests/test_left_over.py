@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers import HAS_TORCH, LIGHT, ROOT, lively_file, photo, write
 
+from aethernet import files
 from aethernet.commands.main import main
 from aethernet.files import replacing, temporary_path
 
@@ -16,12 +18,13 @@ pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="locks and name spaces of Linux"
 )
 
-# Command -> its output.
+# Command -> its output; and what saves time in it.
 WRITERS = {
     "fuse": "m.safetensors",
     "export": "m.onnx",
     "release": "published",
 }
+SHORTER = {"release": ["--without", "fp32", "fp16", "ncnn", "pth", "--picture"]}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,7 @@ def aged(path, seconds):
 @pytest.mark.parametrize("command", WRITERS)
 def test_what_a_kill_leaves_goes_with_the_next_run(command, model, tmp_path):
     words = [command, str(model), "-o", str(tmp_path / WRITERS[command])]
+    words += SHORTER.get(command, [])
     process = subprocess.Popen(
         [sys.executable, "-m", "aethernet", *words],
         stdout=subprocess.DEVNULL,
@@ -65,6 +69,16 @@ def test_what_a_kill_leaves_goes_with_the_next_run(command, model, tmp_path):
     assert os.listdir(tmp_path) == [WRITERS[command]]
 
 
+def test_nothing_else_goes(tmp_path):
+    kept = [".photo.png", ".photo.part.png", ".a.0123abc.part.png", "a.part.png"]
+    for name in kept:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    with replacing(tmp_path / "photo.png") as temporary:
+        temporary.write_text("whole")
+    assert {*os.listdir(tmp_path)} == {*kept, "photo.png"}
+
+
 def test_a_clock_that_was_set_back_keeps_nothing(tmp_path):
     for name, seconds in (("m.onnx", -10), ("other.onnx", -1000), ("new.onnx", -10)):
         left = temporary_path(tmp_path / name)
@@ -73,6 +87,27 @@ def test_a_clock_that_was_set_back_keeps_nothing(tmp_path):
     with replacing(tmp_path / "m.onnx") as temporary:
         temporary.write_text("whole")
     assert sorted(os.listdir(tmp_path)) == sorted(["m.onnx", left.name])
+
+
+def test_without_locks_only_what_is_old_and_not_open_goes(tmp_path, monkeypatch):
+    """As on Windows, where an open file cannot be renamed."""
+    young, old, opened = (
+        temporary_path(tmp_path / f"{name}.onnx") for name in ("m", "old", "opened")
+    )
+    for path, seconds in ((young, 1000), (old, 5000), (opened, 5000)):
+        path.touch()
+        aged(path, seconds)
+
+    def rename(path, target):
+        assert path == target
+        if path == opened:
+            raise PermissionError(13, "in use", str(path))
+
+    monkeypatch.setattr(files, "HAS_LOCKS", False)
+    monkeypatch.setattr(Path, "rename", rename)
+    with replacing(tmp_path / "m.onnx") as temporary:
+        temporary.write_text("whole")
+    assert {*os.listdir(tmp_path)} == {"m.onnx", young.name, opened.name}
 
 
 READ_ONLY = {

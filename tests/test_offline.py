@@ -42,7 +42,9 @@ INSIDE = (
 @pytest.fixture
 def watched(tmp_path):
     """Runs a command in that network; returns its exit code and the questions."""
-    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    (tmp_path / "resolv.conf").write_text(
+        "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"  # nobody answers
+    )
     (tmp_path / "nsswitch.conf").write_text("hosts: files dns\n")
     files = [tmp_path / "resolv.conf", tmp_path / "nsswitch.conf"]
     temporary = tmp_path / "temporary"

@@ -1,5 +1,6 @@
 """What the README, the documents, CI and the layout promise."""
 
+import importlib
 import math
 import re
 import tomllib
@@ -70,6 +71,18 @@ def test_links_between_documents_lead_somewhere():
                 assert anchor in anchors(target), f"{path.relative_to(ROOT)}: {link}"
             checked += 1
     assert checked > 50  # the search for links finds them
+
+
+def test_names_that_documents_import_exist():
+    found = []
+    for path in documents():
+        for line in path.read_text("utf-8").splitlines():
+            if match := re.fullmatch(r" *from (aethernet(?:\.\w+)*) import (.+)", line):
+                names = match[2].split(", ")
+                found += [(path.relative_to(ROOT), match[1], name) for name in names]
+    assert found
+    for path, module, name in found:
+        assert hasattr(importlib.import_module(module), name), (path, name)
 
 
 def test_lines_of_documents_are_short():

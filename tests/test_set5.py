@@ -120,7 +120,7 @@ def test_the_command_reaches_the_stated_psnr(set5, models, tmp_path, capsys, mod
     assert np.mean(results) == pytest.approx(figures_of(card)["Set5"], abs=0.02)
 
 
-@pytest.mark.parametrize("side", [64, WHOLE])
+@pytest.mark.parametrize("side", [48, WHOLE])
 def test_every_file_computes_what_the_training_form_computes(set5, models, side):
     folder, pictures = set5
     training = load_checkpoint(models / "training.safetensors").build()
@@ -148,7 +148,7 @@ def test_every_file_computes_what_the_training_form_computes(set5, models, side)
     assert lowest_psnr >= 50
 
 
-# Not less: flat parts are so close to HR that any rounding shows.
+# Not less: flat parts are so close to HR that any rounding shows. Three pictures do.
 @pytest.mark.parametrize("side", [96, WHOLE])
 def test_bfloat16_loses_at_most_five_hundredths_of_a_decibel(
     set5, shipped_bfloat16, capsys, side
@@ -158,7 +158,7 @@ def test_bfloat16_loses_at_most_five_hundredths_of_a_decibel(
     session = rounding_session(shipped_bfloat16[0].read_bytes())
     float32 = runtime_class("pytorch").load(SHIPPED_MODEL, "cpu", "float32")
     results = []
-    for name, reference in pictures.items():
+    for name, reference in [*pictures.items()][: 3 if side == 96 else None]:
         image, hr = lr_planes(folder, name, side), middle(reference, side, SCALE)
         (output,) = session.run(None, {"input": image})
         pair = [

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 
-from helpers import ROOT, lively_network, random_image, run
+from helpers import ROOT, SHIPPED_MODEL, lively_network, random_image, spandrel_of
 
 from aethernet.aether_core import VARIANTS
 from aethernet.checkpoints.checkpoint import save_checkpoint
@@ -122,8 +122,7 @@ def test_half_and_bfloat16_are_supported_as_stated(tmp_path, dtype, limit, fused
 
 
 def test_the_shipped_model_loads():
-    path = ROOT / "models/2x_aether_small.safetensors"
-    descriptor = spandrel.ModelLoader().load_from_file(path)
+    descriptor = spandrel.ModelLoader().load_from_file(SHIPPED_MODEL)
     assert (descriptor.scale, descriptor.tags[:2]) == (2, ["small", "fused"])
 
 
@@ -196,18 +195,8 @@ def test_the_folder_works_copied_into_spandrel(tmp_path):
     entry = "    ArchSupport.from_architecture(AetherNet.AetherNetArch()),\n"
     head, brace, tail = text.rpartition(")")
     registry.write_text(f"{head}{entry}{brace}{tail}", "utf-8")
-    code = (
-        "import sys, spandrel; assert spandrel.__path__[0].startswith(sys.argv[1]);"
-        "d = spandrel.ModelLoader().load_from_file(sys.argv[2]);"
-        "print(d.architecture.id, d.scale, type(d.model).__module__)"
-    )
-    done = run(
-        "-c",
-        code,
-        tmp_path,
-        ROOT / "models/2x_aether_small.safetensors",
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path)},
-    )
-    wanted = "AetherNet 2 spandrel.architectures.AetherNet.__arch.aether_core"
-    assert done.stdout.strip() == wanted, done.stderr
+    with spandrel_of(tmp_path) as copy:
+        descriptor = copy.ModelLoader().load_from_file(SHIPPED_MODEL)
+    assert (descriptor.architecture.id, descriptor.scale) == ("AetherNet", 2)
+    network = "spandrel.architectures.AetherNet.__arch.aether_core"
+    assert type(descriptor.model).__module__ == network

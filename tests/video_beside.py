@@ -7,7 +7,15 @@ from fractions import Fraction
 from video_helpers import MS, av, make_clip
 
 from aethernet.video.ebml import Element, joined
-from aethernet.video.extras import CROPPING, LIGHT, MASTERING, SPHERE, STEREO, Extra
+from aethernet.video.extras import (
+    CROPPING,
+    LIGHT,
+    MASTERING,
+    SPHERE,
+    STEREO,
+    Extra,
+    read_facts,
+)
 from aethernet.video.extras import with_extras as with_extras_in
 from aethernet.video.libav import entries
 
@@ -18,6 +26,13 @@ LEVELS = (1000, 400)
 # Payloads of SEI messages registered by ITU-T T.35.
 CAPTION = b"\xb5\x00\x31GA94\x03\x42\xff\xfc\x94\x20\xfc\x94\x2c\xff"
 T35, USER_DATA = 4, 5
+
+
+def facts(path):
+    """What the first frame and the stream of a file say of the picture."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return read_facts(stream, next(container.decode(stream)))
 
 
 def hdr10_plus():

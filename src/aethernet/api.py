@@ -28,7 +28,7 @@ from aethernet.checkpoints.shipped import find_model, shipped_model
 from aethernet.errors import AetherError, ImageError
 from aethernet.pictures.files import Picture
 from aethernet.runtimes.base import AskedValues
-from aethernet.runtimes.registry import open_any
+from aethernet.runtimes.registry import check_known, open_any
 from aethernet.runtimes.tiling import DEFAULT_CONTEXT, Tiled
 from aethernet.upscaling import files
 from aethernet.upscaling.planes import planes_and_alpha, upscale_picture
@@ -219,7 +219,7 @@ def fuse(
         VerificationError: when the file would differ; nothing is written.
         AetherError: when `source` is no checkpoint, or the target cannot be written.
     """
-    _check_one_of(dtype, DTYPES, "dtype")
+    check_known(dtype, DTYPES, "dtype")
     fusing.fuse_checkpoint(_checkpoint(source, img_range), target, dtype)
     return Path(target)
 
@@ -256,7 +256,7 @@ def export(
         ncnn_export.export_ncnn(_checkpoint(source, img_range), path, options)
         return path
     onnx.check_export(path)
-    _check_one_of(precision, PRECISIONS, "precision")
+    check_known(precision, PRECISIONS, "precision")
     shapes = onnx.ShapeRange()
     if size is not None:
         fixed = (1, size[1], size[0])
@@ -272,11 +272,6 @@ def export(
 def _checkpoint(source: str | Path, img_range: float | None) -> Checkpoint:
     options = CheckpointOptions(img_range=img_range)
     return load_checkpoint(find_model(source), options)
-
-
-def _check_one_of(value: str, known: tuple[str, ...], what: str) -> None:
-    if value not in known:
-        raise AetherError(f"There is no {what} {value!r}, only {', '.join(known)}.")
 
 
 def _upscaled_array(array: np.ndarray, model: Tiled, alpha: Alpha) -> np.ndarray:

@@ -52,6 +52,11 @@ def first_line(error: BaseException) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
+def system_reason(error: OSError) -> str:
+    """What the system says of a failure, without a full stop."""
+    return (error.strerror or first_line(error)).rstrip(".")
+
+
 class CheckpointError(AetherError):
     """A file that should hold AetherNet weights does not."""
 

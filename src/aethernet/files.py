@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from aethernet.errors import AetherError, first_line
+from aethernet.errors import AetherError, system_reason
 
 # File systems take names of so many bytes (Windows: UTF-16 units, which are fewer).
 LONGEST_NAME = 255
@@ -31,28 +31,40 @@ def check_source(path: Path, what: str) -> None:
         what: what it should be, with its article, for the message: "a picture".
 
     Raises:
-        AetherError: when it is missing, a folder, a pipe or not readable.
+        AetherError: when it is missing, a folder, a pipe or not readable, or only
+            stands for the file that was meant.
     """
     try:
         if stat.S_ISFIFO(path.stat().st_mode):  # opening it might wait for ever
             raise AetherError(f"This is a pipe; {what} has to be a file.", path)
-        path.open("rb").close()
+        with path.open("rb") as file:
+            head = file.read(64).lstrip().lower()
     except FileNotFoundError as error:
         raise AetherError("There is no such file.", path) from error
     except OSError as error:
         if os.path.isdir(path):
             raise AetherError(f"This is a folder, not {what}.", path) from error
         raise unreadable(error, path) from error
+    if head.startswith(b"version https://git-lfs"):
+        raise AetherError(
+            f"This is only a pointer of Git LFS to {what}.", path, "Run git lfs pull."
+        )
+    if head.startswith((b"<!doctype html", b"<html")):
+        raise AetherError(
+            f"This is a web page, not {what}.",
+            path,
+            "Perhaps the page was saved that links to the file.",
+        )
 
 
 def unreadable(error: OSError, path: Path) -> AetherError:
     """The error to raise for a file that the system does not let us read."""
-    return AetherError(f"Cannot be read: {_system_reason(error)}.", path)
+    return AetherError(f"Cannot be read: {system_reason(error)}.", path)
 
 
 def unwritable(error: OSError, path: Path) -> AetherError:
     """The error to raise for a file that the system does not let us write."""
-    return AetherError(f"Cannot be written: {_system_reason(error)}.", path)
+    return AetherError(f"Cannot be written: {system_reason(error)}.", path)
 
 
 def one_phrase(text: str) -> str:
@@ -65,10 +77,6 @@ def one_phrase(text: str) -> str:
             return os.strerror(number)
     lines = (line.strip() for line in text.splitlines())
     return next(filter(None, lines), "unknown reason").rstrip(".")
-
-
-def _system_reason(error: OSError) -> str:
-    return (error.strerror or first_line(error)).rstrip(".")
 
 
 def check_target(path: Path, source: Path | None = None) -> None:
@@ -229,7 +237,7 @@ def _errors_about(path: Path, temporary: Path) -> Iterator[None]:
         if failed in (path.parent, temporary.parent):  # while it is flushed
             raise unwritable(error, path) from error
         raise AetherError(
-            f"Cannot be opened while {path} is written: {_system_reason(error)}.",
+            f"Cannot be opened while {path} is written: {system_reason(error)}.",
             failed,
         ) from error
 
@@ -249,6 +257,11 @@ _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.part(\.\w+)?", re.DOTALL)
 # Seconds since the last change from which a temporary file that nobody holds counts as
 # left over: of the same target, and of others, which some programs write unheld.
 _STALE_SECONDS, _STALE_SECONDS_OF_OTHERS = 2, 600
+# Of any, where nothing but an open file shows that one is in use.
+_STALE_SECONDS_ON_WINDOWS = 3600
+
+HAS_LOCKS = os.name == "posix"
+"""Whether a lock shows that a temporary file is in use, which Windows has not."""
 
 _cleaned: set[Path] = set()
 """Folders from which this process has removed what was left over."""
@@ -257,7 +270,7 @@ _cleaned: set[Path] = set()
 @contextlib.contextmanager
 def _held(temporary: Path) -> Iterator[None]:
     """Show other processes in this block that a temporary file or folder is in use."""
-    if os.name != "posix":  # elsewhere what is open cannot be removed or renamed
+    if not HAS_LOCKS:
         yield
         return
     import fcntl
@@ -273,7 +286,7 @@ def _held(temporary: Path) -> Iterator[None]:
 
 def _remove_left_over(target: Path) -> None:
     """Remove temporary files that killed processes have left in a target's folder."""
-    if target.parent in _cleaned or os.name != "posix":
+    if target.parent in _cleaned:
         return
     _cleaned.add(target.parent)
     with contextlib.suppress(OSError):  # the folder may be writable and not readable
@@ -283,6 +296,8 @@ def _remove_left_over(target: Path) -> None:
                 *(target.suffix, ".part"),
             )
             least = _STALE_SECONDS if same else _STALE_SECONDS_OF_OTHERS
+            if not HAS_LOCKS:
+                least = _STALE_SECONDS_ON_WINDOWS
             # Or in the future: the clock was set back.
             age = abs(time.time() - path.lstat().st_mtime)
             if age > least and not _is_held(path):
@@ -293,6 +308,12 @@ def _remove_left_over(target: Path) -> None:
 
 
 def _is_held(temporary: Path) -> bool:
+    if not HAS_LOCKS:
+        try:
+            temporary.rename(temporary)  # Windows refuses it for what is open
+        except OSError:
+            return True
+        return False
     import fcntl
 
     try:

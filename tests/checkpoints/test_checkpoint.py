@@ -438,18 +438,19 @@ class TestWriting:
     @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX resource limits")
     def test_a_full_disk_leaves_the_old_file(self, tmp_path):
         # A limit on the file size stands in for the disk: write() fails the same way.
+        import resource
+
         path = tmp_path / "model.safetensors"
         save_checkpoint(lively_network(), path)
         before = path.read_bytes()
-        code = (
-            "import resource, signal, sys; from aethernet import *;"
-            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));\n"
-            "try: save_checkpoint(AetherNet(embed_dim=16, depths=(1,)), sys.argv[1])\n"
-            "except AetherError as error: print(error)"
-        )
-        done = run("-c", code, path)
-        assert f"{path}: Cannot be written: " in done.stdout, done.stderr
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with pytest.raises(AetherError, match="Cannot be written: ") as caught:
+                save_checkpoint(lively_network(embed_dim=16), path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert caught.value.path == path
         assert path.read_bytes() == before
         assert without_hidden(tmp_path) == [path.name]
 

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 
-from helpers import ROOT, SHIPPED_MODEL, lively_network, random_image
+from helpers import ROOT, SHIPPED_MODEL, both_forms, lively_network, random_image
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -34,11 +34,6 @@ GOLDEN = ("x1", "x2", "x3", "x4", "x8", "x4_gray", "x2_odd_mlp", "x2_range255")
 
 def arrays(network):
     return {key: value.numpy() for key, value in network.state_dict().items()}
-
-
-def both_forms(**arguments):
-    network = lively_network(**arguments)
-    return network, copy.deepcopy(network).fuse()
 
 
 def on_meta(**arguments):

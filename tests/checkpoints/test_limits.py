@@ -50,7 +50,8 @@ def params(value):
 
 
 def zipped(path, pickled, compression=zipfile.ZIP_STORED, **records):
-    with zipfile.ZipFile(path, "w", compression) as archive:
+    # The fastest level: some are hundreds of megabytes of zeros.
+    with zipfile.ZipFile(path, "w", compression, compresslevel=1) as archive:
         archive.writestr("archive/data.pkl", pickled)
         for name, data in records.items():
             archive.writestr(f"archive/data/{name}", data)

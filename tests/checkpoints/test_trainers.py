@@ -33,7 +33,7 @@ class TestLightning:
         torch.save({"state_dict": state_dict, "epoch": 3}, tmp_path / "last.ckpt")
         return tmp_path / "last.ckpt"
 
-    @pytest.mark.parametrize("key", ["net_g", "state_dict.net_g"])
+    @pytest.mark.parametrize("key", ["net_g", "net_g.", "state_dict.net_g"])
     def test_param_key_takes_what_its_keys_begin_with(
         self, path, tmp_path, key, capsys
     ):
@@ -50,9 +50,11 @@ class TestLightning:
         check_one_error(printed)
         assert "There is no state dict under the key 'net_d'" in printed
 
-    def test_without_it_the_keys_are_named(self, path, capsys):
+    def test_without_it_the_flag_is_named(self, path, capsys):
         assert main(["info", str(path)]) == 1
-        check_one_error(capsys.readouterr().err)
+        printed = capsys.readouterr().err
+        check_one_error(printed)
+        assert printed.endswith("begin with: --param-key net_g.\n")
 
 
 class TestImgRange:

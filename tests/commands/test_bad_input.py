@@ -103,7 +103,14 @@ def empty(folder):
     return folder / "empty.safetensors"
 
 
-BAD = [missing, text, truncated, esrgan, directory, hostile, empty]
+def pointer(folder):
+    (folder / f"lfs{SUFFIX}").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+    )
+    return folder / f"lfs{SUFFIX}"
+
+
+BAD = [missing, text, truncated, esrgan, directory, hostile, empty, pointer]
 
 
 def arguments_for(name, source, target):

@@ -48,6 +48,26 @@ class TestBadInput:
         assert without_hidden(tmp_path) == [name]
         assert (tmp_path / name).read_bytes() == content
 
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            ("\n<!DOCTYPE html><title>Sign in", "This is a web page, not a "),
+            ("version https://git-lfs.github.com/spec/v1", "pointer of Git LFS to a "),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["a.jpg", "a.mp4", "a.onnx", "a.safetensors"])
+    def test_what_was_downloaded_instead(
+        self, tmp_path, upscale, capsys, name, content, reason
+    ):
+        (tmp_path / name).write_text(content)
+        if name in ("a.jpg", "a.mp4"):
+            code = upscale(tmp_path / name, "-o", tmp_path / f"out{name[1:]}")
+        else:
+            source, target = picture(tmp_path / "in.png"), tmp_path / "out.png"
+            model = ["--model", str(tmp_path / name), *PLAINLY]
+            code = main(["upscale", str(source), "-o", str(target), *model])
+        self.refused(capsys, code, reason)
+
     @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif"])
     def test_a_truncated_picture(self, tmp_path, upscale, capsys, suffix):
         picture(tmp_path / f"whole{suffix}", 200, 300)

@@ -117,6 +117,14 @@ def gif(path: Path) -> None:
     image.save(path, comment=b"by hand")
 
 
+def animation(path: Path) -> None:
+    frames = [PIL.Image.fromarray(photo(20, 25 - n)).resize((25, 20)) for n in (0, 5)]
+    first, *rest = [
+        frame.convert("P") if path.suffix == ".gif" else frame for frame in frames
+    ]
+    first.save(path, save_all=True, append_images=rest, duration=[100, 50])
+
+
 def video(path: Path) -> None:
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as file:
@@ -139,6 +147,7 @@ KINDS = {
     "in.jpg": jpeg,
     **{f"in{s}": picture for s in (".webp", ".tif", ".avif", ".bmp")},
     "in.gif": gif,
+    **{f"moving{s}": animation for s in (".gif", ".png", ".webp", ".avif")},
     "in.mkv": video,
     "in.mp4": video,
 }

@@ -15,7 +15,14 @@ import pytest
 
 pytest.importorskip("torch", reason="needs PyTorch")
 
-from helpers import ROOT, SHIPPED_MODEL, call_script, run, sample_part, write
+from helpers import (
+    ROOT,
+    SHIPPED_MODEL,
+    call_script,
+    sample_part,
+    spandrel_of,
+    write,
+)
 
 KIT = ROOT / "tools/upstream_kit.py"
 SIZES = (16, 32, 64)
@@ -39,9 +46,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def spandrel_clone(tmp_path: Path) -> Path:
     """The installed spandrel where its repository has it, and what the kit needs."""
     clone = tmp_path / "spandrel"
-    ignored = shutil.ignore_patterns("__pycache__")
     library = clone / "libs/spandrel/spandrel"
-    shutil.copytree(spandrel.__path__[0], library, ignore=ignored)
+    shutil.copytree(spandrel.__path__[0], library)
     readme = "- [AuraSR](https://example.org)\n\n#### Face Restoration\n"
     (clone / "README.md").write_text(readme, "utf-8")
     for size in SIZES:
@@ -91,19 +97,12 @@ def test_spandrel_loads_our_file_once_the_kit_was_applied(
 ):
     assert apply(monkeypatch, "spandrel", spandrel_clone) == 0
     assert "tests/test_AetherNet.py\n" in capsys.readouterr().out
-    code = (
-        "import sys, spandrel; assert spandrel.__path__[0].startswith(sys.argv[1]);"
-        "d = spandrel.ModelLoader().load_from_file(sys.argv[2]);"
-        "print(d.architecture.id, d.scale, d.tags, type(d.model).__module__)"
-    )
-    done = run(
-        *("-c", code, spandrel_clone, SHIPPED_MODEL),
-        env={**os.environ, "PYTHONPATH": str(spandrel_clone / "libs/spandrel")},
-    )
-    assert done.stdout.split() == [
-        *("AetherNet", "2", "['small',", "'fused',", "'11lk']"),
-        "spandrel.architectures.AetherNet.__arch.aether_core",
-    ], done.stderr
+    with spandrel_of(spandrel_clone / "libs/spandrel") as changed:
+        descriptor = changed.ModelLoader().load_from_file(SHIPPED_MODEL)
+    assert (descriptor.architecture.id, descriptor.scale) == ("AetherNet", 2)
+    assert descriptor.tags == ["small", "fused", "11lk"]
+    network = "spandrel.architectures.AetherNet.__arch.aether_core"
+    assert type(descriptor.model).__module__ == network
     adapter = "libs/spandrel/spandrel/architectures/AetherNet/__init__.py"
     assert "install" not in (spandrel_clone / adapter).read_text("utf-8")
 

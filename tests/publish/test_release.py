@@ -38,6 +38,8 @@ TINY = {"embed_dim": 8, "depths": (1,)}
 OTHERS = (".md", ".json", ".bin")
 EXPORTS = ("--without", "fp32", "fp16", "ncnn")
 """Leaves out the files that take seconds, for tests of something else."""
+FEWEST = (*EXPORTS, "pth")
+"""As few files as possible."""
 
 
 def trained(path, iterations=1234, **arguments):
@@ -344,7 +346,7 @@ class TestOthers:
         ).read_text("utf-8")
 
     def test_another_state_dict_of_the_file(self, tmp_path, checkpoint):
-        folder, _ = released(tmp_path, checkpoint, *EXPORTS, "--param-key", "params")
+        folder, _ = released(tmp_path, checkpoint, *FEWEST, "--param-key", "params")
         found = load_checkpoint(folder / "2x_aethernet_training.safetensors")
         worse = lively_network(seed=1, **TINY).state_dict()
         assert np.array_equal(
@@ -352,12 +354,12 @@ class TestOthers:
         )
 
     def test_a_name_with_the_scale_in_it_is_kept(self, tmp_path, checkpoint):
-        _, entry = released(tmp_path, checkpoint, *EXPORTS, "--name", "2xLeaf_v1.5")
+        _, entry = released(tmp_path, checkpoint, *FEWEST, "--name", "2xLeaf_v1.5")
         assert entry["name"] == "2xLeaf_v1.5"
 
     def test_an_empty_folder_is_taken(self, tmp_path, checkpoint):
         (tmp_path / "out").mkdir()
-        folder, _ = released(tmp_path, checkpoint, *EXPORTS)
+        folder, _ = released(tmp_path, checkpoint, *FEWEST)
         assert "2x_aethernet.md" in without_hidden(folder)
         assert without_hidden(tmp_path) == ["out"]
 
@@ -367,7 +369,7 @@ class TestOthers:
         alpha = np.dstack([photo(20, 24), np.full((20, 24), 99, np.uint8)])
         Image.fromarray(alpha).save(tmp_path / "alpha.png")
         names = [str(tmp_path / name) for name in ("deep.png", "alpha.png")]
-        folder, _ = released(tmp_path, checkpoint, *EXPORTS, "--picture", *names)
+        folder, _ = released(tmp_path, checkpoint, *FEWEST, "--picture", *names)
         for name, bands in (("deep", 1), ("alpha", 4)):
             shown = read_picture(folder / f"images/{name}_comparison.png").pixels
             assert shown.shape == (40, 2 * 48 + 8, bands)
@@ -376,7 +378,7 @@ class TestOthers:
     def test_a_large_picture_is_compared_in_its_middle(self, tmp_path, checkpoint):
         Image.fromarray(photo(300, 20)).save(tmp_path / "tall.png")
         folder, _ = released(
-            *(tmp_path, checkpoint, *EXPORTS, "--picture", str(tmp_path / "tall.png"))
+            *(tmp_path, checkpoint, *FEWEST, "--picture", str(tmp_path / "tall.png"))
         )
         both = read_picture(folder / "images/tall_comparison.png").pixels
         sr = read_picture(folder / "images/tall_sr.png").pixels
@@ -388,7 +390,7 @@ class TestOverwriting:
     @pytest.fixture(scope="class")
     @classmethod
     def first(cls, tmp_path_factory, checkpoint):
-        return released(tmp_path_factory.mktemp("first"), checkpoint, *EXPORTS)[0]
+        return released(tmp_path_factory.mktemp("first"), checkpoint, *FEWEST)[0]
 
     @pytest.fixture
     def old(self, tmp_path, first):
@@ -400,7 +402,7 @@ class TestOverwriting:
         return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
     def again(self, folder, source, *words):
-        return main(["release", str(source), "-o", str(folder), *EXPORTS, *words])
+        return main(["release", str(source), "-o", str(folder), *FEWEST, *words])
 
     def test_only_on_request(self, tmp_path, old, checkpoint, capsys):
         folder, before = old

@@ -44,6 +44,18 @@ def write(*words):
     return main(["web", *map(str, words)])
 
 
+def test_without_a_name_all_that_ship_are_offered(page, tmp_path):
+    assert write("-o", tmp_path / "out") == 0
+    entries = json.loads((tmp_path / "out" / web.LIST).read_text("utf-8"))
+    names = [entry["name"] for entry in entries]
+    assert names[0] == "2x_aether_small"
+    assert sorted(names) == sorted(
+        path.stem
+        for path in (ROOT / "models").glob("*.safetensors")
+        if not path.stem.endswith("_training")
+    )
+
+
 def test_the_folder_holds_the_page_and_correct_models(page, model, tmp_path, capsys):
     target = tmp_path / "out"
     gray = lively_file(tmp_path / "gray.safetensors", **TINY, in_chans=1, scale=4)

@@ -2,9 +2,9 @@
 
 import dataclasses
 import os
-import signal
+import subprocess
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from PIL import Image
 
 from aethernet.aether_core import VARIANTS
 from aethernet.errors import AetherError
-from aethernet.pictures.training_crops import TrainingCrops
 
 TINY = {"embed_dim": 12, "depths": (1, 1), "mlp_ratio": 2.0, "lk_kernel": 5}
 
@@ -81,42 +80,24 @@ class TestGraphs:
                 torch.testing.assert_close(same, weight, rtol=1e-4, atol=1e-6)
 
 
-@pytest.fixture
-def own_children():
-    """Take back PyTorch's handler of ended processes, which stays installed.
-
-    A later child would run it on a signal stack that other libraries free meanwhile.
-    """
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before)
-
-
 class TestCuttingCrops:
     @pytest.mark.skipif(sys.platform != "linux", reason="processes are for Linux")
-    @pytest.mark.usefixtures("own_children")
-    @pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # without a GPU
-    def test_processes_cut_the_same_crops_as_a_thread(self, tmp_path, monkeypatch):
+    def test_processes_cut_the_same_crops_as_a_thread(self, tmp_path):
+        """In a process of its own, as `train.py` is: it forks, and PyTorch listens for
+        the end of children, while other tests have left threads of many libraries."""
         for number in range(2):
             part = (30 * number, 40, 30 * number + 80, 110)
             Image.open(SAMPLE).crop(part).save(tmp_path / f"{number}.png")
-        crops = TrainingCrops(sorted(tmp_path.iterdir()), 2)
-        recipe = dataclasses.replace(TestGraphs.RECIPE, iterations=6)
-        monkeypatch.setattr(os, "cpu_count", lambda: 3)
-
-        def cut(device, first=0):
-            made = SimpleNamespace(
-                recipe=recipe, iteration=first, device=torch.device(device)
-            )
-            with train.batches(crops, made) as found:
-                return [(lr.clone(), hr.clone()) for lr, hr in found]
-
-        by_thread, by_processes = cut("cpu"), cut("cuda")
-        assert len(by_thread) == len(by_processes) == 6
-        found = zip(by_thread, by_processes, strict=True)
-        resumed = zip(by_thread[4:], cut("cuda", 4), strict=True)
-        for one, other in (*found, *resumed):
-            assert all(map(torch.equal, one, other))
+        driver = Path(__file__).with_name("cutting_driver.py")
+        done = subprocess.run(
+            [sys.executable, driver, *sorted(tmp_path.iterdir())],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "6 batches, the same by processes, also from the fifth\n"
 
     @pytest.mark.parametrize(
         ("flags", "reason"),

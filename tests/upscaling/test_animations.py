@@ -112,6 +112,54 @@ def test_the_command_keeps_an_animation_alive(tmp_path, capsys):
     assert not (tmp_path / "out.jpg").exists()
 
 
+@pytest.mark.parametrize("transparent", [True, False])
+def test_an_avif_is_read(tmp_path, transparent, capsys):
+    source = animation(
+        *(tmp_path / "in.avif", 4, None, DELAYS, transparent), quality=100
+    )
+    for suffix in (".webp", ".png"):
+        target = tmp_path / f"out{suffix}"
+        upscale_file(source, target, Repeat())
+        times, loop, frames = read(target)
+        assert times == pytest.approx(DELAYS)
+        assert loop == 0  # nothing in the file limits it
+        for n, frame in enumerate(frames):
+            expected = drawn(n, transparent).repeat(2, 0).repeat(2, 1).astype(int)
+            assert np.abs(frame[..., 3] - expected[..., 3]).max() < 20
+            seen = expected[..., 3] > 0
+            assert np.abs(frame - expected)[seen].mean() < 4, (n, suffix)
+    assert upscaled(source, tmp_path / "out.avif") == 1
+    assert "animated. Name an output .webp" in capsys.readouterr().err
+
+
+def test_how_often_an_avif_is_played(tmp_path):
+    """Its edit list tells; Pillow writes one of each kind of box."""
+    source = animation(tmp_path / "in.avif", 3)
+    content = source.read_bytes()
+    edits, track = content.index(b"elst"), content.index(b"tkhd")
+    assert content[edits + 7] == 1  # repeated
+    wide = content[track + 4] == 1
+    place, size = (track + 32, 8) if wide else (track + 24, 4)
+    one = int.from_bytes(content[edits + 12 : edits + 12 + size], "big")
+    for flag, whole, plays in ((1, 3 * one, 3), (0, one, 1), (1, 256**size - 1, 0)):
+        changed = bytearray(content)
+        changed[edits + 7] = flag
+        changed[place : place + size] = whole.to_bytes(size, "big")
+        source.write_bytes(changed)
+        assert AnimationReader(source).timing.plays == plays
+
+
+@pytest.mark.parametrize("box", [b"mdhd", b"stts", b"hdlr", b"trak", b"stbl"])
+def test_an_avif_without_times_is_one_error(tmp_path, capsys, box):
+    source = animation(tmp_path / "in.avif", 2)
+    content = source.read_bytes()
+    start = content.index(b"moov")
+    source.write_bytes(content[:start] + content[start:].replace(box, b"free"))
+    assert upscaled(source, tmp_path / "out.webp") == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out.webp").exists()
+
+
 def test_other_sizes_are_resampled_frame_by_frame(tmp_path):
     source = animation(tmp_path / "in.webp", 2)
     target = tmp_path / "out.png"
@@ -210,11 +258,11 @@ class TestRefused:
             upscale_file(source, tmp_path / "out.gif", Repeat())
 
     def test_damaged_ones_leave_nothing(self, tmp_path):
-        for suffix in (".gif", ".webp", ".png"):
+        for suffix in (".gif", ".webp", ".png", ".avif"):
             source = animation(tmp_path / f"in{suffix}")
             content = source.read_bytes()
             for share in (0.5, 0.67, 0.8, 0.95):
                 source.write_bytes(content[: int(len(content) * share)])
                 with pytest.raises(ImageError, match=r"damaged|no picture"):
                     upscale_file(source, tmp_path / "out.webp", Repeat())
-        assert len(without_hidden(tmp_path)) == 3
+        assert len(without_hidden(tmp_path)) == 4

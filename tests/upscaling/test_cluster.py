@@ -18,7 +18,7 @@ import onnxruntime
 import psutil
 import pytest
 from cluster_helpers import Fragile, make_pictures, planned
-from helpers import PLAIN, ROOT, lively_file, repeating_onnx, without_hidden
+from helpers import LIGHT, ROOT, lively_file, repeating_onnx, without_hidden
 
 from aethernet.commands.main import main
 from aethernet.devices import limit_threads, told_threads
@@ -68,12 +68,12 @@ WORKERS = 2
 def worker_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     lively_file(path)
-    return ModelRequest(path, PLAIN, "cpu", "float32")
+    return ModelRequest(path, LIGHT, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
 def model(worker_model):
-    return Tiled(open_model(worker_model.path, PLAIN, "cpu", "float32"))
+    return Tiled(open_model(worker_model.path, LIGHT, "cpu", "float32"))
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ class TestWorker:
     ):
         path = tmp_path / "m.safetensors"
         path.write_text("no model")
-        worker = start_worker(ModelRequest(path, PLAIN, "cpu"))
+        worker = start_worker(ModelRequest(path, LIGHT, "cpu"))
         job = Job(tmp_path / "a.png", tmp_path / "b.png")
         for _ in range(2):
             error = answer_of(worker, job)
@@ -360,7 +360,7 @@ class TestCluster:
         finished.write_bytes(b"made by an earlier run")
         command = ["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
         command += ["--cluster", "--json", "--model", str(worker_model.path)]
-        command += ["--runtime", PLAIN, "--device", "cpu"]
+        command += ["--runtime", LIGHT, "--device", "cpu"]
         assert main(command) == 1
         printed = capsys.readouterr()
         assert f"{tmp_path / 'in/bad.png'}: " in printed.err
@@ -389,7 +389,7 @@ class TestCluster:
         make_pictures(tmp_path, 1)
         (tmp_path / "m.safetensors").write_text("no model")
         jobs = [Job(tmp_path / "p00.png", tmp_path / "out.png")]
-        model = ModelRequest(tmp_path / "m.safetensors", PLAIN, "cpu")
+        model = ModelRequest(tmp_path / "m.safetensors", LIGHT, "cpu")
         with pytest.raises(AetherError, match="cannot open the model") as caught:
             [*upscale_on_cluster(jobs, model, Options(), None)]
         assert caught.value.path == model.path
@@ -507,13 +507,14 @@ JOIN = """
 import sys
 from pathlib import Path
 from cluster_helpers import planned
+from helpers import LIGHT
 from aethernet.runtimes.request import ModelRequest
 from aethernet.upscaling.cluster.run import upscale_on_cluster
 from aethernet.upscaling.files import Options
 
 folder, model, address = sys.argv[1:]
 jobs = planned(Path(folder, "in"), Path(folder, "out"))
-worker_model = ModelRequest(Path(model), PLAIN, "cpu", "float32")
+worker_model = ModelRequest(Path(model), LIGHT, "cpu", "float32")
 coming = upscale_on_cluster(jobs, worker_model, Options(), address)
 try:
     for outcome in coming:

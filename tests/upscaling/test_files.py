@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import PLAIN, SHIPPED_MODEL, Repeat, lively_file, photo, without_hidden
+from helpers import PLAIN, SHIPPED_MODEL, Repeat, photo, without_hidden
 from PIL import Image, ImageCms
 
 from aethernet.errors import AetherError
@@ -10,13 +10,6 @@ from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
 from aethernet.runtimes.registry import open_model
 from aethernet.upscaling.files import Options, upscale_file
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    lively_file(path)
-    return open_model(path, PLAIN, "cpu")
 
 
 class TestFiles:

@@ -5,7 +5,6 @@ import ntpath
 import os
 import re
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -492,33 +491,6 @@ class TestLongPathsOfWindows:
 
 
 class TestPrepare:
-    def stale(self, folder, hours, name="photo.png"):
-        """What `replacing` leaves in a process that is killed."""
-        with replacing(folder / name) as temporary:
-            left = temporary.name
-        (folder / name).unlink()
-        fill(folder, left)
-        then = time.time() - hours * 3600
-        os.utime(folder / left, (then, then))
-        return left
-
-    def test_removes_what_a_killed_run_left(self, tmp_path):
-        fill(tmp_path, "in/a.png", "out/x")
-        (tmp_path / "out/x").unlink()
-        self.stale(tmp_path / "out", 25)
-        writing = self.stale(tmp_path / "out", 23)  # maybe by another process
-        prepare(planned(tmp_path / "in", to=tmp_path / "out"))
-        assert os.listdir(tmp_path / "out") == [writing]
-
-    def test_removes_nothing_else(self, tmp_path):
-        kept = [".photo.png", ".photo.part.png", ".a.0123abcd.part.txt", "a.part.png"]
-        fill(tmp_path / "in", "b.png")
-        fill(tmp_path / "out", *kept)
-        for name in kept:
-            os.utime(tmp_path / "out" / name, (0, 0))
-        prepare(planned(tmp_path / "in", to=tmp_path / "out"))
-        assert sorted(os.listdir(tmp_path / "out")) == sorted(kept)
-
     def test_makes_no_folder_where_nothing_is_to_do(self, tmp_path):
         fill(tmp_path, "a.png")
         prepare(planned(tmp_path / "a.png", to=tmp_path / "absent/b.png"))

@@ -260,6 +260,16 @@ class TestPlugins:
         assert upscaled(source, tmp_path / "out.png") == 0
         assert read_picture(tmp_path / "out.png").pixels.min() > 65300
 
+    def test_of_several_pictures_the_main_one_is_upscaled(self, tmp_path, caplog):
+        heif = pytest.importorskip("pillow_heif", reason="needs the extra formats")
+        made = heif.HeifFile()
+        for side in (16, 20):  # what libvips calls pages
+            made.add_from_pillow(Image.fromarray(patches(side)))
+        made.save(tmp_path / "in.heic", quality=-1, chroma=444, primary_index=1)
+        assert upscaled(tmp_path / "in.heic", tmp_path / "out.png") == 0
+        assert "left out 1 more picture in the file" in caplog.text
+        assert read_picture(tmp_path / "out.png").pixels.shape == (40, 200, 3)
+
     @pytest.mark.parametrize("bands", [1, 2, 3, 4])
     def test_jpeg_xl_is_written_and_read(self, tmp_path, bands):
         pytest.importorskip("pillow_jxl", reason="needs the extra formats")

@@ -4,24 +4,16 @@ import threading
 
 import numpy as np
 import pytest
-from helpers import PLAIN, Repeat, lively_file, photo, without_hidden
+from helpers import Repeat, photo, without_hidden
 
 from aethernet.errors import AetherError
 from aethernet.pictures import write
 from aethernet.pictures.files import Picture, PictureReader, read_picture
 from aethernet.pictures.write import PictureWriter, write_picture
-from aethernet.runtimes.registry import open_model
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling import files
 from aethernet.upscaling.files import Options, Size, upscale_file, upscale_files
 from aethernet.upscaling.folders import Job
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    lively_file(path)
-    return open_model(path, PLAIN, "cpu")
 
 
 class TestInStrips:

@@ -19,6 +19,7 @@ from video_beside import (
     cropping,
     display_of,
     dolby_vision,
+    facts,
     first_frame,
     h264,
     hdr10_plus,
@@ -38,7 +39,6 @@ from video_helpers import (
 
 from aethernet.video.describe import moved_timecode
 from aethernet.video.ebml import Element, elements, find, joined
-from aethernet.video.extras import read_facts
 from aethernet.video.libav import entries
 from aethernet.video.upscale import VideoOptions, upscale_video
 from aethernet.video.yuv import Colour, from_rgb, to_rgb
@@ -50,12 +50,6 @@ def upscaled(clip, name, codec=None, **options):
     target = clip.with_name(name)
     upscale_video(clip, target, FrameRepeat(), VideoOptions(codec, **options))
     return target
-
-
-def facts(path):
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        return read_facts(stream, next(container.decode(stream)))
 
 
 class TestLight:

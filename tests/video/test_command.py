@@ -64,6 +64,14 @@ class TestCommand:
         assert times(target) == times(clip)
         assert packets_of(target, "audio") == packets_of(clip, "audio")
 
+    @pytest.mark.parametrize("name", ["in.vob", "in.nut", "in.part1", "in"])
+    def test_a_clip_of_another_name(self, tmp_path, flags, name):
+        """The content tells the format, where the output has the name of a video."""
+        clip = make_clip(tmp_path / "in.mkv", 4).rename(tmp_path / name)
+        target = tmp_path / "out.mkv"
+        assert main(["upscale", str(clip), "-o", str(target), *flags]) == 0
+        assert times(target) == times(clip)
+
     def test_a_bad_clip_gives_one_error(self, tmp_path, flags, capsys):
         (tmp_path / "text.mp4").write_text("This is not a film. " * 99)
         command = ["upscale", str(tmp_path / "text.mp4"), *flags]

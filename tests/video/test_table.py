@@ -19,6 +19,7 @@ from video_beside import (
     beside,
     cropping,
     dolby_vision,
+    facts,
     first_frame,
     h264,
     hdr10_plus,
@@ -43,7 +44,6 @@ from video_helpers import (
 
 from aethernet.errors import AetherError
 from aethernet.video.ebml import Element, elements, find, joined
-from aethernet.video.extras import read_facts
 from aethernet.video.upscale import upscale_video
 
 CONTAINERS = (".mkv", ".mp4", ".mov", ".webm")
@@ -166,12 +166,6 @@ def interlaced(folder):
 
 
 # Row -> the clip, what is found in the result, and what the warning names.
-def facts(path):
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        return read_facts(stream, next(container.decode(stream)))
-
-
 def says(name):
     return lambda path: name in {extra.name for extra in facts(path).extras}
 

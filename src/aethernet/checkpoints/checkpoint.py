@@ -424,7 +424,7 @@ def _with_prefix(
     "loss.".
     """
     state_dict, wrapper, others = _unwrap(content, None)
-    prefix = f"{param_key.removeprefix(f'{wrapper}.')}."
+    prefix = f"{param_key.removeprefix(f'{wrapper}.').removesuffix('.')}."
     found = {
         str(key).removeprefix(prefix): value
         for key, value in state_dict.items()

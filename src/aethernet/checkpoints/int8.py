@@ -32,7 +32,7 @@ from aethernet.checkpoints.onnx import (
 from aethernet.checkpoints.onnx_check import open_session, session_run, verify
 from aethernet.checkpoints.onnx_graph import to_onnx
 from aethernet.checkpoints.tolerances import MIN_PSNR, Tolerance
-from aethernet.errors import AetherError, first_line, import_optional
+from aethernet.errors import AetherError, import_optional, system_reason
 from aethernet.files import replacing
 
 _log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def quantized(model: Any, images: Sequence[np.ndarray], nodes: Sequence[str]) ->
             )
             result = onnx.load(file)
     except OSError as error:
-        detail = (error.strerror or first_line(error)).rstrip(".")
+        detail = system_reason(error)
         raise AetherError(f"Cannot calibrate: {detail}.") from error
     finally:
         root.setLevel(level)

@@ -8,7 +8,7 @@ training frameworks. The tests compare both on every configuration.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aethernet.errors import CheckpointError, first_line
@@ -65,13 +65,24 @@ def hyperparameters_from_shapes(
     arguments = _deduced(found)
     wanted = {key: [*shape] for key, shape in expected_shapes(arguments).items()}
     for key in [*found, *wanted]:
-        need, have = (table.get(key, "nothing") for table in (wanted, found))
+        need, have = (table.get(key, "no such key") for table in (wanted, found))
         if need != have:
             raise CheckpointError(
-                "Not an AetherNet, or with a gap or both forms: "
-                f"key {key!r} should be {need}, is {have}."
+                "Not an AetherNet, or an incomplete one, or one with both forms: "
+                f"key {key!r}, expected {need}, found {have}.",
+                hint=_hint_at_prefix(found),
             )
     return arguments
+
+
+def _hint_at_prefix(keys: Iterable[str]) -> str:
+    """How to read a network whose keys begin with the name of a module."""
+    first = ".conv_first.weight"
+    names = [key.removesuffix(first) for key in keys if key.endswith(first)]
+    if not names:
+        return ""
+    flags = " or ".join(f"--param-key {name}" for name in names[:3])
+    return f"Name what the keys of the network begin with: {flags}."
 
 
 def without_prefixes(state_dict: Mapping[Any, T]) -> dict[str, T]:

@@ -168,6 +168,18 @@ def shipped_models() -> list[Shipped]:
     return [_described(name, path) for name, path in _named_files().items()]
 
 
+def fused_models() -> list[Path]:
+    """The fused files of all models that ship or were downloaded, the default first.
+
+    Raises:
+        CheckpointError: as `shipped_models`.
+        AetherError: when the default model is not installed.
+    """
+    first = shipped_model()
+    fused = [model.path for model in shipped_models() if model.form == "fused"]
+    return [first, *(path for path in fused if path != first)]
+
+
 def _described(name: str, path: Path) -> Shipped:
     stem = re.fullmatch(_STEM, path.stem)
     assert stem  # else it would have no name

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 
 from aethernet.commands.signals import Stop
-from aethernet.errors import AetherError, first_line
+from aethernet.errors import AetherError, first_line, system_reason
 from aethernet.files import WRITE_ERRORS
 from aethernet.text import printable
 
@@ -96,7 +96,7 @@ def _report(error: Exception, arguments: argparse.Namespace) -> None:
     elif isinstance(error, OSError) and _is_of_a_full_disk(error):
         debug = verbose
         _discard_stdout()  # which may be what could not be written
-        line = f"Cannot write: {_reason(error)}."
+        line = f"Cannot write: {system_reason(error)}."
     else:
         debug = verbose
         # The scripts in `fuse_script` and `onnx` have no --verbose.
@@ -117,11 +117,7 @@ def _is_of_a_full_disk(error: OSError) -> bool:
 
 
 def _unwritable_stdout(error: OSError) -> AetherError:
-    return AetherError(f"Cannot write to standard output: {_reason(error)}.")
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or first_line(error)).rstrip(".")
+    return AetherError(f"Cannot write to standard output: {system_reason(error)}.")
 
 
 def _described(error: Exception) -> str:

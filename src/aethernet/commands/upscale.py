@@ -52,7 +52,7 @@ def define(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="M",
         help="a .safetensors, .pth, .onnx or .engine file, or a name from `aethernet "
-        "models`; default: 2x-small",
+        "models`; default: 2x-small, or 4x-small for a --scale above 2",
     )
     _define_size(parser.add_argument_group("size of the result"))
     _define_files(parser.add_argument_group("files"))

@@ -17,7 +17,7 @@ from aethernet.commands.upscale_request import (
     has_video,
     how,
 )
-from aethernet.errors import AetherError, first_line
+from aethernet.errors import AetherError, system_reason
 from aethernet.files import check_target, command_line, replacing
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.files import total_pixels, upscale_file
@@ -62,7 +62,7 @@ def _copy(given: BinaryIO, path: Path) -> None:
     except OSError as error:
         raise AetherError(
             "Standard input cannot be copied to a temporary file: "
-            f"{(error.strerror or first_line(error)).rstrip('.')}."
+            f"{system_reason(error)}."
         ) from error
 
 

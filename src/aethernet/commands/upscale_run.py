@@ -22,6 +22,7 @@ from aethernet.commands.upscale_request import (
 from aethernet.errors import AetherError
 from aethernet.files import check_source
 from aethernet.pictures.animation import is_animated
+from aethernet.pictures.files import READABLE
 from aethernet.runtimes.support import hint_at_idle_gpu
 from aethernet.runtimes.tiling import Tiled
 from aethernet.upscaling.cluster.run import upscale_on_cluster
@@ -58,11 +59,15 @@ def _run_here(request: UpscaleRequest) -> int:
 
 
 def _makes_video(request: UpscaleRequest) -> bool:
-    """Whether the input is an animation and the output has the name of a video."""
+    """Whether the output has the name of a video, and the input no still picture's."""
     if len(request.inputs) > 1 or request.output is None:
         return False
-    is_video = Path(request.output).suffix.lower() in CONTAINERS
-    return is_video and is_animated(Path(request.inputs[0]))
+    if Path(request.output).suffix.lower() not in CONTAINERS:
+        return False
+    source = Path(request.inputs[0])
+    if source.suffix.lower() in READABLE:
+        return is_animated(source)
+    return source.is_file()
 
 
 def _run_pictures(request: UpscaleRequest) -> int:

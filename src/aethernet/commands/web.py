@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from aethernet.checkpoints.formats import SUFFIXES
-from aethernet.commands.model_flags import models_of
+from aethernet.checkpoints.shipped import find_model, fused_models
 from aethernet.files import command_line, files_in
 
 
@@ -13,7 +13,7 @@ def web(arguments: argparse.Namespace) -> None:
     from aethernet.publish.web import write_page
 
     models: list[Path] = []
-    for path in models_of(arguments):
+    for path in map(find_model, arguments.model or fused_models()):
         models += files_in(path, SUFFIXES, "models") if path.is_dir() else [path]
     target = arguments.output
     names = write_page(models, target)
@@ -45,6 +45,6 @@ def define(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="M",
         help="models to choose from: .safetensors or .pth files, folders of them, or "
-        "names that `aethernet models` lists; default: 2x-small",
+        "names that `aethernet models` lists; default: all of these that are fused",
     )
     parser.set_defaults(job=web)

@@ -1,4 +1,4 @@
-"""Reading animations (GIF, WebP, APNG) frame by frame."""
+"""Reading animations (GIF, WebP, APNG, AVIF) frame by frame."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import pyvips
 
 from aethernet.errors import AetherError, AnimatedError, ImageError
 from aethernet.files import check_source
-from aethernet.pictures import png
+from aethernet.pictures import isobmff, png
 from aethernet.pictures.files import (
     Header,
     PictureReader,
@@ -38,7 +38,11 @@ def is_animated(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             head = file.read(12)
-        if not head.startswith((b"GIF8", png.SIGNATURE)) and head[8:] != b"WEBP":
+        kinds = (
+            head.startswith((b"GIF8", png.SIGNATURE)),
+            head[8:] in (b"WEBP", b"avis"),
+        )
+        if not any(kinds):
             return False
         PictureReader(path)
     except AnimatedError:
@@ -54,12 +58,12 @@ class AnimationReader:
     Attributes:
         path: of the file.
         header: of each frame.
-        kind: "gif", "png" or "webp".
+        kind: "gif", "png", "webp" or "heif", which is AVIF.
         timing: how long frames are shown, and how often all are.
     """
 
     def __init__(self, path: str | Path, limit_mp: float | None = None) -> None:
-        """Open an animated GIF, WebP or PNG.
+        """Open an animated GIF, WebP, PNG or AVIF.
 
         Args:
             path: of the file. The content tells the format, not the name.
@@ -76,21 +80,24 @@ class AnimationReader:
             opened = Opened(self.path, limit_mp, animated=True)
             first = plain(self.path, opened.image)
             self.kind = opened.kind
-            bands, metadata = first.bands, opened.metadata
+            bands, bits, lost = first.bands, 8, []
             if self.kind == "png":
                 self.timing, self._skips, bits = png.animation_of(self.path)
                 bands = 4
-                lost = [*metadata.others]
                 if self._skips:
                     lost.append("the picture for programs that show no animation")
-                if bits > 8:
-                    lost.append(f"{bits - 8} of {bits} bits per value")
-                metadata = replace(metadata, others=tuple(lost))
+            elif self.kind == "heif":
+                self.timing, bits = isobmff.timing(self.path), opened.bits
+                bands = 4 if first.hasalpha() else 3
             else:
                 self.timing = _timing_of(opened.image)
                 frames = len(self.timing.seconds)
                 if self.kind == "gif" and count_gif_frames(self.path) != frames:
                     raise ImageError(_DAMAGED, self.path)
+        if bits > 8:
+            lost.append(f"{bits - 8} of {bits} bits per value")
+        metadata = opened.metadata
+        metadata = replace(metadata, others=(*metadata.others, *lost))
         self.header = Header(first.width, first.height, bands, metadata=metadata)
         if math.prod(self.header.size) > _LARGEST_FRAME:
             raise ImageError(
@@ -110,7 +117,12 @@ class AnimationReader:
             ImageError: when the file ends early, or is damaged there.
         """
         with image_errors(self.path, _DAMAGED):
-            yield from self._of_png() if self.kind == "png" else self._of_others()
+            if self.kind == "png":
+                yield from self._of_pillow("PNG", "RGBA", self._skips)
+            elif self.kind == "heif":
+                yield from self._of_pillow("AVIF", "RGBA"[: self.header.bands], 0)
+            else:
+                yield from self._of_libvips()
 
     def is_opaque(self) -> bool:
         """Whether no frame is transparent anywhere; this may decode all of them."""
@@ -118,14 +130,19 @@ class AnimationReader:
             return True
         return all((frame[..., -1] == 255).all() for frame in self.frames())
 
-    def _of_png(self) -> Iterator[np.ndarray]:
+    def _of_pillow(self, kind: str, mode: str, skipped: int) -> Iterator[np.ndarray]:
         PIL.Image.MAX_IMAGE_PIXELS = None  # the limit was checked
-        with PIL.Image.open(self.path, formats=["PNG"]) as image:
-            for n in range(len(self.timing.seconds)):
-                image.seek(n + self._skips)
-                yield np.asarray(image.convert("RGBA"))
+        try:
+            with PIL.Image.open(self.path, formats=[kind]) as image:
+                if getattr(image, "n_frames", 1) != len(self.timing.seconds) + skipped:
+                    raise ValueError("There are not as many frames as times.")
+                for n in range(len(self.timing.seconds)):
+                    image.seek(n + skipped)
+                    yield np.asarray(image.convert(mode))
+        except RuntimeError as error:  # of the decoder of AVIF
+            raise ValueError("The decoder cannot read it.") from error
 
-    def _of_others(self) -> Iterator[np.ndarray]:
+    def _of_libvips(self) -> Iterator[np.ndarray]:
         header = self.header
         load = getattr(pyvips.Image, f"{self.kind}load")
         image = load(

@@ -8,12 +8,16 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 from aethernet.pictures.colour import StatedColour
-from aethernet.pictures.metadata import Metadata, code_points
+from aethernet.pictures.metadata import Metadata, code_points, more_pictures
+from aethernet.pictures.timing import Timing
 
 _LARGEST_BOX = 2**28
+_MOST_FRAMES = 100_000
 _DEPTH = {b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2"}
 _ALPHA = {b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1"}
 _AUXILIARY = re.compile(rb"auxC.{4}([\x21-\x7e]+)\0", re.DOTALL)
@@ -44,37 +48,121 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
         start += size
 
 
-def _meta(path: Path) -> bytes:
-    """The content of the box that describes the pictures, without its first 4 bytes."""
+def _outer(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Kinds of the boxes that are in no other, and how many bytes follow in each."""
+    end = file.seek(0, 2)
+    at = file.seek(0)
+    while len(head := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        if size == 1:  # the size follows in 64 bits
+            size = int.from_bytes(file.read(8), "big")
+        elif size == 0:  # it ends with the file
+            size = end - at
+        start = file.tell()
+        if not start <= at + size <= end:
+            return
+        yield kind, at + size - start
+        at = file.seek(at + size)
+
+
+def _content(path: Path, wanted: bytes) -> bytes:
+    """The content of the first box of a kind that is in no other."""
     with path.open("rb") as file:
-        while len(head := file.read(8)) == 8:
-            size, kind = struct.unpack(">I4s", head)
-            rest = size - 8
-            if size == 1:
-                rest = struct.unpack(">Q", file.read(8).rjust(8, b"\0"))[0] - 16
-            if rest < 0:
-                return b""
-            if kind == b"meta":
-                return file.read(min(rest, _LARGEST_BOX))[4:]
-            file.seek(rest, 1)
+        for kind, length in _outer(file):
+            if kind == wanted:
+                return file.read(min(length, _LARGEST_BOX))
     return b""
 
 
-def read(path: Path, known: Metadata) -> Metadata:
+def is_sequence(path: Path) -> bool:
+    """Whether the file has frames: an animation, or a burst of a camera."""
+    with path.open("rb") as file:
+        return any(kind == b"moov" for kind, _ in _outer(file))
+
+
+def timing(path: Path) -> Timing:
+    """How long the frames of an AVIF are shown (ISO/IEC 14496-12, 8.4.2 and 8.6).
+
+    Raises:
+        ValueError: when boxes are damaged or missing.
+    """
+    movie = _content(path, b"moov")
+    try:
+        for track in _boxes(movie, 0, len(movie)):
+            if track.kind == b"trak" and _handler(movie, track) == b"pict":
+                return Timing(tuple(_seconds(movie, track)), _plays(movie, track))
+    except (struct.error, IndexError) as error:
+        raise ValueError("A box is cut short.") from error
+    raise ValueError("The file has no frames.")
+
+
+def _handler(movie: bytes, track: _Box) -> bytes:
+    """What a track holds: b"pict" for colours, b"auxv" for alpha."""
+    box = _inside(movie, track, b"mdia", b"hdlr")
+    return movie[box.start + 8 : box.start + 12]
+
+
+def _seconds(movie: bytes, track: _Box) -> list[Fraction]:
+    header = _inside(movie, track, b"mdia", b"mdhd")
+    place = header.start + (20 if movie[header.start] else 12)
+    (second,) = struct.unpack_from(">I", movie, place)
+    times = _inside(movie, track, b"mdia", b"minf", b"stbl", b"stts")
+    (rows,) = struct.unpack_from(">I", movie, times.start + 4)
+    found: list[Fraction] = []
+    for row in range(rows):
+        place = times.start + 8 + 8 * row
+        count, units = struct.unpack_from(">2I", movie, place)
+        if max(row, len(found) + count) > _MOST_FRAMES or not second:
+            raise ValueError("The times of the frames make no sense.")
+        found += [Fraction(units, second)] * count
+    return found
+
+
+def _plays(movie: bytes, track: _Box) -> int:
+    """How often all frames are shown, 0: for ever, which is meant where nothing is."""
+    try:
+        edits = _inside(movie, track, b"edts", b"elst")
+    except ValueError:
+        return 0
+    if not movie[edits.start + 3] & 1:  # a flag: the edit is repeated
+        return 1
+    header = _inside(movie, track, b"tkhd")
+    kind = ">Q" if movie[edits.start] else ">I"
+    (one,) = struct.unpack_from(kind, movie, edits.start + 8)
+    kind, place = (">Q", 28) if movie[header.start] else (">I", 20)
+    (whole,) = struct.unpack_from(kind, movie, header.start + place)
+    if not one or whole + 1 == 256 ** struct.calcsize(kind):  # all bits: for ever
+        return 0
+    return max(round(whole / one), 1)
+
+
+def _inside(content: bytes, box: _Box, *path: bytes) -> _Box:
+    """The first box of each kind of a path, one in another."""
+    for kind in path:
+        inner = _boxes(content, box.start, box.end)
+        found = next((each for each in inner if each.kind == kind), None)
+        if found is None:
+            raise ValueError(f"There is no box {kind!r}.")
+        box = found
+    return box
+
+
+def read(path: Path, known: Metadata, pictures: int) -> Metadata:
     """Add what the boxes of the main picture say.
 
     Args:
         path: of the file.
         known: profile, EXIF and XMP as libvips read them.
+        pictures: of full size in the file, with the main one.
 
     Raises:
         struct.error, KeyError, IndexError, StopIteration: when boxes are damaged.
     """
-    meta = _meta(path)
+    meta = _content(path, b"meta")[4:]  # version and flags come first
     top = {box.kind: box for box in _boxes(meta, 0, len(meta))}
     properties = _properties(meta, top)
     mine = [properties[i] for i in _associated(meta, top, _primary(meta, top))]
-    others = _others(meta, top)
+    others = (*more_pictures(pictures - 1), *_others(meta, top))
     return replace(known, colour=_colour(mine, known.profile), others=others)
 
 

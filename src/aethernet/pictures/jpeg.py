@@ -13,7 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aethernet.pictures.exif import PREFIX
-from aethernet.pictures.metadata import GainMap, Metadata, Text, photoshop_of
+from aethernet.pictures.metadata import (
+    GainMap,
+    Metadata,
+    Text,
+    more_pictures,
+    photoshop_of,
+)
 
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
@@ -64,9 +70,7 @@ def read(path: Path, known: Metadata, turn: int, size: tuple[int, int]) -> Metad
         if gain_map is None and _is_gain_map(jpeg):
             markers = [s.data for s in segments if s.data.startswith(_ISO_GAIN_MAP)]
             gain_map = GainMap(jpeg, size, turn, tuple(markers))
-    count = len(attached) - bool(gain_map)
-    if count:
-        others.append(f"{count} more picture{'s' * (count > 1)} in the file")
+    others += more_pictures(len(attached) - bool(gain_map))
     behind = rest - sum(map(len, attached))
     if behind > 64:
         others.append(f"{behind} bytes behind the picture, a film perhaps")

@@ -279,6 +279,11 @@ def _is_stated(colour: StatedColour) -> bool:
     )
 
 
+def more_pictures(count: int) -> list[str]:
+    """How pictures beside the main one are named, if there are any."""
+    return [f"{count} more picture{'s' * (count > 1)} in the file"] if count > 0 else []
+
+
 def code_points(primaries: int, transfer: int) -> tuple[int, int] | None:
     """Code points of a file, or None if they state nothing."""
     unspecified = (0, UNSPECIFIED)

@@ -32,7 +32,10 @@ _HEIF_BRANDS = (
     *(b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"),
     *(b"mif2", b"msf1", b"miaf"),
 )
-_ANIMATED = ("png", "webp", "gif", "heif")
+_ANIMATED = ("png", "webp", "gif")
+# Of formats whose animations are not read.
+_ANIMATION = "The picture is animated."
+_MAKE_A_VIDEO = "First make a video of it, for example with ffmpeg."
 
 # Formats that libvips can load but that have no pixels of their own to upscale.
 _REFUSED = {"svg": "an SVG drawing", "pdf": "a PDF document"}
@@ -99,7 +102,7 @@ class Opened:
         check_limit(path, (image.width, image.height), limit_mp)
         if _text(image, "heif-compression") == "hevc":
             self._take(plugins.decode_heic(path))
-            self.metadata = isobmff.read(path, self.metadata)
+            self.metadata = isobmff.read(path, self.metadata, image.get_n_pages())
             return
         turn = image.get("orientation") if image.get_typeof("orientation") else 1
         if turn not in (1, 2):  # its first rows are not the first in the file
@@ -121,7 +124,10 @@ class Opened:
             return self._found(options)
         try:
             load = getattr(pyvips.Image, f"{self.kind}load")
-            return load(str(path), revalidate=True, **options)
+            image = load(str(path), revalidate=True, **options)
+            if self.kind == "heif" and (main := image.get("heif-primary")):
+                image = load(str(path), revalidate=True, page=main, **options)
+            return image
         except pyvips.Error as error:
             if "bad labq format" not in str(error):
                 raise
@@ -197,6 +203,8 @@ def _metadata(path: Path, kind: str, image: pyvips.Image, turn: int) -> Metadata
         xmp=_blob(image, "xmp-data"),
     )
     try:
+        if kind == "heif":
+            return isobmff.read(path, known, image.get_n_pages())
         return _more_metadata(path, kind, known, turn, (image.width, image.height))
     except _DAMAGES:
         return replace(known, others=("metadata that is damaged",))
@@ -220,8 +228,6 @@ def _more_metadata(
         return jpeg.read(path, known, turn, size[::-1] if turn > 4 else size)
     if kind == "tiff":
         return tiff.read(path, known)
-    if kind == "heif":
-        return isobmff.read(path, known)
     if kind == "webp":
         return webp.read(path, known)
     if kind == "gif":
@@ -233,11 +239,7 @@ def _opened_jxl(path: Path, limit_mp: float | None) -> plugins.Decoded:
     header = plugins.jxl_header(path)
     check_limit(path, (header.width, header.height), limit_mp)
     if header.animated:
-        raise ImageError(
-            "The picture is animated.",
-            path,
-            "First make a video of it, for example with ffmpeg.",
-        )
+        raise ImageError(_ANIMATION, path, _MAKE_A_VIDEO)
     return plugins.decode_jxl(path)
 
 
@@ -256,22 +258,21 @@ def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
     return opened
 
 
-def _animated(path: Path, kind: str, frames: int) -> ImageError:
-    reason = f"The picture is animated{f' ({frames} frames)' if frames > 1 else ''}."
-    if kind == "heif":
-        hint = "First make a video of it, for example with ffmpeg."
-        return ImageError(reason, path, hint)
-    return AnimatedError(
-        *(reason, path),
-        "Name an output .webp, .png or .gif, or that of a video, such as .mp4.",
-    )
-
-
 def _check_kind(path: Path, kind: str, image: pyvips.Image) -> None:
     """Refuse what has more than one picture, or none of full size."""
     pages = image.get_n_pages()
-    if kind in _ANIMATED and (pages > 1 or _is_animated_png(path)):
-        raise _animated(path, kind, pages)
+    is_avif = _text(image, "heif-compression") == "av1"
+    animated = kind in _ANIMATED and (pages > 1 or _is_animated_png(path))
+    if animated or (is_avif and isobmff.is_sequence(path)):
+        raise AnimatedError(
+            f"The picture is animated{f' ({pages} frames)' if pages > 1 else ''}.",
+            path,
+            "Name an output .webp, .png or .gif, or that of a video, such as .mp4.",
+        )
+    if kind == "heif":
+        if isobmff.is_sequence(path):
+            raise ImageError(_ANIMATION, path, _MAKE_A_VIDEO)
+        return  # pages are single pictures; one is the main one
     if kind == "tiff" and _is_raw(path):
         raise ImageError(
             "This is a camera's raw file, whose first picture is a small preview.",

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from aethernet import metrics
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, system_reason
 from aethernet.pictures.files import Picture
 from aethernet.pictures.write import write_picture
 from aethernet.quality.baselines import BICUBIC, HR
@@ -111,7 +111,7 @@ class CropPicker:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise AetherError(
-                f"Cannot make the folder: {error.strerror}.", folder
+                f"Cannot make the folder: {system_reason(error)}.", folder
             ) from error
         written = []
         for what, kept in (("best", self.best), ("worst", self.worst)):

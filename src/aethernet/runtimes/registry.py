@@ -306,8 +306,8 @@ def try_runtimes(
 def _usable(path: Path, runtime: str, device: str, precision: str) -> list[RuntimeSpec]:
     """The runtimes for a file, when what is asked for exists."""
     check_source(path, "a model file")
-    _check_known(runtime, ("auto", *RUNTIMES), "runtime")
-    _check_known(precision, ("auto", *PRECISIONS), "precision")
+    check_known(runtime, ("auto", *RUNTIMES), "runtime")
+    check_known(precision, ("auto", *PRECISIONS), "precision")
     return _on_device(_fitting(path, runtime), device)
 
 
@@ -316,7 +316,8 @@ def runtime_class(name: str) -> type[Runtime]:
     return RUNTIMES[name].import_class()
 
 
-def _check_known(value: str, known: tuple[str, ...], what: str) -> None:
+def check_known(value: str, known: tuple[str, ...], what: str) -> None:
+    """Raise an AetherError for a name of `what` that is not one of those known."""
     if value not in known:
         raise AetherError(f"There is no {what} {value!r}, only {', '.join(known)}.")
 

@@ -19,7 +19,6 @@ import logging
 import os
 import re
 import stat
-import time
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from aethernet.errors import AetherError
+from aethernet.errors import AetherError, system_reason
 from aethernet.files import LONGEST_NAME, check_source, check_target
 from aethernet.pictures.files import READABLE, SUFFIXES, check_format
 
@@ -49,10 +48,6 @@ _DEFAULT_SUFFIX = r"_(?:\d+(?:\.\d+)?x|upscaled)"
 
 # Suffixes that a note names; the rest are counted together.
 _SHOWN_SUFFIXES = 8
-
-# Names of `files.temporary_path`, and the age at which such a file counts as left over.
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.part(\.\w+)", re.DOTALL)
-_STALE_SECONDS = 24 * 60 * 60
 
 
 @dataclass(frozen=True)
@@ -197,10 +192,7 @@ def _plan_of_one(
 
 
 def prepare(plan: Plan) -> None:
-    """Make the plan's output folders, and remove temporary files of killed runs there.
-
-    Temporary files are removed when they are a day old. Should their run still be
-    alive, its picture fails with an error and nothing is mixed up.
+    """Make the plan's output folders.
 
     Raises:
         AetherError: when a folder cannot be made.
@@ -210,17 +202,8 @@ def prepare(plan: Plan) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise AetherError(
-                f"Cannot make the folder: {error.strerror}.", folder
+                f"Cannot make the folder: {system_reason(error)}.", folder
             ) from error
-    for folder in {job.target.parent for job in plan.jobs}:
-        try:
-            names = os.listdir(folder)
-        except OSError:  # missing or not readable; each job reports it
-            continue
-        for name in names:
-            match = _TEMPORARY.fullmatch(name)
-            if match and match[1].lower() in SUFFIXES:
-                _remove_if_stale(folder / name)
 
 
 def check_targets(jobs: Iterable[Job]) -> None:
@@ -543,16 +526,6 @@ def _check_none_is_replaced(
                 target,
                 "Name another output folder, or a suffix (--suffix).",
             )
-
-
-def _remove_if_stale(path: Path) -> None:
-    try:
-        # Or in the future: the clock was set back.
-        if abs(time.time() - path.lstat().st_mtime) > _STALE_SECONDS:
-            path.unlink()
-            _log.info("removed %s, a temporary file of a killed run", path)
-    except OSError:  # gone already, or not ours to remove; nothing depends on it
-        _log.debug("could not remove %s", path)
 
 
 def _enumerated(inputs: Sequence[str | Path]) -> str:

@@ -23,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 from filelock import FileLock, Timeout
 
-from aethernet.errors import AetherError, first_line
+from aethernet.errors import AetherError, system_reason
 from aethernet.files import replacing, unreadable
 from aethernet.runtimes.base import Model
 from aethernet.runtimes.tiling import Tiled
@@ -165,7 +165,7 @@ class Parts:
             ) from error
         except OSError as error:
             raise AetherError(
-                f"It cannot be locked: {error.strerror or first_line(error)}.",
+                f"It cannot be locked: {system_reason(error)}.",
                 self._target,
             ) from error
         try:

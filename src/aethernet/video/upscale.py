@@ -50,8 +50,9 @@ _log = logging.getLogger(__name__)
 # Suffixes that mark an input as a video; libav then looks at the content.
 VIDEO_SUFFIXES = (
     *CONTAINERS,
-    *(".3gp", ".avi", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts"),
-    *(".vob", ".wmv"),
+    *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2t", ".m2ts"),
+    *(".m2v", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".ts", ".vob"),
+    *(".wmv",),
 )
 
 # A clip may be shorter than its header says by so many seconds without a warning.

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from aethernet.errors import AetherError, first_line
+from aethernet.errors import AetherError, system_reason
 from aethernet.video.yuv import FULL, LIMITED, Colour, from_rgb, to_rgb, usual_colour
 
 MAGIC = b"YUV4MPEG2"
@@ -237,7 +237,7 @@ def _read(stream: BinaryIO, size: int) -> bytes:
             pieces.append(piece)
             size -= len(piece)
     except OSError as error:
-        reason = (error.strerror or first_line(error)).rstrip(".")
+        reason = system_reason(error)
         raise AetherError(f"The stream cannot be read: {reason}.") from error
     return b"".join(pieces)
 

@@ -321,10 +321,10 @@ def hyperparameters_from_state_dict(state_dict: Mapping[str, Any]) -> dict[str, 
         net = AetherNet(**arguments)
     wanted = {key: [*value.shape] for key, value in net.state_dict().items()}
     for key in [*found, *wanted]:
-        need, have = (shapes.get(key, "nothing") for shapes in (wanted, found))
+        need, have = (shapes.get(key, "no such key") for shapes in (wanted, found))
         if need != have:
-            problem = f"key {key!r} should be {need}, is {have}."
             raise ValueError(
-                f"Not an AetherNet, or with a gap or both forms: {problem}"
+                "Not an AetherNet, or an incomplete one, or one with both forms: "
+                f"key {key!r}, expected {need}, found {have}."
             )
     return arguments
