@@ -77,7 +77,7 @@ class Degradation:
         Returns:
             `(H // scale, W // scale, 3)`, uint8.
         """
-        planes = np.moveaxis(whole_pixels(hr, scale), 2, 0).astype(np.float64)
+        planes: np.ndarray = np.moveaxis(whole_pixels(hr, scale), 2, 0).astype(float)
         if any(self.blur):
             sigmas = (self.blur[0] * scale, self.blur[1] * scale)
             planes = blurred(planes, gaussian(sigmas, self.angle))
