@@ -180,6 +180,7 @@ class TestNames:
         assert by_name["2x-small-training"].form == "training"
         assert (small.purpose, by_name["2x-photo"].purpose) == ("", "photo")
         assert by_name["2x-photo-fp16"].variant == "aether_small"
+        assert {*by_name["2x-photo"].psnr} == {"Set5", "Set14"}
         half = by_name["2x-small-fp16"]
         assert (half.form, half.precision) == ("ONNX", "float16")
         files = [p for entry in ENTRIES for p in files_of(entry).values()]
