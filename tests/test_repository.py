@@ -159,7 +159,7 @@ NEED_PYTORCH = (
     *(f"runtimes/test_{name}.py" for name in ("choice", "native", "pytorch", "trial")),
     *("runtimes/test_registry.py", "runtimes/test_tensorrt_build.py"),
     *("runtimes/test_tensorrt_run.py", "runtimes/test_triton.py"),
-    "training/test_train_on_gpu.py",
+    *("pictures/test_training_crops.py", "training/test_train_on_gpu.py"),
     *(f"training/test_{name}.py" for name in ("neosr", "route", "train_tool")),
     *(f"training/test_{name}.py" for name in ("training", "trainner_redux")),
 )
