@@ -63,9 +63,9 @@ class TestFunction:
             np.testing.assert_allclose(output, expected, rtol=0, atol=2e-5)
 
     @pytest.mark.parametrize(
-        # float32: other orders of sums in 16 blocks, on values around 1.
+        # As onnx/Readme.md states; float32 sums in another order, on values around 1.
         ("precision", "limit"),
-        [("float32", 5e-6), ("float16", 1e-3)],
+        [("float32", 2.5e-6), ("float16", 1e-3)],
     )
     def test_the_shipped_model(self, tmp_path, precision, limit):
         folded = load_checkpoint(SHIPPED_MODEL).folded
