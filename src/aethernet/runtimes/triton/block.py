@@ -26,11 +26,13 @@ from aethernet.runtimes.triton.depthwise import (
 )
 from aethernet.runtimes.triton.feed_forward import (
     LARGEST_WIDTH,
-    Partial,
     Projections,
     feed_forward,
-    feed_forward_gradients,
     projections,
+)
+from aethernet.runtimes.triton.feed_forward_gradients import (
+    Partial,
+    feed_forward_gradients,
 )
 
 MOST_ERROR = 0.02
