@@ -170,7 +170,7 @@ def accelerate(network: AetherNet) -> None:
     """
     blocks = [part for part in network.modules() if isinstance(part, AetherBlock)]
     layers = network.layers
-    layers.forward = partial(_chain, blocks)  # type: ignore[method-assign]
+    layers.forward = partial(_chain, blocks)
 
 
 def _chain(blocks: Sequence[AetherBlock], x: Tensor) -> Tensor:
