@@ -81,6 +81,10 @@ class OutOfMemoryError(AetherError):
     """A model needs more memory for a picture than its device has."""
 
 
+class TooSlowError(AetherError):
+    """A model takes longer for a small picture than any network needs."""
+
+
 class MissingExtraError(AetherError):
     """An optional library is needed and absent."""
 

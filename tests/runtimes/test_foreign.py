@@ -1,8 +1,13 @@
 """ONNX files of other programs: sizes they want, and files made to do harm."""
 
+import itertools
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 from helpers import SHARED, photo, run, write
 from limited import serving
@@ -189,6 +194,118 @@ def metadata_that_is_not_utf8(path):
     path.write_bytes(data.replace(b"a_longer_value", b"a_l\xff\xfe_r_value"))
 
 
+def value(name, dtype=1, shape=None):
+    return onnx.helper.make_tensor_value_info(name, dtype, shape)
+
+
+def graph(nodes, inputs, outputs):
+    return onnx.helper.make_graph(nodes, "inner", inputs, outputs)
+
+
+def endless(name, out):
+    """A loop around a sine, and what it needs."""
+    body = graph(
+        [step("Identity", "go", "on"), step("Sin", "v", "sine")],
+        [value("i", 7, []), value("go", 9, []), value("v")],
+        [value("on", 9, []), value("sine")],
+    )
+    count = onnx.helper.make_tensor("n", 7, [], [2**62])
+    yes = onnx.helper.make_tensor("t", 9, [], [True])
+    return [
+        onnx.helper.make_node("Constant", [], ["n"], value=count),
+        onnx.helper.make_node("Constant", [], ["t"], value=yes),
+        step("Loop", "n", "t", name, out, body=body),
+    ]
+
+
+def doubled(path, nodes, functions=(), weights=()):
+    """Write a model of nodes from "x" to "z", enlarged twice."""
+    nodes = [*nodes, step("Resize", "z", "", "s", "y", mode="nearest")]
+    weights = [*weights, scales(1, 1, 2, 2)]
+    write_model(path, nodes, {"x": PICTURE, **OUT}, weights=weights)
+    model = onnx.load(path)
+    model.functions.extend(functions)
+    model.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+    model.ir_version = 10
+    onnx.save(model, path)
+
+
+def function(name, nodes):
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("mine", 1)]
+    return onnx.helper.make_function("mine", name, ["a"], ["b"], nodes, opsets)
+
+
+def a_loop(path):
+    doubled(path, endless("x", "z"))
+
+
+def a_loop_in_a_branch(path):
+    branch = graph(endless("x", "w"), [], [value("w")])
+    other = graph([step("Identity", "x", "v")], [], [value("v")])
+    yes = onnx.helper.make_tensor("c", 9, [], [True])
+    node = step("If", "c", "z", then_branch=branch, else_branch=other)
+    doubled(path, [node], weights=[yes])
+
+
+def a_loop_in_a_function(path):
+    made = function("f", endless("a", "b"))
+    doubled(path, [step("f", "x", "z", domain="mine")], [made])
+
+
+def a_scan(path):
+    body = graph([step("Sin", "v", "w")], [value("v")], [value("w")])
+    doubled(path, [step("Scan", "x", "z", body=body, num_scan_inputs=1)])
+
+
+def nested_functions(path):
+    """Ten levels of ten calls each: ten billion nodes."""
+    made = []
+    for level in range(10):
+        names = ["a", *(f"v{i}" for i in range(9)), "b"]
+        called = ("f" + str(level - 1), {"domain": "mine"}) if level else ("Sin", {})
+        pairs = itertools.pairwise(names)
+        nodes = [step(called[0], *pair, **called[1]) for pair in pairs]
+        made.append(function(f"f{level}", nodes))
+    doubled(path, [step("f9", "x", "z", domain="mine")], made)
+
+
+def a_function_that_calls_itself(path):
+    made = function("f", [step("f", "a", "b", domain="mine")])
+    doubled(path, [step("f", "x", "z", domain="mine")], [made])
+
+
+REPEATING = {
+    a_loop: "operator Loop,",
+    a_loop_in_a_branch: "operator Loop,",
+    a_loop_in_a_function: "operator Loop,",
+    a_scan: "operator Scan,",
+    nested_functions: "more than 100,000 nodes",
+    a_function_that_calls_itself: "functions that call themselves",
+}
+
+
+def wide(nodes):
+    """These nodes from a much enlarged picture to its mean."""
+    return [
+        step("Resize", "x", "", "many", "v0", mode="nearest"),
+        *nodes,
+        step("ReduceMean", nodes[-1].output[0], "mean", keepdims=0),
+        step("Add", "x", "mean", "z"),
+    ]
+
+
+def a_slow_operator(path):
+    many = onnx.helper.make_tensor("many", 1, [4], [1, 1, 350, 350])
+    nodes = wide([step("MaxPool", "v0", "v1", kernel_shape=[1500, 1500])])
+    doubled(path, nodes, weights=[many])
+
+
+def many_slow_operators(path):
+    many = onnx.helper.make_tensor("many", 1, [4], [1, 1, 200, 200])
+    nodes = wide([step("Sin", f"v{i}", f"v{i + 1}") for i in range(2000)])
+    doubled(path, nodes, weights=[many])
+
+
 HARMFUL = [
     enlarging(40),
     enlarging(3000),
@@ -226,6 +343,85 @@ def test_a_harmful_file_is_refused_at_once(limited, make, tmp_path):
     limited.run(*words, "--device", "cpu").check_refused("model.onnx: ")
     assert not (tmp_path / "out.png").exists()
     limited.run("info", path).check_no_traceback()
+
+
+def refused(server, tmp_path, make, reason, runtime, **bounds):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    write(photo(), tmp_path / "in.png")
+    path, out = tmp_path / "model.onnx", tmp_path / "out.png"
+    make(path)
+    words = ["upscale", tmp_path / "in.png", "-o", out, "--model", path]
+    words += ["--device", "cpu", "--runtime", runtime]
+    server.run(*words).check_refused(reason, **bounds)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("runtime", ["auto", "openvino"])
+@pytest.mark.parametrize(("make", "reason"), REPEATING.items())
+def test_a_file_that_repeats_a_part_is_refused(
+    limited, make, reason, runtime, tmp_path
+):
+    refused(limited, tmp_path, make, reason, runtime)
+    path = tmp_path / "model.onnx"
+    done = limited.run("info", path)
+    done.check_no_traceback()
+    assert done.seconds < 2
+    words = ["quality", "--data", tmp_path, "--model", path, "--device", "cpu"]
+    limited.run(*words).check_refused(reason)
+
+
+@pytest.mark.parametrize("make", [a_slow_operator, many_slow_operators])
+def test_a_file_that_takes_long_is_refused(limited, make, tmp_path):
+    reason = "takes more than 3 seconds for a picture of 11x9"
+    refused(limited, tmp_path, make, reason, "auto", seconds=6)
+
+
+def test_a_condition_is_allowed(tmp_path):
+    branches = {
+        f"{name}_branch": graph([step("Identity", "x", name)], [], [value(name)])
+        for name in ("then", "else")
+    }
+    yes = onnx.helper.make_tensor("c", 9, [], [True])
+    path, pixels = tmp_path / "m.onnx", photo()
+    doubled(path, [step("If", "c", "z", **branches)], weights=[yes])
+    made = upscaled(tmp_path, path, pixels)
+    assert np.array_equal(made, pixels.repeat(2, 0).repeat(2, 1))
+
+
+def long(path):
+    """A model that takes long for each pixel, and nothing to speak of for a few."""
+    many = onnx.helper.make_tensor("many", 1, [4], [1, 1, 8, 8])
+    sines = [step("Sin", f"v{i}", f"v{i + 1}") for i in range(400)]
+    nodes = [
+        step("Resize", "x", "", "many", "v0", mode="nearest"),
+        *sines,
+        step("MaxPool", "v400", "z", kernel_shape=[8, 8], strides=[8, 8]),
+    ]
+    doubled(path, nodes, weights=[many])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (15, 143)])
+def test_a_signal_ends_a_long_run(tmp_path, number, code):
+    write(photo(500, 700), tmp_path / "in.png")
+    long(tmp_path / "m.onnx")
+    words = ["upscale", tmp_path / "in.png", "-o", tmp_path / "out.png"]
+    words += ["--model", tmp_path / "m.onnx", "--device", "cpu", "--tile", 700]
+    program = [sys.executable, "-m", "aethernet", *words, "--runtime", "onnxruntime"]
+    with subprocess.Popen([*map(str, program)], stderr=subprocess.PIPE) as process:
+        used = psutil.Process(process.pid)
+        while used.cpu_times().user < 6:  # the rest takes a second or two
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        before = sum(used.cpu_times()[:2])
+        process.send_signal(number)
+        while process.poll() is None:
+            after = sum(used.cpu_times()[:2])
+            assert after - before < 3 * (psutil.cpu_count() or 1)
+            time.sleep(0.02)
+        assert process.returncode == code
+    assert not (tmp_path / "out.png").exists()
 
 
 @pytest.mark.parametrize("name", ["onnx-103", "onnx-253"])

@@ -75,7 +75,7 @@ class TestOnnxFiles:
     @pytest.mark.parametrize("runtime", ["auto", *INSTALLED])
     def test_a_file_that_is_no_model_is_one_error(self, tmp_path, runtime, caplog):
         (tmp_path / "bad.onnx").write_bytes(b"hello" * 99)
-        with pytest.raises(AetherError, match="no ONNX model"):
+        with pytest.raises(AetherError, match="no valid ONNX file"):
             open_model(tmp_path / "bad.onnx", runtime)
         assert not caplog.records
 

@@ -24,9 +24,10 @@ from aethernet.cache import (
 )
 from aethernet.checkpoints.onnx import ExportOptions, export_onnx
 from aethernet.checkpoints.onnx_graph import Norm
+from aethernet.checkpoints.onnx_limits import check_onnx_limits
 from aethernet.devices import told_threads
 from aethernet.errors import AetherError
-from aethernet.files import check_target
+from aethernet.files import check_target, unreadable
 from aethernet.runtimes.base import (
     Description,
     InputSizes,
@@ -101,7 +102,7 @@ class OnnxModel(abc.ABC):
             path,
             device,
             lambda height, width: self.size(1, height, width),
-            lambda shape: self._run(np.zeros(shape, np.float32)).shape,
+            lambda shape, time: self._run(np.zeros(shape, np.float32), time).shape,
         )
         self.scale: int = self._sizes.scale
 
@@ -111,8 +112,16 @@ class OnnxModel(abc.ABC):
         """Load an .onnx file."""
 
     @abc.abstractmethod
-    def _execute(self, batch: np.ndarray) -> np.ndarray:
-        """Run the library, which may raise anything."""
+    def _execute(self, batch: np.ndarray, seconds: float | None) -> np.ndarray:
+        """Run the library, which may raise anything.
+
+        Args:
+            batch: `(B, C, H, W)`, of the type that the file takes.
+            seconds: after which a library that can be stopped is; None: not at all.
+
+        Raises:
+            TooSlowError: when it was stopped.
+        """
 
     def size(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
         """The shape of an input for the file: as given, except for its fixed sides."""
@@ -143,15 +152,29 @@ class OnnxModel(abc.ABC):
             )
         return output[:, :, : height * self.scale, : width * self.scale]
 
-    def _run(self, batch: np.ndarray) -> np.ndarray:
+    def _run(self, batch: np.ndarray, seconds: float | None = None) -> np.ndarray:
         if self._dtype is np.uint8:
             batch = np.rint(batch.clip(0, 255))
         with library_failures(self.describe(), batch.shape):
-            output = self._execute(batch.astype(self._dtype, copy=False))
+            output = self._execute(batch.astype(self._dtype, copy=False), seconds)
         return np.asarray(output).astype(np.float32, copy=False)
 
     def describe(self) -> Description:
         return Description(self.library, self.device, self.precision, self.why)
+
+
+def read_graph(path: Path) -> bytes:
+    """The content of an ONNX file, which is checked before a library gets it.
+
+    Raises:
+        AetherError: when it cannot be read, or is not within `checkpoints.onnx_limits`.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(error, path) from error
+    check_onnx_limits(content, path)
+    return content
 
 
 def allowed_threads() -> int:

@@ -11,11 +11,16 @@ from aethernet.cache import cache_folder, make_folder
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.onnx_check import rounding_session
 from aethernet.devices import device_kind
-from aethernet.errors import AetherError, import_optional
-from aethernet.files import unreadable
+from aethernet.errors import AetherError, TooSlowError, import_optional
 from aethernet.runtimes.base import PRECISIONS, ModelFile
-from aethernet.runtimes.onnx_files import OnnxModel, allowed_threads, load_exported
-from aethernet.runtimes.probing import memory_limit
+from aethernet.runtimes.onnx_files import (
+    OnnxModel,
+    allowed_threads,
+    load_exported,
+    read_graph,
+)
+from aethernet.runtimes.probing import loaded
+from aethernet.runtimes.waiting import interruptible
 
 # Device -> ONNX Runtime's provider, in the order in which "auto" prefers them.
 PROVIDERS = {
@@ -131,9 +136,19 @@ class OnnxRuntime(OnnxModel):
                 raise AetherError("This is no complete ONNX model.", path) from error
         return cls(session, path, "cpu")
 
-    def _execute(self, batch: np.ndarray) -> np.ndarray:
+    def _execute(self, batch: np.ndarray, seconds: float | None) -> np.ndarray:
         name = self.session.get_inputs()[0].name
-        return self.session.run(None, {name: batch})[0]
+        options = _library().RunOptions()
+
+        def run() -> np.ndarray:
+            return self.session.run(None, {name: batch}, options)[0]
+
+        def stop() -> None:
+            options.terminate = True
+
+        if self.device != "cpu":  # others keep things for each thread that calls them
+            return run()
+        return interruptible(run, stop, seconds)
 
 
 def _library() -> Any:
@@ -171,16 +186,19 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
     """Load an .onnx file on a device; raises AetherError where that fails."""
     ort = _library()
     provider = _provider(device)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise unreadable(error, path) from error
+    content = read_graph(path)
     settings, providers = _settings(ort, device, optimised)
     if device_kind(device) in ("cuda", "tensorrt"):
         _load_cuda(ort)
     try:
-        with memory_limit(path, device):
-            session = ort.InferenceSession(content, settings, providers)
+        session = loaded(
+            path,
+            device,
+            lambda: ort.InferenceSession(content, settings, providers),
+            lambda: settings.set_load_cancellation_flag(True),
+        )
+    except TooSlowError:
+        raise
     except Exception as error:  # its errors have no base class of their own
         if device == "cpu" and _is_bfloat16(path):
             raise AetherError(

@@ -7,9 +7,13 @@ import numpy as np
 
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.errors import AetherError, import_optional
-from aethernet.files import unreadable
 from aethernet.runtimes.base import ModelFile
-from aethernet.runtimes.onnx_files import OnnxModel, allowed_threads, load_exported
+from aethernet.runtimes.onnx_files import (
+    OnnxModel,
+    allowed_threads,
+    load_exported,
+    read_graph,
+)
 from aethernet.runtimes.probing import memory_limit
 
 # Precision -> OpenVINO's name for it as a hint, and among a device's capabilities.
@@ -91,7 +95,7 @@ class OpenVINORuntime(OnnxModel):
         compiled = _compile(model, path, device, hint)
         return cls(compiled, path, device, precision)
 
-    def _execute(self, batch: np.ndarray) -> np.ndarray:
+    def _execute(self, batch: np.ndarray, seconds: float | None) -> np.ndarray:
         # A copy: the library uses its output's memory again for the next picture.
         return np.array(self.compiled(batch)[0])
 
@@ -105,10 +109,7 @@ def _core() -> Any:
 
 
 def _read(path: Path) -> Any:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise unreadable(error, path) from error
+    content = read_graph(path)
     try:
         # By its content, so that a file cannot make OpenVINO read other files.
         return _core().read_model(content)

@@ -7,14 +7,20 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
-from aethernet.errors import AetherError, OutOfMemoryError
+from aethernet.errors import AetherError, OutOfMemoryError, TooSlowError
 from aethernet.runtimes.base import check_upscales
+from aethernet.runtimes.waiting import interruptible
 
 Shape = tuple[int, int, int, int]
 """`(B, C, H, W)`."""
+
+Run = Callable[[Shape, float | None], tuple[int, ...]]
+"""Runs a model on an input of that shape, for so many seconds at most (None: for any
+time), and returns the output's shape. Raises `TooSlowError` if that is too short."""
 
 LARGEST_SCALE = 32
 """Of a model."""
@@ -26,6 +32,13 @@ _FOR_THE_LIBRARY, _FOR_A_THREAD = 2**29, 2**27
 # How often a model may hold its file, and bytes for each pixel of a picture; the
 # networks that spandrel knows take 30,000 at most.
 _COPIES_OF_THE_FILE, _BYTES_PER_PIXEL = 6, 2**16
+
+# Seconds that a trial may take, and more for each pixel. A network of 50 million
+# weights multiplies 5 billion times in the first trial, which takes a core a second.
+_SECONDS, _SECONDS_PER_PIXEL = 3.0, 0.002
+
+# Seconds to load a file, and more for each of its bytes.
+_SECONDS_TO_LOAD, _SECONDS_PER_BYTE = 3.0, 5e-5
 
 # Values of an input whose size the file fixes.
 _LARGEST_INPUT = 2**27
@@ -58,6 +71,38 @@ class Sizes:
 
 _limiting = threading.Lock()
 
+T = TypeVar("T")
+
+
+def loaded(
+    path: Path,
+    device: str,
+    load: Callable[[], T],
+    stop: Callable[[], None],
+) -> T:
+    """Load a model within bounds of time and memory; they hold on "cpu" only.
+
+    Libraries compute while they load: all that does not depend on the picture.
+
+    Args:
+        path: of the model.
+        device: that it is loaded for.
+        load: calls the library.
+        stop: as for `interruptible`.
+
+    Raises:
+        TooSlowError: when it takes too long.
+        Exception: what the library raises.
+    """
+    if device != "cpu":
+        return load()
+    seconds = _SECONDS_TO_LOAD + _SECONDS_PER_BYTE * path.stat().st_size
+    with memory_limit(path, device):
+        try:
+            return interruptible(load, stop, seconds)
+        except TooSlowError as error:
+            raise error.about(path) from error
+
 
 @contextlib.contextmanager
 def memory_limit(path: Path, device: str, pixels: int = 0) -> Iterator[None]:
@@ -77,7 +122,7 @@ def memory_limit(path: Path, device: str, pixels: int = 0) -> Iterator[None]:
     import resource
 
     kind = resource.RLIMIT_AS
-    more = _FOR_THE_LIBRARY + _FOR_A_THREAD * (os.cpu_count() or 1)
+    more = _FOR_THE_LIBRARY + _FOR_A_THREAD * (1 + (os.cpu_count() or 1))
     more += _COPIES_OF_THE_FILE * path.stat().st_size + _BYTES_PER_PIXEL * pixels
     with _limiting:
         before = resource.getrlimit(kind)
@@ -94,7 +139,7 @@ def found_sizes(
     path: Path,
     device: str,
     shape: Callable[[int, int], Shape],
-    run: Callable[[Shape], tuple[int, ...]],
+    run: Run,
 ) -> Sizes:
     """Run a model on small inputs to learn its scale and the sizes that it takes.
 
@@ -102,11 +147,11 @@ def found_sizes(
         path: of the model.
         device: that it runs on.
         shape: of an input of that height and width; the file may fix sides of it.
-        run: runs the model on an input of that shape, and returns the output's shape.
+        run: runs the model.
 
     Raises:
         AetherError: when no input is enlarged by a whole number up to `LARGEST_SCALE`,
-            or it takes too much memory.
+            or it takes too much memory or time.
     """
     sizes = _found(path, device, shape, run)
     if sizes.scale > LARGEST_SCALE:
@@ -122,7 +167,7 @@ def _found(
     path: Path,
     device: str,
     shape: Callable[[int, int], Shape],
-    run: Callable[[Shape], tuple[int, ...]],
+    run: Run,
 ) -> Sizes:
     def tried(height: int, width: int) -> int:
         given = shape(height, width)
@@ -131,7 +176,7 @@ def _found(
     def works(height: int, multiple: int = 1) -> int:
         try:
             return tried(height, height + 2 * multiple)
-        except OutOfMemoryError:
+        except (OutOfMemoryError, TooSlowError):
             raise
         except AetherError:
             return 0
@@ -143,6 +188,8 @@ def _found(
         raise AetherError(
             f"The model takes too much memory for a picture of {width}x{height}.", path
         ) from error
+    except TooSlowError:
+        raise
     except AetherError:
         if shape(*_FIRST)[2:] != _FIRST:
             raise  # the file fixes the size
@@ -158,11 +205,18 @@ def _found(
         raise
 
 
-def _run(
-    path: Path, device: str, given: Shape, run: Callable[[Shape], tuple[int, ...]]
-) -> tuple[int, ...]:
+def _run(path: Path, device: str, given: Shape, run: Run) -> tuple[int, ...]:
     batch, channels, height, width = given
     if batch * channels * height * width > _LARGEST_INPUT:
         raise OutOfMemoryError(f"The input that it takes, {given}, is too large.", path)
-    with memory_limit(path, device, batch * height * width):
-        return run(given)
+    pixels = batch * height * width
+    seconds = _SECONDS + _SECONDS_PER_PIXEL * pixels if device == "cpu" else None
+    with memory_limit(path, device, pixels):
+        try:
+            return run(given, seconds)
+        except TooSlowError as error:
+            raise TooSlowError(
+                f"The model takes more than {seconds:.0f} seconds for a picture of "
+                f"{width}x{height}.",
+                path,
+            ) from error

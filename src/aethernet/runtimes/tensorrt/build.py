@@ -10,6 +10,7 @@ import numpy as np
 
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.onnx import ShapeRange
+from aethernet.checkpoints.onnx_limits import check_onnx_limits
 from aethernet.checkpoints.verification import Difference, compare, natural_image
 from aethernet.errors import (
     AetherError,
@@ -170,7 +171,7 @@ class _Planned:
 
 
 def _plan(source: Path, content: bytes, shapes: ShapeRange | None) -> _Planned:
-    metadata = _metadata(source, content)
+    metadata = _metadata(content)
     library = choose_library()
     library.messages.clear()
     network = ParsedNetwork.parse(library, source, content)
@@ -326,17 +327,15 @@ def _read(source: Path, target: Path) -> bytes:
         )
     check_target(target, source)
     try:
-        return source.read_bytes()
+        content = source.read_bytes()
     except OSError as error:
         raise unreadable(error, source) from error
+    check_onnx_limits(content, source)
+    return content
 
 
-def _metadata(source: Path, content: bytes) -> dict[str, str]:
-    onnx = import_optional("onnx")
-    try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's errors have no base class of their own
-        raise AetherError("This is no valid ONNX file.", source) from error
+def _metadata(content: bytes) -> dict[str, str]:
+    model = import_optional("onnx").load_model_from_string(content)
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
