@@ -27,7 +27,11 @@ from aethernet.aether_core import VARIANTS, AetherBlock, AetherNet
 from aethernet.bench.peer_networks import build_peer
 from aethernet.bench.peers import PEERS
 from aethernet.checkpoints.rewrites import ProductBlock, fold_network, rewritten
-from aethernet.runtimes.triton import depthwise, feed_forward
+from aethernet.runtimes.triton import (
+    depthwise,
+    feed_forward,
+    feed_forward_gradients,
+)
 from aethernet.runtimes.triton.block import (
     TritonBlock,
     accelerate,
@@ -230,16 +234,18 @@ def tried_of(name: str) -> list[Tried]:
     room = depthwise.new_bands_gradients(kernel)
 
     def gradients() -> object:
-        out = feed_forward.Partial.room(weights, x)
-        return feed_forward.feed_forward_gradients(x, x, weights, 1e-6, out)
+        out = feed_forward_gradients.Partial.room(weights, x)
+        return feed_forward_gradients.feed_forward_gradients(x, x, weights, 1e-6, out)
 
     compiled = {"num_warps": (4, 8), "num_stages": (3,)}
+    kept = feed_forward.kept_programs(weights, x)
+    chosen = feed_forward.KEPT if kept else feed_forward.FORWARD[wide]
     return [
         (
             "convolve",
             depthwise.CONVOLVE,
             lambda: depthwise.convolve(x, bands),
-            {"BLOCK": (64, 128), **compiled},
+            {"BLOCK": (64, 128), **compiled, "num_stages": (1, 3)},
         ),
         (
             "gradient of the kernels",
@@ -249,19 +255,19 @@ def tried_of(name: str) -> list[Tried]:
         ),
         (
             "forward",
-            feed_forward.FORWARD[wide],
+            chosen,
             lambda: feed_forward.feed_forward(x, x, weights, 1e-6),
-            {"BLOCK": (64, 128), "STEP": (32, 64), **compiled, "num_stages": (2,)},
+            {"BLOCK": (64, 128), "STEP": (32, 64), **compiled, "num_stages": (1, 2)},
         ),
         (
             "backward",
-            feed_forward.BACKWARD[wide],
+            feed_forward_gradients.BACKWARD[wide],
             gradients,
             {"BLOCK": (32, 64), "STEP": (16, 32), **compiled, "num_stages": (1,)},
         ),
         (
             "products",
-            feed_forward.PRODUCTS[wide],
+            feed_forward_gradients.PRODUCTS[wide],
             gradients,
             {"BLOCK": (64, 128), "ROWS": (64,), **compiled},
         ),

@@ -52,9 +52,49 @@ class TestInterpreted:
     def test_a_folded_network_is_exact_in_float32(self, errors):
         assert errors["running"]["whole"] < 2e-6
 
+    @pytest.mark.parametrize("channels", [8, 24, 60, 96, 128])
+    def test_a_feed_forward_that_keeps_its_weights_is_right(self, errors, channels):
+        found = errors[f"kept {channels}"]
+        assert max(found["torch.float32"], found["torch.float32 with residual"]) < 1e-6
+        assert max(found["torch.float16"], found["torch.float16 with residual"]) < 1e-3
+
+    def test_places_beyond_32_bits_are_left_to_the_other_kernel(self):
+        from aethernet.runtimes.triton.feed_forward import kept_programs, projections
+
+        weights = [torch.zeros(size) for size in ((192, 96), (192,))] * 2
+        weights += [torch.zeros(96, 192), torch.zeros(96)]
+        packed = projections(*weights, torch.float16)
+        for side, kept in ((4700, True), (4800, False)):
+            u = torch.empty(1, 96, side, side, dtype=torch.float16, device="meta")
+            assert bool(kept_programs(packed, u)) is kept
+
     def test_the_proof_tells_what_serves(self, errors):
         assert errors["running"]["float16"] < 0.002
         assert errors["running"]["kernel too large"] == float("inf")
+
+
+@needs_triton
+class TestCompiled:
+    @pytest.mark.parametrize(
+        "variant",
+        [
+            "aether_small",
+            pytest.param("aether_medium", marks=pytest.mark.slow),
+            pytest.param("aether_large", marks=pytest.mark.slow),
+        ],
+    )
+    def test_the_kernels_compile_for_an_h100_and_fit_it(self, variant):
+        script = Path(__file__).with_name("triton_compiled.py")
+        done = subprocess.run(
+            [sys.executable, script, variant],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        shared = json.loads(done.stdout)
+        assert len(shared) == (5 if variant == "aether_large" else 6)
+        assert max(shared.values()) <= 227 * 1024
 
 
 class TestChoice:

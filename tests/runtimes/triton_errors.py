@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from aethernet.aether_core import AetherNet
 from aethernet.checkpoints.rewrites import ProductBlock, fold_network, rewritten
-from aethernet.runtimes.triton import depthwise
+from aethernet.runtimes.triton import depthwise, feed_forward
 from aethernet.runtimes.triton.block import TritonBlock, accelerate, run_error
 
 # Batch, channels, height, width, kernel: tiles that end outside, a picture smaller than
@@ -45,6 +45,36 @@ def convolution(shape: tuple[int, ...]) -> dict[str, float]:
             depthwise.kernel_gradient(of_bands, size), kernel.grad
         ),
     }
+
+
+def kept(channels: int) -> dict[str, float]:
+    """Of a feed-forward in float16, whose programs keep the weights, and in float32."""
+    hidden, shape = 2 * channels + 4, (3, channels, 9, 21)
+    gate, main = torch.randn(2, hidden, channels) / channels**0.5
+    last = torch.randn(channels, hidden) / hidden**0.5
+    gate_bias, main_bias = torch.randn(2, hidden)
+    weights = (gate, gate_bias, main, main_bias, last, torch.randn(channels))
+    u, x = torch.randn(2, *shape)
+    u = u * 3 + 1
+    gate, gate_bias, main, main_bias, last, last_bias = (
+        part.double() for part in weights
+    )
+    normal = functional.layer_norm(u.double().movedim(1, -1), [channels], eps=1e-6)
+    branch = functional.gelu(normal @ gate.T + gate_bias) * (
+        normal @ main.T + main_bias
+    )
+    branch = (branch @ last.T + last_bias).movedim(-1, 1)
+    found = {}
+    for dtype in (torch.float16, torch.float32):
+        packed = feed_forward.projections(*weights, dtype)
+        programs = feed_forward.kept_programs(packed, u.to(dtype))
+        assert bool(programs) is (dtype is torch.float16)
+        zero = torch.zeros(shape, dtype=dtype)
+        output = feed_forward.feed_forward(u.to(dtype), zero, packed, 1e-6)
+        found[str(dtype)] = error(output, branch)
+        sums = feed_forward.feed_forward(u.to(dtype), x.to(dtype), packed, 1e-6)
+        found[f"{dtype} with residual"] = error(sums, branch + x.double())
+    return found
 
 
 def training(network: AetherNet, size: tuple[int, int]) -> dict[str, float]:
@@ -107,6 +137,8 @@ def main() -> None:
     odd = small_network(mlp_ratio=11.3, depths=(1,), drop_path_rate=0.5)
     found["odd sizes, in evaluation"] = training(odd.eval(), (3, 3))
     found["running"] = running()
+    for channels in (8, 24, 60, 96, 128):
+        found[f"kept {channels}"] = kept(channels)
     print(json.dumps(found))
 
 

@@ -170,11 +170,12 @@ def to_ncnn(folded: Folded, precision: str = "float32") -> tuple[str, bytes]:
     if folded.mean:
         x = files.binary("centred", x, folded.mean, _SUBTRACT)
     first, x = files.split(files.convolution("first", x, folded.first))
-    for index, (block, part) in enumerate(
-        zip(folded.blocks, _parts(folded), strict=True)
-    ):
+    *parts, last = _parts(folded)
+    for index, (block, part) in enumerate(zip(folded.blocks, parts, strict=True)):
         x = _block(files, f"block{index}", x, block, part)
-    x = _normalised(files, "norm", x, len(folded.norm_weight), NORM_EPS)
+    if last < 1:
+        x = files.binary("norm_part", x, last, _MULTIPLY)
+    x = _normalised(files, "norm", x, len(folded.norm_weight), NORM_EPS * last**2)
     scale = Convolution(folded.norm_weight[:, None, None, None], folded.norm_bias)
     x = files.convolution("norm_scaled", x, scale, len(folded.norm_bias))
     x = files.convolution("after_body", x, folded.after_body)
@@ -195,9 +196,9 @@ def to_ncnn(folded: Folded, precision: str = "float32") -> tuple[str, bytes]:
 def _parts(folded: Folded) -> list[float]:
     """Of each block, the part of its convolution that is computed: 1, 1/2, 1/4, ..
 
-    LayerNorm gives the same for all of them. Programs that use Vulkan keep its squares
-    in float16, which ends at 65504: the part keeps them below 64 squared on the
-    pictures that files are verified with.
+    The last one is that of the norm after the blocks. LayerNorm gives the same for all
+    of them. Programs that use Vulkan keep its squares in float16, which ends at 65504:
+    the part keeps them below 64 squared on the pictures that files are verified with.
     """
     frames = verification_frames(*_FRAME, folded.in_chans).values()
     found = [largest_deviations(folded, frame[0]) for frame in frames]

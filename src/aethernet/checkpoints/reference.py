@@ -73,6 +73,7 @@ def evaluate(folded: Folded, image: Array) -> Array:
 def largest_deviations(folded: Folded, image: Array) -> list[float]:
     """Of each block, the largest distance of a convolved value from its pixel's mean.
 
+    The last one is that of the values that the norm after the blocks receives.
     LayerNorm squares these distances, which float16 holds up to 256.
 
     Args:
@@ -85,7 +86,7 @@ def largest_deviations(folded: Folded, image: Array) -> list[float]:
         convolved = convolve_depthwise(x, block.depthwise)
         found.append(float(np.abs(convolved - convolved.mean(0)).max()))
         x = x + _rest(convolved, block)
-    return found
+    return [*found, float(np.abs(x - x.mean(0)).max())]
 
 
 def erf(x: Array) -> Array:

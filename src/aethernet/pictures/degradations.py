@@ -168,15 +168,13 @@ def gaussian(sigmas: tuple[float, float], angle: float) -> np.ndarray:
 
 
 def blurred(planes: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Filter `(.., H, W)`, float, by a `(K, K)` kernel; edge pixels are repeated."""
-    height, width = planes.shape[-2:]
+    """Convolve `(.., H, W)`, float, with `(K, K)`, K odd; edge pixels are repeated."""
     reach = len(kernel) // 2
     margins = [(0, 0)] * (planes.ndim - 2) + [(reach, reach)] * 2
     continued = np.pad(planes, margins, mode="edge")
-    total = np.zeros_like(planes)
-    for (row, column), weight in np.ndenumerate(kernel):
-        total += weight * continued[..., row : row + height, column : column + width]
-    return total
+    size = continued.shape[-2:]
+    spectrum = np.fft.rfft2(continued) * np.fft.rfft2(kernel, size)
+    return np.fft.irfft2(spectrum, size)[..., 2 * reach :, 2 * reach :]
 
 
 def _reduced(planes: np.ndarray, scale: int, reduction: Reduction) -> np.ndarray:

@@ -26,11 +26,13 @@ from aethernet.runtimes.triton.depthwise import (
 )
 from aethernet.runtimes.triton.feed_forward import (
     LARGEST_WIDTH,
-    Partial,
     Projections,
     feed_forward,
-    feed_forward_gradients,
     projections,
+)
+from aethernet.runtimes.triton.feed_forward_gradients import (
+    Partial,
+    feed_forward_gradients,
 )
 
 MOST_ERROR = 0.02
@@ -168,7 +170,7 @@ def accelerate(network: AetherNet) -> None:
     """
     blocks = [part for part in network.modules() if isinstance(part, AetherBlock)]
     layers = network.layers
-    layers.forward = partial(_chain, blocks)  # type: ignore[method-assign]
+    layers.forward = partial(_chain, blocks)
 
 
 def _chain(blocks: Sequence[AetherBlock], x: Tensor) -> Tensor:

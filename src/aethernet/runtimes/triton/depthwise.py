@@ -27,7 +27,7 @@ _LEAD = 8  # of them left of the tile: aligned, and enough for the largest kerne
 _SPLITS = 2  # parts of the tiles that are summed one by one in a gradient
 # Tiles that one program computes at once, and how it is compiled: the fastest of those
 # that benchmarks/triton_kernels.py --search tries.
-CONVOLVE = {"BLOCK": 128, "num_warps": 4, "num_stages": 3}
+CONVOLVE = {"BLOCK": 128, "num_warps": 8, "num_stages": 1}
 GRADIENT = {"BLOCK": 64, "num_warps": 4, "num_stages": 3}
 
 
@@ -67,6 +67,7 @@ def _convolve(
             x_ptr + plane[:, None] + (y * width + x),
             inside_x & (y >= 0) & (y < height),
             other=0.0,
+            cache_modifier=".ca",  # windows overlap
         )
         bands = tl.load(bands_ptr + (pair * 64 + part)[:, None] * 64 + part[None, :])
         total = tl.dot(windows, bands, total, input_precision="ieee")

@@ -6,10 +6,11 @@ computes some pixels whole, so that of the intermediate values nothing goes thro
 GPU's memory: 2 reads and 1 write of the features instead of some twenty.
 
 Tensors are `(B, C, H, W)`, contiguous, float16, bfloat16 or float32; sums, LayerNorm
-and GELU are in float32. GELU is the exact one, with erf.
+and GELU are in float32. GELU is the exact one, with erf, or for half precision within
+5e-5 of it.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,7 +20,6 @@ from torch.nn import functional
 
 LARGEST_WIDTH = 256  # channels: a program holds all of a pixel
 _HIDDEN_STEP = 64  # hidden channels are padded to a multiple of this
-_SPLITS = 32  # parts of the pixels that are summed one by one in a gradient
 # Pixels and hidden channels that one program computes at once, and how it is compiled,
 # for up to 128 channels and for more. The first of each is the fastest of those that
 # benchmarks/triton_kernels.py --search tries, on an H200; the second was not searched.
@@ -27,14 +27,8 @@ FORWARD = [
     {"BLOCK": 64, "STEP": 64, "num_warps": 4, "num_stages": 2},
     {"BLOCK": 64, "STEP": 32, "num_warps": 8, "num_stages": 2},
 ]
-BACKWARD = [
-    {"BLOCK": 64, "STEP": 32, "num_warps": 4, "num_stages": 1},
-    {"BLOCK": 32, "STEP": 32, "num_warps": 8, "num_stages": 1},
-]
-PRODUCTS = [
-    {"BLOCK": 64, "ROWS": 64, "num_warps": 4, "num_stages": 3},
-    {"BLOCK": 64, "ROWS": 64, "num_warps": 8, "num_stages": 3},
-]
+# The same for `_forward_kept`, for 96 and 128 channels on an H100.
+KEPT = {"BLOCK": 128, "STEP": 64, "num_warps": 8, "num_stages": 1}
 
 
 class Projections(NamedTuple):
@@ -52,13 +46,21 @@ class Projections(NamedTuple):
 
 
 @triton.jit
-def _normalized(u_ptr, place, held, channels, eps):
+def normalized(u_ptr, place, held, channels, eps):  # noqa: ANN201
     """Pixels' channels with mean 0 and variance 1, and 1 / standard deviation."""
     u = tl.load(u_ptr + place, held, other=0.0).to(tl.float32)
     mean = tl.sum(u, 1) / channels
     centred = tl.where(held, u - mean[:, None], 0.0)
     inverse = tl.rsqrt(tl.sum(centred * centred, 1) / channels + eps)
     return centred * inverse[:, None], inverse
+
+
+@triton.jit
+def _finish(total, x_ptr, out_ptr, bias_ptr, place, held):
+    """Add the bias and the residual, and store."""
+    total += tl.load(bias_ptr)[None, :]
+    total += tl.load(x_ptr + place, held, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), held)
 
 
 @triton.jit
@@ -85,7 +87,7 @@ def _forward(
     sample = tl.program_id(1).to(tl.int64) * channels * pixels
     place = sample + (c[None, :].to(tl.int64) * pixels + pixel[:, None])
     held = (pixel < pixels)[:, None] & (c < channels)[None, :]
-    normal, _ = _normalized(u_ptr, place, held, channels, eps)
+    normal, _ = normalized(u_ptr, place, held, channels, eps)
     normal = normal.to(u_ptr.dtype.element_ty)
     total = tl.zeros((BLOCK, WIDTH), tl.float32)
     for start in range(0, HIDDEN, STEP):
@@ -99,129 +101,104 @@ def _forward(
         last = tl.trans(tl.load(last_ptr + tile))
         hidden = hidden.to(u_ptr.dtype.element_ty)
         total = tl.dot(hidden, last, total, input_precision="ieee")
-    total += tl.load(last_bias_ptr + c)[None, :]
-    total += tl.load(x_ptr + place, held, other=0.0).to(tl.float32)
-    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), held)
+    _finish(total, x_ptr, out_ptr, last_bias_ptr + c, place, held)
 
 
 @triton.jit
-def _backward(
+def _gelu(x):
+    """GELU within 5e-5, for half precision, in half of the instructions of erf.
+
+    The normal distribution is an odd polynomial, fitted for the least error of GELU
+    between -4.4 and 4.4 and constant beyond.
+    """
+    near = tl.minimum(tl.maximum(x, -4.4), 4.4)
+    square = near * near
+    total = 3.57265751e-11 * square - 3.75665458e-09
+    total = total * square + 1.74171736e-07
+    total = total * square - 4.72642113e-06
+    total = total * square + 8.43089859e-05
+    total = total * square - 1.05508745e-03
+    total = total * square + 9.64333741e-03
+    total = total * square - 6.60769124e-02
+    total = total * square + 3.98761864e-01
+    return x * (0.5 + near * total)
+
+
+@triton.jit
+def _normalized_parts(u_ptr, place_c, place_d, inside, held_c, held_d, channels, eps):
+    """As `normalized`, of channels in two parts, and in the dtype of the features."""
+    u_c = tl.load(u_ptr + place_c, inside & held_c, other=0.0)
+    u_d = tl.load(u_ptr + place_d, inside & held_d, other=0.0)
+    exact_c, exact_d = u_c.to(tl.float32), u_d.to(tl.float32)
+    mean = (tl.sum(exact_c, 1) + tl.sum(exact_d, 1)) / channels
+    exact_c = tl.where(held_c, exact_c - mean[:, None], 0.0)
+    exact_d = tl.where(held_d, exact_d - mean[:, None], 0.0)
+    squares = tl.sum(exact_c * exact_c, 1) + tl.sum(exact_d * exact_d, 1)
+    inverse = tl.rsqrt(squares / channels + eps)[:, None]
+    return (exact_c * inverse).to(u_c.dtype), (exact_d * inverse).to(u_d.dtype)
+
+
+@triton.jit
+def _forward_kept(
     u_ptr,
-    gradient_ptr,
+    x_ptr,
     out_ptr,
-    normal_ptr,
-    work_ptr,
-    sums_ptr,
     gate_ptr,
     main_ptr,
     last_ptr,
     gate_bias_ptr,
     main_bias_ptr,
-    channels,
-    pixels,
-    eps,
-    WIDTH: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STEP: tl.constexpr,
-):
-    """The gradient of `u`, and its sum; what those of the weights are products of."""
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    c = tl.arange(0, WIDTH)
-    number = tl.program_id(1).to(tl.int64)
-    place = number * channels * pixels + (c[None, :] * pixels + pixel[:, None])
-    inside = (pixel < pixels)[:, None]
-    held = inside & (c < channels)[None, :]
-    dtype = u_ptr.dtype.element_ty
-    exact, inverse = _normalized(u_ptr, place, held, channels, eps)
-    normal = exact.to(dtype)
-    tl.store(normal_ptr + place, normal, held)
-    gradient = tl.load(gradient_ptr + place, held, other=0.0)
-    total = tl.zeros((BLOCK, WIDTH), tl.float32)
-    work_ptr += number * 3 * HIDDEN * pixels
-    for start in range(0, HIDDEN, STEP):
-        j = start + tl.arange(0, STEP)
-        tile = c[:, None] * HIDDEN + j[None, :]
-        gate_weight = tl.load(gate_ptr + tile)
-        main_weight = tl.load(main_ptr + tile)
-        gate = tl.dot(normal, gate_weight, input_precision="ieee")
-        gate += tl.load(gate_bias_ptr + j)[None, :]
-        main = tl.dot(normal, main_weight, input_precision="ieee")
-        main += tl.load(main_bias_ptr + j)[None, :]
-        of_hidden = tl.dot(gradient, tl.load(last_ptr + tile), input_precision="ieee")
-        below = 0.5 * (1 + tl.erf(gate * 0.7071067811865476))
-        slope = below + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
-        of_gate = (of_hidden * main * slope).to(dtype)
-        of_main = (of_hidden * gate * below).to(dtype)
-        hidden = (gate * below * main).to(dtype)
-        row = j[None, :] * pixels + pixel[:, None]
-        tl.store(work_ptr + row, of_gate, inside)
-        tl.store(work_ptr + HIDDEN * pixels + row, of_main, inside)
-        tl.store(work_ptr + 2 * HIDDEN * pixels + row, hidden, inside)
-        total = tl.dot(of_gate, tl.trans(gate_weight), total, input_precision="ieee")
-        total = tl.dot(of_main, tl.trans(main_weight), total, input_precision="ieee")
-    mean, along = tl.sum(total, 1) / channels, tl.sum(total * exact, 1) / channels
-    total = (total - mean[:, None] - exact * along[:, None]) * inverse[:, None]
-    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), held)
-    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(sums_ptr + program * WIDTH + c, tl.sum(total, 0))
-
-
-@triton.jit
-def _products(
-    work_ptr,
-    normal_ptr,
-    gradient_ptr,
-    out_ptr,
-    sums_ptr,
-    last_sums_ptr,
+    last_bias_ptr,
     channels,
     pixels,
     steps,
     count,
-    WIDTH: tl.constexpr,
+    eps,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
     HIDDEN: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
 ):
-    """Sums over pixels: rows of `work` times channels, and each alone."""
-    first = tl.program_id(0) * ROWS
-    split, splits = tl.program_id(1), tl.num_programs(1)
-    row = first + tl.arange(0, ROWS)
-    c = tl.arange(0, WIDTH)
-    if first < 2 * HIDDEN:
-        other_ptr = normal_ptr
-    else:
-        other_ptr = gradient_ptr
-    total = tl.zeros((ROWS, WIDTH), tl.float32)
-    sums = tl.zeros((ROWS,), tl.float32)
-    last_sums = tl.zeros((WIDTH,), tl.float32)
-    for number in range(split, count, splits):
-        sample = (number // steps).to(tl.int64)
+    """As `_forward`, for half precision and weights that shared memory can hold.
+
+    A program reads them once and goes on from pixels to pixels. The channels are in two
+    parts, so that 96 are 64 and 32 instead of a padded 128.
+    """
+    c, d = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
+    kept = ()
+    for start in tl.static_range(0, HIDDEN, STEP):
+        j = start + tl.arange(0, STEP)
+        upper = c[:, None] * HIDDEN + j[None, :]
+        lower = d[:, None] * HIDDEN + j[None, :]
+        kept += (tl.load(gate_ptr + upper), tl.load(gate_ptr + lower))
+        kept += (tl.load(main_ptr + upper), tl.load(main_ptr + lower))
+        kept += (tl.load(last_ptr + upper), tl.load(last_ptr + lower))
+    for number in range(tl.program_id(0), count, tl.num_programs(0)):
+        sample = (number // steps).to(tl.int64) * channels * pixels
         pixel = number % steps * BLOCK + tl.arange(0, BLOCK)
-        inside = (pixel < pixels)[None, :]
-        rows = tl.load(
-            work_ptr
-            + sample * (3 * HIDDEN) * pixels
-            + (row[:, None] * pixels + pixel[None, :]),
-            inside,
-            other=0.0,
+        inside = (pixel < pixels)[:, None]
+        # Places count from the picture on, in 32 bits: half of the instructions.
+        place_c = c[None, :] * pixels + pixel[:, None]
+        place_d = d[None, :] * pixels + pixel[:, None]
+        held_c, held_d = (c < channels)[None, :], (d < channels)[None, :]
+        u_c, u_d = _normalized_parts(
+            u_ptr + sample, place_c, place_d, inside, held_c, held_d, channels, eps
         )
-        others = tl.load(
-            other_ptr
-            + sample * channels * pixels
-            + (c[:, None] * pixels + pixel[None, :]),
-            inside & (c < channels)[:, None],
-            other=0.0,
-        )
-        total = tl.dot(rows, tl.trans(others), total, input_precision="ieee")
-        sums += tl.sum(rows.to(tl.float32), 1)
-        last_sums += tl.sum(others.to(tl.float32), 1)
-    if first == 2 * HIDDEN:
-        tl.store(last_sums_ptr + split * WIDTH + c, last_sums)
-    row += split * (3 * HIDDEN)
-    tl.store(out_ptr + row[:, None] * WIDTH + c[None, :], total)
-    tl.store(sums_ptr + row, sums)
+        total_c = tl.zeros((BLOCK, FIRST), tl.float32)
+        total_d = tl.zeros((BLOCK, SECOND), tl.float32)
+        for step in tl.static_range(HIDDEN // STEP):
+            j = step * STEP + tl.arange(0, STEP)
+            gate = tl.dot(u_d, kept[6 * step + 1], tl.dot(u_c, kept[6 * step]))
+            gate += tl.load(gate_bias_ptr + j)[None, :]
+            main = tl.dot(u_d, kept[6 * step + 3], tl.dot(u_c, kept[6 * step + 2]))
+            main += tl.load(main_bias_ptr + j)[None, :]
+            hidden = (_gelu(gate) * main).to(u_c.dtype)
+            total_c = tl.dot(hidden, tl.trans(kept[6 * step + 4]), total_c)
+            total_d = tl.dot(hidden, tl.trans(kept[6 * step + 5]), total_d)
+        x, out, bias = x_ptr + sample, out_ptr + sample, last_bias_ptr
+        _finish(total_c, x, out, bias + c, place_c, inside & held_c)
+        _finish(total_d, x, out, bias + d, place_d, inside & held_d)
 
 
 def projections(
@@ -276,106 +253,33 @@ def feed_forward(u: Tensor, x: Tensor, weights: Projections, eps: float) -> Tens
     u, x = u.contiguous(), x.contiguous()
     batch, channels, height, width = u.shape
     out = torch.empty_like(u)
-    chosen = FORWARD[weights.gate.shape[0] > 128]
-    with torch.cuda.device_of(u):  # Triton starts kernels on the current one
-        _forward[(triton.cdiv(height * width, chosen["BLOCK"]), batch)](
-            u,
-            x,
-            out,
-            weights.gate,
-            weights.main,
-            weights.last,
-            weights.gate_bias,
-            weights.main_bias,
-            weights.last_bias,
-            channels,
-            height * width,
-            eps,
-            WIDTH=weights.gate.shape[0],
-            HIDDEN=weights.gate.shape[1],
-            **chosen,
-        )
-    return out
-
-
-class Partial(NamedTuple):
-    """Gradients of a feed-forward's weights and of `u`, in parts to be summed."""
-
-    products: Tensor
-    """`(.., parts, 3, hidden, C)`, float32 and padded like the others: of the weights,
-    the gate's, the main one's and the last one's."""
-    sums: Tensor
-    """`(.., parts, 3, hidden)`; of the biases of the first two."""
-    last_sums: Tensor
-    """`(.., parts, C)`; of the bias of the last."""
-    u_sums: Tensor
-    """`(.., parts, C)`; of the bias of the convolution before."""
-
-    @classmethod
-    def room(cls, weights: Projections, u: Tensor) -> Self:
-        """Not filled yet, for weights `(.., C, hidden)` and `u` `(B, C, H, W)`."""
-        *lead, across, hidden = weights.gate.shape
-        batch, pixels = len(u), u.shape[-2] * u.shape[-1]
-        parts = _splits(weights, u)
-        programs = batch * triton.cdiv(pixels, BACKWARD[across > 128]["BLOCK"])
-        return cls(
-            *(
-                u.new_empty((*lead, *shape), dtype=torch.float32)
-                for shape in (
-                    (parts, 3, hidden, across),
-                    (parts, 3, hidden),
-                    (parts, across),
-                    (programs, across),
-                )
-            )
-        )
-
-    def summed(self) -> tuple[Projections, Tensor]:
-        """Gradients `(..)` of the weights, and of the bias before; still padded."""
-        products = self.products.sum(-4).mT
-        sums = self.sums.sum(-3)
-        gate, main, last = products.unbind(-3)
-        gate_bias, main_bias, _ = sums.unbind(-2)
-        last_bias = self.last_sums.sum(-2)
-        found = Projections(gate, main, last, gate_bias, main_bias, last_bias)
-        return found, self.u_sums.sum(-2)
-
-
-def feed_forward_gradients(
-    u: Tensor, gradient: Tensor, weights: Projections, eps: float, out: Partial
-) -> Tensor:
-    """Gradients of `feed_forward`, without that of `x`, which is `gradient`.
-
-    Args:
-        u: as in `feed_forward`.
-        gradient: of the result.
-        weights: as in `feed_forward`.
-        eps: of LayerNorm.
-        out: receives the gradients of the weights.
-
-    Returns:
-        The gradient of `u`.
-    """
-    u, gradient = u.contiguous(), gradient.contiguous()
-    batch, channels, height, width = u.shape
     pixels = height * width
     across, hidden = weights.gate.shape
-    of_u, normal = torch.empty_like(u), torch.empty_like(u)
-    work = u.new_empty((batch, 3 * hidden, pixels))
-    chosen = BACKWARD[across > 128]
+    tensors = (
+        *(u, x, out, weights.gate, weights.main, weights.last),
+        *(weights.gate_bias, weights.main_bias, weights.last_bias),
+    )
+    programs = kept_programs(weights, u)
     with torch.cuda.device_of(u):  # Triton starts kernels on the current one
-        _backward[(triton.cdiv(pixels, chosen["BLOCK"]), batch)](
-            u,
-            gradient,
-            of_u,
-            normal,
-            work,
-            out.u_sums,
-            weights.gate,
-            weights.main,
-            weights.last,
-            weights.gate_bias,
-            weights.main_bias,
+        if programs:
+            first, second = _halves(channels)
+            steps = triton.cdiv(pixels, KEPT["BLOCK"])
+            _forward_kept[(min(programs, batch * steps),)](
+                *tensors,
+                channels,
+                pixels,
+                steps,
+                batch * steps,
+                eps,
+                FIRST=first,
+                SECOND=second,
+                HIDDEN=hidden,
+                **KEPT,
+            )
+            return out
+        chosen = FORWARD[across > 128]
+        _forward[(triton.cdiv(pixels, chosen["BLOCK"]), batch)](
+            *tensors,
             channels,
             pixels,
             eps,
@@ -383,48 +287,36 @@ def feed_forward_gradients(
             HIDDEN=hidden,
             **chosen,
         )
-    _sum_products(u, gradient, normal, work, weights, out)
-    return of_u
+    return out
 
 
-def _sum_products(
-    u: Tensor,
-    gradient: Tensor,
-    normal: Tensor,
-    work: Tensor,
-    weights: Projections,
-    out: Partial,
-) -> None:
-    """Sum over pixels what `_backward` left, into the gradients of the weights."""
-    batch, channels, height, width = u.shape
-    across, hidden = weights.gate.shape
-    chosen = PRODUCTS[across > 128]
-    steps = triton.cdiv(height * width, chosen["BLOCK"])
-    with torch.cuda.device_of(u):
-        _products[(3 * hidden // chosen["ROWS"], _splits(weights, u))](
-            work,
-            normal,
-            gradient,
-            out.products,
-            out.sums,
-            out.last_sums,
-            channels,
-            height * width,
-            steps,
-            batch * steps,
-            WIDTH=across,
-            HIDDEN=hidden,
-            **chosen,
-        )
+def kept_programs(weights: Projections, u: Tensor) -> int:
+    """How many programs of `_forward_kept` the GPU holds at once.
+
+    0, which means `_forward`: for float32, for pictures whose places need 64 bits, and
+    where a program's shared memory cannot hold the weights. `aether_small` needs
+    132 KiB, which data-centre GPUs have.
+    """
+    if u.dtype is torch.float32 or u[0].numel() >= 2**31:
+        return 0
+    if not u.is_cuda:  # interpreted
+        return 2
+    channels, hidden = sum(_halves(u.shape[1])), weights.gate.shape[1]
+    # The weights, the pixels at work, and what sums over channels take.
+    needed = 2 * channels * (3 * hidden + KEPT["BLOCK"]) + 2048
+    card = torch.cuda.get_device_properties(u.device)
+    if needed > getattr(card, "shared_memory_per_block_optin", 0):
+        return 0
+    each = card.shared_memory_per_multiprocessor // needed
+    return int(card.multi_processor_count * max(1, each))
 
 
-def _splits(weights: Projections, u: Tensor) -> int:
-    """Into how many parts the pixels are divided for the gradients of the weights."""
-    block = PRODUCTS[weights.gate.shape[-2] > 128]["BLOCK"]
-    steps = triton.cdiv(u.shape[-2] * u.shape[-1], block)
-    return min(_SPLITS, len(u) * steps)
+def _halves(channels: int) -> tuple[int, int]:
+    """Two powers of two, from 16, whose sum is as many channels or few more."""
+    first = max(16, triton.next_power_of_2(channels) // 2)
+    return first, max(16, triton.next_power_of_2(channels - first))
 
 
 def _width(channels: int) -> int:
-    """Channels, padded: a power of two, at least 16 as tensor cores need."""
-    return max(16, triton.next_power_of_2(channels))
+    """Channels, padded: a power of two, at least 32 for two parts of `_halves`."""
+    return max(32, triton.next_power_of_2(channels))
