@@ -160,6 +160,13 @@ class TestLoading:
         )
         assert done.size_after == (27, 24)
 
+    @pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf")])
+    def test_a_scale_that_is_none(self, model, tmp_path, scale):
+        source = write(photo(8, 9), tmp_path / "a.png")
+        with pytest.raises(AetherError, match="a number above 0"):
+            aethernet.upscale_file(source, tmp_path / "b.png", model=model, scale=scale)
+        assert not (tmp_path / "b.png").exists()
+
     def test_a_network(self, checkpoint):
         torch = pytest.importorskip("torch", reason="needs PyTorch")
         network = aethernet.load_network(checkpoint)
@@ -191,6 +198,11 @@ class TestConversions:
         (given,) = onnx.load(target).graph.input
         sides = [side.dim_value for side in given.type.tensor_type.shape.dim]
         assert sides == [1, 3, 24, 40]
+
+    @pytest.mark.parametrize("size", [5, (0, 3), (4, 5, 6)])
+    def test_export_of_a_size_that_is_none(self, checkpoint, tmp_path, size):
+        with pytest.raises(AetherError, match=r"The size has to be \(width, height\)"):
+            aethernet.export(checkpoint, tmp_path / "n.onnx", size=size)
 
     def test_export_for_ncnn(self, checkpoint, tmp_path):
         target = aethernet.export(checkpoint, tmp_path / "m.param")

@@ -24,8 +24,8 @@ try:
     from aethernet.runtimes.tiling import windows
 except ImportError as error:
     raise ImportError(
-        f"AetherNet's node needs AetherNet itself ({error}). Install it for ComfyUI's "
-        f'Python: "{sys.executable}" -m pip install aethernet-sr'
+        f"AetherNet's node needs AetherNet itself ({error}). Install it from a "
+        f'clone: "{sys.executable}" -m pip install PATH/TO/AETHERNET'
     ) from error
 
 spandrel_aethernet.install(ignore_duplicates=True)

@@ -9,6 +9,8 @@ Every name is exported by the package:
 """
 
 import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -163,8 +165,11 @@ def upscale_file(
     Raises:
         ImageError: when the source cannot be read, or the format of the target cannot
             hold it.
-        AetherError: when the model fails, or the target cannot be written.
+        AetherError: when the scale is not above 0, the model fails, or the target
+            cannot be written.
     """
+    if scale is not None and not 0 < scale < math.inf:
+        raise AetherError(f"The scale has to be a number above 0, not {scale!r}.")
     if not isinstance(model, Upscaler):
         model = load(model or shipped_model(scale))
     options = files.Options(files.Size(scale), alpha)
@@ -259,6 +264,10 @@ def export(
     check_known(precision, PRECISIONS, "precision")
     shapes = onnx.ShapeRange()
     if size is not None:
+        if not (isinstance(size, Sequence) and len(size) == 2 and min(size) > 0):
+            raise AetherError(
+                f"The size has to be (width, height), both above 0, not {size!r}."
+            )
         fixed = (1, size[1], size[0])
         shapes = onnx.ShapeRange(fixed, fixed, fixed)
     onnx.export_onnx(

@@ -171,8 +171,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = temporary_path(place)
     with _errors_about(path, temporary):
         mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else None
-        temporary.touch(mode=0o600 if mode is not None else 0o666, exist_ok=False)
-        try:
+        try:  # before the file is there: a signal may end the program at any point
+            temporary.touch(mode=0o600 if mode is not None else 0o666, exist_ok=False)
             with _held(temporary):
                 yield temporary
                 _flush_to_disk(temporary)
@@ -201,8 +201,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     _remove_left_over(path)
     temporary = temporary_path(path)
     with _errors_about(path, temporary):
-        temporary.mkdir()
         try:
+            temporary.mkdir()
             with _held(temporary):
                 yield temporary
                 if os.name == "posix":

@@ -31,8 +31,8 @@ def folder(tmp_path_factory):
     """A checkpoint, and pictures: two in colour, one in a subfolder, and a gray one."""
     folder = tmp_path_factory.mktemp("int8")
     lively_file(folder / "model.safetensors", depths=(1,))
-    save_picture(folder / "pictures/a.png", natural_image(64, 96))
-    save_picture(folder / "pictures/more/b.jpg", natural_image(70, 60))
+    save_picture(folder / "pictures/a.png", natural_image(44, 56))
+    save_picture(folder / "pictures/more/b.jpg", natural_image(50, 48))
     save_picture(folder / "pictures/gray.png", natural_image(40, 40, 1))
     (folder / "pictures/notes.txt").write_text("no picture")
     return folder

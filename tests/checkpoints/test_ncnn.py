@@ -26,6 +26,7 @@ def loaded(path):
     """Runs a pair of files: `(C, H, W)` -> `(C, H, W)`, in float32."""
     ncnn = pytest.importorskip("ncnn", reason="needs pip install -e '.[ncnn]'")
     net = ncnn.Net()
+    net.opt.num_threads = 1  # on small pictures, threads mostly wait for each other
     for name in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
         setattr(net.opt, f"use_{name}", False)
     assert net.load_param(str(path)) == 0
@@ -40,6 +41,15 @@ def loaded(path):
         return np.array(result)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The shipped model, and pictures with what it makes of each."""
+    folded = load_checkpoint(SHIPPED_MODEL).folded
+    sizes = ((1, 1), (7, 5), (13, 17), (9, 31), (24, 32))
+    images = [random_array(1, 3, *size) for size in sizes]
+    return folded, [(image[0], evaluate(folded, image)[0]) for image in images]
 
 
 class TestFunction:
@@ -67,14 +77,12 @@ class TestFunction:
         ("precision", "limit"),
         [("float32", 2.5e-6), ("float16", 1e-3)],
     )
-    def test_the_shipped_model(self, tmp_path, precision, limit):
-        folded = load_checkpoint(SHIPPED_MODEL).folded
+    def test_the_shipped_model(self, tmp_path, shipped, precision, limit):
+        folded, pictures = shipped
         write_ncnn(folded, tmp_path / "model.param", precision)
         run = loaded(tmp_path / "model.param")
-        for size in ((1, 1), (7, 5), (13, 17), (9, 31), (24, 32)):
-            image = random_array(1, 3, *size)
-            error = np.abs(run(image[0]) - evaluate(folded, image)[0]).max()
-            assert error < limit, size
+        for image, expected in pictures:
+            assert np.abs(run(image) - expected).max() < limit, image.shape
 
     @pytest.mark.parametrize("rounded", [False, True])
     @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from helpers import SHIPPED_MODEL, lively_arrays, lively_folded, random_array
 
+from aethernet.checkpoints import onnx_check
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.folded import fold
+from aethernet.checkpoints.onnx_check import open_session, rounding_session
 from aethernet.checkpoints.onnx_graph import (
     BFLOAT16_OPSET,
     Writing,
@@ -27,9 +29,7 @@ SIZES = [(1, 1), (1, 7), (3, 1), (2, 2), (13, 17)]
 
 def session(model):
     onnx.checker.check_model(model, full_check=True)
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    return open_session(model.SerializeToString())
 
 
 def psnr(output, expected):
@@ -187,6 +187,16 @@ class TestFile:
             assert stated.get(value.name, value.type) == value.type
         sides = free.graph.value_info[0].type.tensor_type.shape.dim
         assert [s.dim_param for s in sides] == ["batch", "", "height", "width"]
+
+    @pytest.mark.parametrize("opened", [open_session, rounding_session])
+    @pytest.mark.parametrize(("told", "taken"), [(3, 3), (None, 0)])
+    def test_a_check_takes_no_more_threads_than_it_is_told(
+        self, monkeypatch, opened, told, taken
+    ):
+        monkeypatch.setattr(onnx_check, "told_threads", lambda: told)
+        _, folded = lively_folded(depths=(1,))
+        options = opened(to_onnx(folded).SerializeToString()).get_session_options()
+        assert options.intra_op_num_threads == taken
 
     def test_onnx_runtime_computes_gelu_in_one_pass(self, tmp_path):
         _, folded = lively_folded(depths=(1,))

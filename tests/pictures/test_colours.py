@@ -113,6 +113,18 @@ def test_hdr_is_named_where_it_is_lost(tmp_path, caplog, suffix, transfer):
     assert printed.count("left out") == 1
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".avif"])
+def test_a_narrow_range_is_kept_or_named(tmp_path, caplog, suffix):
+    narrow = (b"cICP", bytes((1, 13, 0, 0)))
+    source = png(tmp_path / "in.png", narrow)
+    target = tmp_path / f"out{suffix}"
+    assert upscaled(source, target) == 0
+    named = "left out the colour space (BT.709, sRGB, narrow range)" in caplog.text
+    assert named is (suffix != ".png")
+    if suffix == ".png":
+        assert narrow in chunks_of(target)
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".avif", ".tif", ".png"])
 def test_gray_keeps_its_curve(tmp_path, suffix, caplog):
     ramp = np.array((30, 90, 128, 170, 220), np.uint8).repeat(16)

@@ -21,7 +21,7 @@ from picture_files import (
     srgb_profile,
     upscaled,
 )
-from PIL import Image, IptcImagePlugin
+from PIL import Image, ImageCms, IptcImagePlugin
 from PIL.MpoImagePlugin import MpoImageFile
 
 from aethernet.pictures import tiff
@@ -234,6 +234,13 @@ class TestLessUsual:
         assert "left out" not in caplog.text
         assert upscaled(source, tmp_path / "out.webp") == 0
         assert "left out the time of the last change" in caplog.text
+
+    def test_a_profile_for_other_pixels(self, tmp_path, caplog):
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        gray = Image.new("L", (8, 9), 77)
+        gray.save(tmp_path / "in.png", icc_profile=profile)
+        assert upscaled(tmp_path / "in.png", tmp_path / "out.png") == 0
+        assert "the colour profile, which is damaged or for other pixels" in caplog.text
 
     def test_bytes_behind_a_png(self, tmp_path, caplog):
         source = png(tmp_path / "in.png")

@@ -8,6 +8,7 @@ import numpy as np
 from aethernet.checkpoints.comparison import Case, Run, verify_outputs
 from aethernet.checkpoints.tolerances import Tolerance
 from aethernet.checkpoints.verification import Difference
+from aethernet.devices import told_threads
 from aethernet.errors import import_optional
 
 
@@ -17,7 +18,7 @@ def open_session(content: bytes) -> Any:
     Takes the content because Windows cannot move a file that a session holds open.
     """
     ort = import_optional("onnxruntime", "onnx")
-    return ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return _session(content, ort.SessionOptions())
 
 
 def rounding_session(content: bytes) -> Any:
@@ -32,8 +33,7 @@ def rounding_session(content: bytes) -> Any:
     options = ort.SessionOptions()
     # Optimisation could remove a Cast together with its inverse.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    providers = ["CPUExecutionProvider"]
-    return ort.InferenceSession(_rounding(content), options, providers=providers)
+    return _session(_rounding(content), options)
 
 
 def verify(
@@ -56,6 +56,13 @@ def session_run(session: Any) -> Run:
     return lambda image: session.run(
         ["output"], {"input": np.ascontiguousarray(image, dtype)}
     )[0]
+
+
+def _session(content: bytes, options: Any) -> Any:
+    ort = import_optional("onnxruntime", "onnx")
+    # ONNX Runtime does not look itself, and would use all of the machine's cores.
+    options.intra_op_num_threads = told_threads() or 0
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _rounding(content: bytes) -> bytes:

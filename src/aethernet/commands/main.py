@@ -16,7 +16,7 @@ COMMANDS = {
     "models": "list the models that ship with AetherNet",
     "info": "describe a model file",
     "fuse": "fuse a trained checkpoint",
-    "export": "export a checkpoint to ONNX",
+    "export": "export a checkpoint to ONNX or ncnn",
     "engine": "build a TensorRT engine from an ONNX file",
     "runtimes": "list what runs models on this computer, and what would",
     "bench": "compare the speed of networks",

@@ -61,7 +61,9 @@ def positive(kind: type[float]) -> Callable[[str], float]:
             number = kind(0)
         if not 0 < number < 1e9:
             what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {what} above 0, not {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"expected {what} above 0 and below 1e9, not {text!r}"
+            )
         return number
 
     return parse

@@ -260,7 +260,9 @@ def _fitted_colour(
 
 def _is_srgb(colour: StatedColour) -> bool:
     """Whether the colours are what programs assume where nothing is stated."""
-    return colour.cicp == SRGB or (colour.cicp is None and colour.srgb is not None)
+    if colour.cicp:
+        return colour.cicp == SRGB and not colour.narrow
+    return colour.srgb is not None
 
 
 def shown_profile(metadata: Metadata, gray: bool) -> bytes | None:

@@ -69,6 +69,8 @@ def read(path: Path, known: Metadata) -> Metadata:
     depth = first[b"IHDR"][8]
     if any(bits < depth for bits in first.get(b"sBIT", b"")):
         others.append("the number of significant bits")
+    if b"iCCP" in first and known.profile is None:  # by libpng's rules
+        others.append("the colour profile, which is damaged or for other pixels")
     if behind:
         others.append(f"{behind} bytes behind the picture")
     shape = struct.unpack(">IIB", first[b"pHYs"]) if b"pHYs" in first else (0, 0, 1)
