@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import pyvips
 from helpers import SHARED, repeating_onnx
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from aethernet.commands.main import main
 
@@ -264,3 +264,53 @@ def avif_grid(path, pixels, side, size=None):
     place = len(start) + len(meta_at(0)) + 8
     path.write_bytes(start + meta_at(place) + _box(b"mdat", *tiles))
     return path
+
+
+# Orientation of EXIF -> quarter turns to the left and mirror axis of AVIF (0: top and
+# bottom change places), which are applied in this order.
+_TURNS = {
+    2: (0, 1),
+    3: (2, None),
+    4: (0, 0),
+    5: (1, 0),
+    6: (3, None),
+    7: (3, 0),
+    8: (1, None),
+}
+
+
+def turned_animation(path, turn, frames, **options):
+    """Write RGB frames with an orientation; returns them as arrays, upright."""
+    if path.suffix == ".avif":
+        options["quality"] = 100
+    else:
+        options["exif"] = exif_block(turn)
+    if path.suffix == ".webp":
+        options["lossless"] = True
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    if path.suffix == ".avif" and turn > 1:
+        path.write_bytes(_turned_avif(path.read_bytes(), turn))
+    upright = []
+    for frame in frames:
+        still = frame.copy()
+        still.getexif()[0x0112] = turn
+        upright.append(np.asarray(ImageOps.exif_transpose(still)).astype(int))
+    return upright
+
+
+def _turned_avif(content, turn):
+    """The file with the boxes irot and imir in place of two that decoders can spare.
+
+    Pillow 12.3 cannot write them in an animation.
+    """
+    quarters, axis = _TURNS[turn]
+    start = content.index(b"colrnclx", content.index(b"moov")) - 4
+    first = int.from_bytes(content[start : start + 4], "big")
+    second = start + first
+    assert content[second + 4 : second + 8] == b"ccst"
+    end = second + int.from_bytes(content[second : second + 4], "big")
+    made = b"\0\0\0\x09irot" + bytes([quarters]) if quarters else b""
+    made += b"" if axis is None else b"\0\0\0\x09imir" + bytes([axis])
+    rest = end - start - len(made)
+    made += rest.to_bytes(4, "big") + b"free" + bytes(rest - 8)
+    return content[:start] + made + content[end:]

@@ -1,5 +1,6 @@
 """Animations stay animations: frames, times, the number of plays, transparency."""
 
+import io
 import struct
 import zlib
 from fractions import Fraction
@@ -7,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from helpers import Repeat, without_hidden
-from picture_files import srgb_profile, upscaled
-from PIL import Image
+from picture_files import exif_block, srgb_profile, turned_animation, upscaled
+from PIL import ExifTags, Image
 
 from aethernet.errors import AnimatedError, ImageError
 from aethernet.pictures.animation import AnimationReader, is_animated
@@ -209,6 +210,68 @@ def test_what_is_beside_the_frames_is_carried_or_named(tmp_path, caplog):
     carried = AnimationReader(tmp_path / "out.gif").header.metadata
     assert (carried.xmp, carried.profile) == (b"<x/>", srgb_profile())
     assert len(read(tmp_path / "out.gif")[2]) == 2
+
+
+class TestOrientation:
+    @pytest.mark.parametrize("turn", range(1, 9))
+    @pytest.mark.parametrize("before", [".webp", ".png", ".avif"])
+    def test_every_frame_is_turned(self, tmp_path, before, turn):
+        frames = [Image.fromarray(drawn(n)).convert("RGB") for n in range(4)]
+        source = tmp_path / f"in{before}"
+        upright = turned_animation(source, turn, frames, duration=list(DELAYS))
+        for after in (".png", ".webp", ".gif"):
+            target = tmp_path / f"out{after}"
+            assert upscaled(source, target) == 0
+            times, _, found = read(target)
+            assert times == pytest.approx(DELAYS)
+            for frame, small in zip(found, upright, strict=True):
+                expected = small.repeat(2, 0).repeat(2, 1)
+                assert frame.shape[:2] == expected.shape[:2]
+                difference = np.abs(frame[..., :3] - expected)
+                lossy = before == ".avif" or after == ".webp"
+                assert difference.mean() < (4 if lossy else 1), after
+            with Image.open(target) as image:
+                exif = image.getexif()
+            assert exif.get(0x0112, 1) == 1
+            carried = before != ".avif" and after != ".gif"
+            assert exif.get(0x010F) == ("Camera maker" if carried else None)
+
+    def test_one_that_does_not_exist_turns_nothing(self, tmp_path):
+        frames = [Image.fromarray(drawn(n)).convert("RGB") for n in range(2)]
+        for turn in (0, 9):
+            for suffix in (".webp", ".png"):
+                source = tmp_path / f"{turn}{suffix}"
+                turned_animation(source, turn, frames, duration=100)
+                target = tmp_path / f"out{turn}{suffix}"
+                assert upscaled(source, target) == 0
+                found = read(target)[2]
+                expected = np.asarray(frames[0]).repeat(2, 0).repeat(2, 1).astype(int)
+                assert np.abs(found[0][..., :3] - expected).mean() < 4
+
+    def test_that_of_xmp_alone_turns_nothing(self, tmp_path):
+        packet = b'<x tiff:Orientation="6"/>'
+        source = animation(tmp_path / "in.webp", 2, xmp=packet)
+        target = tmp_path / "out.webp"
+        assert upscaled(source, target) == 0
+        with Image.open(target) as image:
+            assert image.size == (2 * WIDTH, 2 * HEIGHT)
+            assert image.info["xmp"] == packet.replace(b"6", b"1")
+
+    def test_the_thumbnail_shows_the_first_frame_upright(self, tmp_path):
+        jpeg = io.BytesIO()
+        Image.new("RGB", (16, 12)).save(jpeg, "JPEG")
+        block = exif_block(6, thumbnail=jpeg.getvalue())
+        source = animation(tmp_path / "in.webp", 3, transparent=False, exif=block)
+        target = tmp_path / "out.webp"
+        assert upscaled(source, target) == 0
+        with Image.open(target) as image:
+            made = image.getexif()
+            thumbnail = made.get_ifd(ExifTags.IFD.IFD1)
+            start, size = thumbnail[513], thumbnail[514]
+            content = image.info["exif"].removeprefix(b"Exif\0\0")
+        assert made[0x0112] == 1
+        with Image.open(io.BytesIO(content[start : start + size])) as small:
+            assert small.size == (2 * HEIGHT, 2 * WIDTH)
 
 
 def chunk(kind, data):

@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from helpers import PLAIN, lively_file
+from picture_files import turned_animation
 from PIL import Image
 from video_beside import frames_of
 from video_helpers import FrameRepeat, av, times
@@ -58,6 +59,26 @@ def test_times_and_pictures_are_those_of_the_animation(tmp_path, before, after, 
         assert picture.shape == (48, 64, 4)
         assert np.abs(picture.astype(int) - (200, 40 * n, 20, 255)).max() <= 6
     assert "left out the number of repetitions" in caplog.text
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+@pytest.mark.parametrize("before", [".webp", ".png", ".avif"])
+def test_an_orientation_turns_every_frame(tmp_path, before, turn):
+    pixels = np.zeros((24, 32, 3), np.uint8)
+    pixels[:12, :16], pixels[12:, :16], pixels[:12, 16:] = (
+        *((250, 250, 0), (0, 250, 0), (0, 60, 250)),
+    )
+    frames = [Image.fromarray(np.roll(pixels, 4 * n, 1)) for n in range(3)]
+    source = tmp_path / f"in{before}"
+    upright = turned_animation(source, turn, frames, duration=100)
+    for after in (".mkv", ".mp4", ".mov"):
+        target = tmp_path / f"out{after}"
+        upscale_video(source, target, FrameRepeat())
+        for picture, small in zip(pictures(target), upright, strict=True):
+            expected = small.repeat(2, 0).repeat(2, 1)
+            assert picture.shape[:2] == expected.shape[:2]
+            difference = np.abs(picture[..., :3] - expected)
+            assert difference.mean() < 8  # of blurred edges; 60 and more if not turned
 
 
 def test_a_small_one_goes_into_webm(tmp_path):

@@ -56,6 +56,7 @@ class Opened:
 
     Attributes:
         image: upright.
+        turn: the EXIF orientation, which has been applied to the image.
         metadata: what the file carries beside the pixels.
         bits: per value, as stored.
         kind: libvips' name of the format.
@@ -76,6 +77,7 @@ class Opened:
             pyvips.Error, OSError, SyntaxError, ValueError: of the libraries.
         """
         self._path, self._limit_mp = path, limit_mp
+        self.turn = 1
         self.kind, self._animated = _kind_of(path), animated
         if self.kind == "jxl":
             self._take(_opened_jxl(path, limit_mp))
@@ -104,12 +106,13 @@ class Opened:
             self._take(plugins.decode_heic(path))
             self.metadata = isobmff.read(path, self.metadata, image.get_n_pages())
             return
-        turn = image.get("orientation") if image.get_typeof("orientation") else 1
-        if turn not in (1, 2):  # its first rows are not the first in the file
+        if image.get_typeof("orientation"):
+            self.turn = image.get("orientation")
+        if self.turn not in (1, 2):  # its first rows are not the first in the file
             image = self._loaded("random")
-        self.metadata = _metadata(path, self.kind, image, turn)
+        self.metadata = _metadata(path, self.kind, image, self.turn)
         self.bits = int(_text(image, "bits-per-sample") or 8)
-        self.image = image if turn == 1 else image.autorot()
+        self.image = image if self.turn == 1 else image.autorot()
 
     def _loaded(self, access: str) -> pyvips.Image:
         """Open the file with libvips.

@@ -222,7 +222,8 @@ class PictureWriter:
             return
         if self._metadata.exif and has_thumbnail(self._metadata.exif):
             block = self._metadata.exif
-            made = upright(block, self.final_size, _thumbnail(self._image(), header))
+            first = self._image().crop(0, 0, *header.size)  # of the frames, if several
+            made = upright(block, self.final_size, _thumbnail(first, header))
             self._metadata = replace(self._metadata, exif=made)
         if self.path.suffix.lower() == ".jxl":
             lossless = self.encoding.lossless

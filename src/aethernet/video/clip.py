@@ -141,11 +141,13 @@ def read_clip(path: Path) -> Clip:
             stream = _video_stream(container, path)
             _check_whole(stream, path)
             decoder = _decoder_for(stream, path)
+            stated = _stated_colour(stream.codec_context)
             first = next(_decoded(container, stream, path, decoder), None)
             if first is None:
                 raise AetherError("The file holds no frame that can be decoded.", path)
-            _check_supported(first, path)
-            return _describe(container, stream, first, path, decoder)
+            colour = _colour(first, stated)
+            _check_supported(colour, path)
+            return _describe(container, stream, first, path, decoder, colour)
     except av.FFmpegError as error:
         raise _not_a_video(path, av_reason(error)) from error
 
@@ -207,10 +209,10 @@ def _decoder_for(stream: Any, path: Path) -> str | None:
     return name
 
 
-def _check_supported(first: Any, path: Path) -> None:
-    if first.colorspace not in (*MATRICES, UNSPECIFIED):
+def _check_supported(colour: Colour, path: Path) -> None:
+    if colour.matrix not in MATRICES:
         raise AetherError(
-            f"The video uses the colour matrix {first.colorspace} of ITU-T H.273, "
+            f"The video uses the colour matrix {colour.matrix} of ITU-T H.273, "
             "which is not supported.",
             path,
             "Convert it first, e.g. to BT.709.",
@@ -218,7 +220,12 @@ def _check_supported(first: Any, path: Path) -> None:
 
 
 def _describe(
-    container: Any, stream: Any, first: Any, path: Path, decoder: str | None
+    container: Any,
+    stream: Any,
+    first: Any,
+    path: Path,
+    decoder: str | None,
+    colour: Colour,
 ) -> Clip:
     time_base = as_fraction(stream.time_base)
     assert time_base
@@ -240,7 +247,7 @@ def _describe(
         pixel_format=_planar_name(first, path, decoder),
         decoder=decoder,
         siting=facts.siting or _usual_siting(stream.codec_context.name),
-        colour=_colour(first),
+        colour=colour,
         aspect=as_fraction(stream.sample_aspect_ratio),
         display_matrix=(
             tuple(np.frombuffer(matrix, np.int32).tolist()) if matrix else None
@@ -340,22 +347,42 @@ def _duration(
     return end - begin if end > begin else None
 
 
-def _colour(frame: Any) -> Colour:
+def _stated_colour(context: Any) -> tuple[int, int, int]:
+    """Matrix, primaries and transfer of a decoder or a frame; 0 counts as not stated.
+
+    0 is a matrix, but only of RGB, which the pixel format tells.
+    """
+    stated = context.colorspace, context.color_primaries, context.color_trc
+    matrix, primaries, transfer = (each or UNSPECIFIED for each in stated)
+    return matrix, primaries, transfer
+
+
+def _colour(frame: Any, container: tuple[int, int, int]) -> Colour:
     """What a frame says about its values, and the usual colours where it says nothing.
 
     A clip without a description counts as BT.709 from 720 lines on and as BT.601 below,
-    with limited range (gray: full). The output then names these, since players would
-    assume others by its size.
+    with limited range (gray: full), and RGB as sRGB. The output then names these, since
+    players would assume others by its size.
+
+    Args:
+        frame: the first one.
+        container: matrix, primaries and transfer that the file states, which count
+            where the frame states none.
     """
-    primaries, transfer = frame.color_primaries, frame.color_trc
+    matrix, primaries, transfer = (
+        known if own == UNSPECIFIED else own
+        for own, known in zip(_stated_colour(frame), container, strict=True)
+    )
     if frame.format.is_rgb or frame.format.has_palette:
+        primaries = BT709 if primaries == UNSPECIFIED else primaries
+        transfer = SRGB if transfer == UNSPECIFIED else transfer
         return Colour(RGB, FULL, primaries, transfer)
     full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
     if colour_components(frame.format) == 1:  # libav assumes full range for gray
         full = frame.color_range != LIMITED
     value_range = FULL if full else LIMITED
-    if frame.colorspace not in (UNSPECIFIED, RGB):
-        return Colour(frame.colorspace, value_range, primaries, transfer)
+    if matrix != UNSPECIFIED:
+        return Colour(matrix, value_range, primaries, transfer)
     usual = usual_colour(frame.height, value_range)
     if primaries == transfer == UNSPECIFIED:
         return usual

@@ -353,11 +353,21 @@ def frame_maker(
         coded = from_rgb(colours, bits, encoding.colour, subsampling, siting)
         if alpha is not None:
             coded.append(np.rint(alpha * (2**bits - 1)))
+        _describe(frame, encoding.colour)
         for view, values in zip(planes_of(frame), coded, strict=True):
             view[...] = values
         return frame
 
     return make
+
+
+def _describe(described: Any, colour: Colour) -> None:
+    """State the colours in a codec's context, or in a frame, where ProRes takes them.
+
+    Other encoders ignore what a frame says.
+    """
+    described.colorspace, described.color_range = colour.matrix, colour.range
+    described.color_primaries, described.color_trc = colour.primaries, colour.transfer
 
 
 def _parted(planes: np.ndarray, keep: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -498,9 +508,6 @@ def _set_up(stream: Any, encoding: VideoEncoding) -> None:
     context = stream.codec_context
     context.time_base = stream.time_base = encoding.time_base
     context.thread_type = "AUTO"
-    context.colorspace = encoding.colour.matrix
-    context.color_range = encoding.colour.range
-    context.color_primaries = encoding.colour.primaries
-    context.color_trc = encoding.colour.transfer
+    _describe(context, encoding.colour)
     if encoding.aspect:
         context.sample_aspect_ratio = encoding.aspect
