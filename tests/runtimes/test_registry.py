@@ -251,7 +251,7 @@ class TestOpenModel:
         (tmp_path / "model.onnx").write_bytes(b"x")
         with pytest.raises(AetherError, match=r"pytorch does not load \.onnx"):
             open_model(tmp_path / "model.onnx", "pytorch")
-        with pytest.raises(AetherError, match="no ONNX model"):
+        with pytest.raises(AetherError, match="no valid ONNX file"):
             open_model(tmp_path / "model.onnx")
         with pytest.raises(AetherError, match="name is not that of a model") as caught:
             open_model(SAMPLE)
