@@ -10,7 +10,6 @@ import numpy as np
 
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.onnx import ShapeRange
-from aethernet.checkpoints.onnx_limits import check_onnx_limits
 from aethernet.checkpoints.verification import Difference, compare, natural_image
 from aethernet.errors import (
     AetherError,
@@ -22,9 +21,9 @@ from aethernet.files import (
     check_source,
     check_target,
     replacing,
-    unreadable,
     unwritable,
 )
+from aethernet.runtimes.onnx_files import read_graph
 from aethernet.runtimes.tensorrt.header import (
     LIBRARIES,
     SUFFIX,
@@ -326,12 +325,7 @@ def _read(source: Path, target: Path) -> bytes:
             f"Name it {SUFFIX}.",
         )
     check_target(target, source)
-    try:
-        content = source.read_bytes()
-    except OSError as error:
-        raise unreadable(error, source) from error
-    check_onnx_limits(content, source)
-    return content
+    return read_graph(source)
 
 
 def _metadata(content: bytes) -> dict[str, str]:
