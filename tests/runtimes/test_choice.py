@@ -329,9 +329,10 @@ class TestCommand:
         # In a process of its own, where no test framework takes the messages.
         code = f"""
 from aethernet.errors import AetherError
-from aethernet.runtimes import onnxruntime, openvino
+from aethernet.runtimes import choice, onnxruntime, openvino
 from aethernet.runtimes.native.runtime import NativeRuntime
 from aethernet.runtimes.registry import open_model
+choice.has_reduced_precision_units = lambda: False
 def fail(*words):
     raise AetherError("Its library is broken.")
 onnxruntime.OnnxRuntime.load = openvino.OpenVINORuntime.load = fail

@@ -174,7 +174,7 @@ class TestAetherNet:
         right = evaluate(fold(weights, 255.0), natural_image(16, 16))
         content = load_file(tmp_path / "bare.safetensors")
         save_file(content, tmp_path / "bare.safetensors")  # without what it says
-        how = (tmp_path / "bare.safetensors", runtime, "cpu")
+        how = (tmp_path / "bare.safetensors", runtime, "cpu", "float32")
         for asked in (AskedValues(255.0), AskedValues(1.0)):
             made = open_any(*how, asked=asked).run(natural_image(16, 16))
             error = np.abs(made - right).max()
