@@ -72,8 +72,8 @@ Nothing is checked here: `library.py` does.
 #endif
 
 #define L LANES
-#define TILE_COLUMNS 12
-#define TILE_ROWS 8
+#define TILE_COLUMNS 24
+#define TILE_ROWS 4
 #define TILE (TILE_ROWS * TILE_COLUMNS)
 #define LINE 48 /* pixels that a convolution takes at a time */
 #define CONV_KERNEL 3

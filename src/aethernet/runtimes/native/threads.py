@@ -129,7 +129,7 @@ def rectangles(
     bands = -(-height // rows)
     if bands * -(-width // columns) < 2 * threads:
         pieces = -(-2 * threads // bands)
-        columns = min(columns, max(12, -(-width // pieces // 12) * 12))
+        columns = min(columns, max(24, -(-width // pieces // 24) * 24))
     return [
         (y, min(y + rows, height), x, min(x + columns, width))
         for y in range(0, height, rows)
