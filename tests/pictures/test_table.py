@@ -240,6 +240,15 @@ def resolution_in(path):
     return image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
+def shape_in(path):
+    if path.suffix == ".png":
+        return (b"pHYs", struct.pack(">IIB", 1, 2, 0)) in chunks_of(path)
+    image = opened(path)
+    if path.suffix == ".jpg":
+        return (image.info["jfif_density"], image.info["jfif_unit"]) == ((1, 2), 0)
+    return tuple(image.tag_v2[n] for n in (282, 283, 296)) == (1, 2, 1)
+
+
 def thumbnail_in(path):
     if path.suffix == ".jxl":
         return b"\xff\xd8\xff" in exif_of(path).tobytes() or b"\xff\xd8" in content_of(
@@ -285,6 +294,7 @@ FOUND = {
         b"by hand" in content_of(p) or "by hand" in comment_in(p)
     ),
     "resolution": resolution_in,
+    "shape of pixels": shape_in,
     "gain map": lambda p: b"hdr-gain-map" in content_of(p),
     "premultiplied alpha": straight,
     "16 bits": lambda p: read_picture(p).pixels.dtype == np.uint16,

@@ -17,6 +17,8 @@ _SIDES = (40962, 40963)
 _THUMBNAIL = (513, 514)
 _COMMENT = 37510
 _TEXT, _BYTES = 2, 7
+_MILLIMETRES = {2: 25.4, 3: 10.0}
+"""In the units of resolutions."""
 
 
 def block_of(data: bytes) -> bytes | None:
@@ -119,6 +121,22 @@ def with_resolution(block: bytes | None, resolution: tuple[float, float]) -> byt
     added = ifd.entries(tags, found.order, start, first.next, False)
     head = block[:4] + struct.pack(f"{found.order}I", start)
     return head + block[8:] + bytes(len(block) % 2) + added
+
+
+def resolution_of(block: bytes) -> tuple[float, float] | None:
+    """The resolution that the block states, in pixels per millimetre."""
+    found = ifd.Structure(io.BytesIO(block))
+    try:
+        tags = found.directory(found.first).tags
+        unit = tags[ifd.RESOLUTION_UNIT].numbers(found.order)[0]
+        sides = [
+            above / below / _MILLIMETRES[unit]
+            for tag in (ifd.X_RESOLUTION, ifd.Y_RESOLUTION)
+            for above, below in [tags[tag].numbers(found.order)]
+        ]
+    except (ValueError, LookupError, ZeroDivisionError):
+        return None
+    return sides[0], sides[1]
 
 
 def of_texts(described: Mapping[int, str], comment: str | None) -> bytes:

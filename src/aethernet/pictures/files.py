@@ -27,7 +27,7 @@ from aethernet.files import check_source
 from aethernet.pictures.colour import StatedColour
 from aethernet.pictures.limits import row_blocks
 from aethernet.pictures.metadata import Metadata, Room
-from aethernet.pictures.opening import FINEST_RESOLUTION, NOT_A_PICTURE, Opened
+from aethernet.pictures.opening import NOT_A_PICTURE, Opened
 
 # Errors that libraries raise about a file.
 _OF_LIBRARIES = (pyvips.Error, OSError, OverflowError, SyntaxError, ValueError)
@@ -61,11 +61,16 @@ _JPEG = Format(
     alpha=False,
     largest_side=65535,
     quality=95,
-    room=Room(photoshop=True, comments=True, gain_map=True),
+    room=Room(photoshop=True, comments=True, gain_map=True, shape=True),
 )
-_TIFF = Format("TIFF", (8, 16), room=Room(photoshop=True, thumbnail=False))
+_TIFF = Format("TIFF", (8, 16), room=Room(photoshop=True, thumbnail=False, shape=True))
 _IN_CHUNKS = Room(
-    code_points=True, gamma=True, photoshop=True, texts=True, changed=True
+    code_points=True,
+    gamma=True,
+    photoshop=True,
+    texts=True,
+    changed=True,
+    shape=True,
 )
 _IN_BOXES = Room(code_points=True, gray_profile=False, resolution=False)
 _IN_RIFF = Room(gray_profile=False, resolution=False)
@@ -123,8 +128,6 @@ class Header:
     """Bits per value, 8 or 16."""
     metadata: Metadata = field(default_factory=Metadata)
     """What the file carries beside the pixels."""
-    resolution: tuple[float, float] | None = None
-    """Pixels per millimetre across and down, as stored; None if unknown."""
     bits: int = 8
     """Bits per value in the file it comes from."""
 
@@ -150,8 +153,6 @@ class Picture:
     """`(H, W, bands)`, uint8 or uint16; bands: gray, gray + alpha, RGB, RGB + alpha."""
     metadata: Metadata = field(default_factory=Metadata)
     """As in `Header`."""
-    resolution: tuple[float, float] | None = None
-    """As in `Header`."""
 
     @property
     def has_alpha(self) -> bool:
@@ -161,9 +162,7 @@ class Picture:
     def header(self) -> Header:
         height, width, bands = self.pixels.shape
         depth = 8 * self.pixels.dtype.itemsize
-        return Header(
-            *(width, height, bands, depth, self.metadata, self.resolution), bits=depth
-        )
+        return Header(width, height, bands, depth, self.metadata, bits=depth)
 
 
 @dataclass(frozen=True)
@@ -215,12 +214,6 @@ class PictureReader:
             image = _all_bits(plain(self.path, image), opened.bits)
             if spread_colours and image.bands in (2, 4):
                 image = _colours_spread(image)
-        resolution = (image.xres, image.yres)
-        # libvips gives 1 pixel per millimetre for pictures without a resolution.
-        known = resolution != (1, 1) and all(
-            0 < side < FINEST_RESOLUTION for side in resolution
-        )
-        known = known and metadata.unitless is None
         self.header = Header(
             width=image.width,
             height=image.height,
@@ -228,7 +221,6 @@ class PictureReader:
             depth=16 if image.format == "ushort" else 8,
             bits=opened.bits,
             metadata=metadata,
-            resolution=resolution if known else None,
         )
         self._region = pyvips.Region.new(image)
         self._image = image  # a region does not keep the image's memory alive
@@ -342,7 +334,7 @@ def read_picture(path: str | Path) -> Picture:
     """
     reader = PictureReader(path)
     header = reader.header
-    return Picture(reader.rows(header.height), header.metadata, header.resolution)
+    return Picture(reader.rows(header.height), header.metadata)
 
 
 def in_8_bits(picture: Picture) -> Picture:

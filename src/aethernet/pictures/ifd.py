@@ -192,6 +192,13 @@ def resolution_tags(resolution: tuple[float, float], order: str) -> dict[int, Va
     return {X_RESOLUTION: across, Y_RESOLUTION: down, RESOLUTION_UNIT: unit}
 
 
+def shape_tags(shape: tuple[int, int], order: str) -> dict[int, Value]:
+    """Tags that state no resolution, only the shape of pixels; (1, 1): square."""
+    across, down = (value_of((side, 1), order) for side in shape)
+    unit = value_of(1, order, _SHORT)
+    return {X_RESOLUTION: across, Y_RESOLUTION: down, RESOLUTION_UNIT: unit}
+
+
 @dataclass(frozen=True)
 class Tree:
     """A directory with the directories that its tags lead to."""

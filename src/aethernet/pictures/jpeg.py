@@ -5,6 +5,7 @@ Ultra HDR image format 1.1 of Android with ISO 21496-1.
 """
 
 import hashlib
+import math
 import mmap
 import re
 import struct
@@ -195,19 +196,21 @@ def _merged(xmp: bytes, extension: bytes) -> bytes:
     return packet
 
 
-def segments_for(
-    metadata: Metadata, resolution: tuple[float, float] | None
-) -> tuple[bytes, list[str]]:
+def segments_for(metadata: Metadata) -> tuple[bytes, list[str]]:
     """The segments that hold the metadata, to be put at the beginning.
 
     Args:
         metadata: to write.
-        resolution: pixels per millimetre.
 
     Returns:
         The segments, and names of what does not fit into them.
     """
-    made, lost = _jfif(resolution), []
+    unit, sides = _density(metadata)
+    lost = []
+    if not all(0 < side < 2**16 for side in sides):
+        unit, sides = 0, (1, 1)
+        lost.append("the resolution")
+    made = _jfif(unit, sides)
     if metadata.exif:
         if len(PREFIX + metadata.exif) <= _LARGEST:
             made += _segment(0xE1, PREFIX + metadata.exif)
@@ -237,13 +240,18 @@ def segments_for(
     return made, lost
 
 
-def _jfif(resolution: tuple[float, float] | None) -> bytes:
-    """JFIF's segment, which libvips leaves out, with pixels per inch."""
-    unit, sides = 0, [1, 1]
-    if resolution:
-        unit, sides = 1, [round(25.4 * side) for side in resolution]
-        if not all(0 < side < 2**16 for side in sides):
-            unit, sides = 0, [1, 1]
+def _density(metadata: Metadata) -> tuple[int, tuple[int, int]]:
+    """JFIF's unit (1: inches; 0: none), and pixels across and down for one of it."""
+    if metadata.resolution:
+        across, down = metadata.resolution
+        return 1, (round(25.4 * across), round(25.4 * down))
+    across, down = metadata.unitless or (1, 1)
+    shared = math.gcd(across, down) or 1
+    return 0, (across // shared, down // shared)
+
+
+def _jfif(unit: int, sides: tuple[int, int]) -> bytes:
+    """JFIF's segment, which libvips leaves out."""
     return _segment(
         0xE0, b"JFIF\0" + struct.pack(">HBHHBB", 0x0102, unit, *sides, 0, 0)
     )
@@ -282,7 +290,7 @@ def gain_map_with(gain_map: GainMap, jpeg: bytes) -> bytes:
         for s in segments
         if 0xE1 <= s.marker <= 0xEF and not _is(s, 0xE2, _PICTURES) and s.marker != 0xEE
     )
-    return jpeg[:HEAD] + _jfif(None) + kept + jpeg[HEAD:]
+    return jpeg[:HEAD] + _jfif(0, (1, 1)) + kept + jpeg[HEAD:]
 
 
 def announcing(metadata: Metadata, gain_map: bytes) -> Metadata:

@@ -96,8 +96,11 @@ class Metadata:
     gain_map: GainMap | None = None
     changed: bytes | None = None
     """Time of the last change, as PNG's tIME."""
+    resolution: tuple[float, float] | None = None
+    """Pixels per millimetre across and down; None if the file states none."""
     unitless: tuple[int, int] | None = None
-    """Pixels across and down for a length without a unit: only their ratio is known."""
+    """Pixels across and down for a length without a unit, if they differ: only their
+    ratio is known."""
     others: tuple[str, ...] = ()
     """What the file holds besides, and no output will: names for a message."""
 
@@ -124,30 +127,27 @@ class Room:
     gain_map: bool = False
     resolution: bool = True
     """A resolution outside of EXIF."""
+    shape: bool = False
+    """The shape of pixels that are not square, without a unit."""
 
 
-def fitted(
-    metadata: Metadata,
-    room: Room,
-    gray: bool,
-    resolution: tuple[float, float] | None,
-) -> tuple[Metadata, list[str]]:
+def fitted(metadata: Metadata, room: Room, gray: bool) -> tuple[Metadata, list[str]]:
     """What a format can hold of the metadata, in its own form.
 
     Args:
         metadata: of the source.
         room: of the format.
         gray: whether the picture has one colour channel.
-        resolution: pixels per millimetre.
 
     Returns:
         What is to be written, and names of what is lost.
     """
     lost = list(metadata.others)
     kept = _fitted_colour(metadata, room, gray, lost)
-    if metadata.unitless and len({*metadata.unitless}) > 1:
-        shared = math.gcd(*metadata.unitless) or 1
-        width, height = (n // shared for n in reversed(metadata.unitless))
+    resolution, unitless = metadata.resolution, metadata.unitless
+    if unitless and not resolution and not room.shape:
+        shared = math.gcd(*unitless) or 1
+        width, height = (n // shared for n in reversed(unitless))
         lost.append(f"the shape of the pixels ({width}:{height})")
     if kept.changed and not room.changed:
         lost.append("the time of the last change")

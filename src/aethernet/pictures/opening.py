@@ -11,7 +11,7 @@ import pyvips
 
 from aethernet.errors import AnimatedError, ImageError
 from aethernet.pictures import ifd, isobmff, jpeg, others, plugins, png, tiff, webp
-from aethernet.pictures.exif import block_of
+from aethernet.pictures.exif import block_of, resolution_of
 from aethernet.pictures.limits import check_runs
 from aethernet.pictures.metadata import Metadata
 
@@ -47,8 +47,11 @@ _DAMAGES = (
     *(struct.error, ValueError, LookupError, StopIteration, OSError, SyntaxError),
 )
 
-FINEST_RESOLUTION = 100_000
-"""Pixels per millimetre; libvips takes no more."""
+# Pixels per millimetre; libvips takes no more.
+_FINEST_RESOLUTION = 100_000
+
+# Formats that have a resolution in EXIF only, where libvips overlooks it.
+_RESOLUTION_IN_EXIF = ("webp", "heif")
 
 
 class Opened:
@@ -86,6 +89,7 @@ class Opened:
             self.bits, self.metadata = 8, others.read_bmp(path)
         else:
             self._open()
+        self.metadata = _with_resolution(self.metadata, self.turn)
 
     def _take(self, decoded: plugins.Decoded) -> None:
         """Use what a plugin has decoded."""
@@ -205,12 +209,35 @@ def _metadata(path: Path, kind: str, image: pyvips.Image, turn: int) -> Metadata
         exif=block_of(_blob(image, "exif-data") or b""),
         xmp=_blob(image, "xmp-data"),
     )
+    # libvips makes one up where there is none, and has no unit then.
+    if kind not in _RESOLUTION_IN_EXIF and image.get_typeof("resolution-unit"):
+        known = replace(known, resolution=(image.xres, image.yres))
     try:
         if kind == "heif":
             return isobmff.read(path, known, image.get_n_pages())
         return _more_metadata(path, kind, known, turn, (image.width, image.height))
     except _DAMAGES:
         return replace(known, others=("metadata that is damaged",))
+
+
+def _with_resolution(metadata: Metadata, turn: int) -> Metadata:
+    """The metadata with EXIF's resolution where the file has none outside of it.
+
+    Args:
+        metadata: as the file has it.
+        turn: the EXIF orientation; from 5 on, it lets across and down change places.
+    """
+    resolution, unitless = metadata.resolution, metadata.unitless
+    if unitless and unitless[0] == unitless[1]:
+        unitless = None
+    if resolution is None and metadata.exif:
+        resolution = resolution_of(metadata.exif)
+    if resolution and not all(0 < side < _FINEST_RESOLUTION for side in resolution):
+        resolution = None
+    if turn > 4:
+        resolution = resolution and resolution[::-1]
+        unitless = unitless and unitless[::-1]
+    return replace(metadata, resolution=resolution, unitless=unitless)
 
 
 def _more_metadata(
@@ -253,12 +280,8 @@ def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:
         check_runs(path, image.size, image.info.get("compression", 0))
         kinds = {"1": "L", "L": "L", "RGBA": "RGBA"}
         plain = image.convert(kinds.get(image.mode, "RGB"))
-        dpi = image.info.get("dpi")
         pixels = np.asarray(plain)
-    opened = pyvips.Image.new_from_array(pixels)
-    if dpi and max(dpi) < 25.4 * FINEST_RESOLUTION:
-        opened = opened.copy(xres=dpi[0] / 25.4, yres=dpi[1] / 25.4)
-    return opened
+    return pyvips.Image.new_from_array(pixels)
 
 
 def _check_kind(path: Path, kind: str, image: pyvips.Image) -> None:

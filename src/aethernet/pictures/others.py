@@ -23,26 +23,29 @@ _TRAILER = b"\x01\xff\xfe"
 
 
 def read_bmp(path: Path) -> Metadata:
-    """Colour and profile of a BMP file."""
+    """Resolution, colour and profile of a BMP file."""
     with path.open("rb") as file:
         head = file.read(14 + 124)
-        if len(head) < 18:
-            return Metadata()
-        (size,) = struct.unpack_from("<I", head, 14)
+        size = int.from_bytes(head[14:18], "little")
+        found = Metadata()
+        if size >= 40 and len(head) >= 14 + 40:
+            across, down = struct.unpack_from("<2i", head, 14 + 24)
+            found = Metadata(resolution=(across / 1000, down / 1000))
         if size < 108 or len(head) < 14 + 108:
-            return Metadata()
+            return found
         kind = head[14 + 56 : 14 + 60]
         if kind == _SRGB:
-            return Metadata(colour=StatedColour(srgb=0))
+            return replace(found, colour=StatedColour(srgb=0))
         if kind == _CALIBRATED:
-            return Metadata(colour=_calibrated(head))
+            return replace(found, colour=_calibrated(head))
         if kind == _LINKED:
-            return Metadata(others=("the colour profile, which is in another file",))
+            name = "the colour profile, which is in another file"
+            return replace(found, others=(name,))
         if kind == _EMBEDDED and size >= 124 and len(head) >= 14 + 124:
             start, length = struct.unpack_from("<II", head, 14 + 112)
             file.seek(14 + start)
-            return Metadata(profile=file.read(length) or None)
-    return Metadata()
+            return replace(found, profile=file.read(length) or None)
+    return found
 
 
 def _calibrated(head: bytes) -> StatedColour:

@@ -73,13 +73,20 @@ def read(path: Path, known: Metadata) -> Metadata:
         others.append("the colour profile, which is damaged or for other pixels")
     if behind:
         others.append(f"{behind} bytes behind the picture")
-    shape = struct.unpack(">IIB", first[b"pHYs"]) if b"pHYs" in first else (0, 0, 1)
+    resolution, unitless = known.resolution, None
+    if b"pHYs" in first:
+        across, down, unit = struct.unpack(">IIB", first[b"pHYs"])
+        if unit:
+            resolution = across / 1000, down / 1000
+        else:
+            unitless = across, down
     return replace(
         known,
         colour=_colour(first),
+        resolution=resolution,
         texts=tuple(t for t in texts if t.data.partition(b"\0")[0] != _XMP),
         changed=first.get(b"tIME"),
-        unitless=shape[:2] if not shape[2] else None,
+        unitless=unitless,
         others=tuple(others),
     )
 
@@ -172,6 +179,12 @@ def _raw_profile(text: Text) -> bytes | None:
         return None
 
 
+def resolution_chunk(resolution: tuple[float, float]) -> bytes:
+    """The chunk that states pixels per millimetre."""
+    across, down = (round(1000 * side) for side in resolution)
+    return _chunk(b"pHYs", struct.pack(">IIB", across, down, 1))
+
+
 def chunks_for(metadata: Metadata) -> bytes:
     """The chunks that hold the metadata, to be put behind IHDR."""
     colour = metadata.colour
@@ -190,6 +203,10 @@ def chunks_for(metadata: Metadata) -> bytes:
         made += _chunk(b"gAMA", struct.pack(">I", colour.gamma))
     if colour.chromaticities is not None:
         made += _chunk(b"cHRM", struct.pack(">8I", *colour.chromaticities))
+    if metadata.resolution:
+        made += resolution_chunk(metadata.resolution)
+    elif metadata.unitless:
+        made += _chunk(b"pHYs", struct.pack(">IIB", *metadata.unitless, 0))
     if metadata.exif:
         made += _chunk(b"eXIf", metadata.exif)
     if metadata.changed:

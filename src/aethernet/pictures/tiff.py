@@ -153,6 +153,10 @@ def add(path: Path, metadata: Metadata) -> None:
         first = found.directory(found.first)
         tree = _exif_tree(metadata.exif, found.order)
         tags = {**tree.tags, **first.tags}
+        if metadata.resolution:
+            tags |= ifd.resolution_tags(metadata.resolution, found.order)
+        else:  # libvips has made one up
+            tags |= ifd.shape_tags(metadata.unitless or (1, 1), found.order)
         added = {
             _PROFILE: (7, metadata.profile),
             _XMP: (1, metadata.xmp),
@@ -162,8 +166,6 @@ def add(path: Path, metadata: Metadata) -> None:
         tags |= {
             tag: ifd.Value(kind, data) for tag, (kind, data) in added.items() if data
         }
-        if len(tags) == len(first.tags) and not tree.inside:
-            return
         end = file.seek(0, 2)
         start = end + end % 2
         whole = ifd.Tree(tags, tree.inside)

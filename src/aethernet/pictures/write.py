@@ -38,10 +38,6 @@ from aethernet.pictures.metadata import GainMap, Metadata, fitted, shown_profile
 from aethernet.pictures.plugins import check_jxl, encode_jxl
 from aethernet.pictures.timing import Timing
 
-# 72 dpi, in pixels per millimetre: what programs assume for a picture without a
-# resolution. libvips would write 25.4 dpi.
-_COMMON_RESOLUTION = (72 / 25.4, 72 / 25.4)
-
 # libvips writes no metadata: it would change EXIF, and knows too few places for it.
 _KEEP_NOTHING = "other"
 
@@ -212,13 +208,13 @@ class PictureWriter:
             (False, False): "srgb",
             (False, True): "rgb16",
         }[gray, deep]
-        xres, yres = header.resolution or _COMMON_RESOLUTION
-        image = image.copy(interpretation=interpretation, xres=xres, yres=yres)
+        image = image.copy(interpretation=interpretation)
         if self._timing:
             image = _with_timing(image, header.height, self._timing, self._kind)
         if self.path.suffix.lower() == ".bmp":
             pixels = PIL.Image.fromarray(image.numpy())
-            pixels.save(temporary, "BMP", dpi=(25.4 * xres, 25.4 * yres))
+            across, down = self._metadata.resolution or (0, 0)
+            pixels.save(temporary, "BMP", dpi=(25.4 * across, 25.4 * down))
             return
         if self._metadata.exif and has_thumbnail(self._metadata.exif):
             block = self._metadata.exif
@@ -261,7 +257,10 @@ class PictureWriter:
                 for part in png.animated(frames, self._timing, chunks):
                     file.write(part)
             return
-        _stream(image.pngsave_target, {}, temporary, png.HEAD, chunks)
+        # libvips states a resolution in any case; a known one is in our chunks.
+        save = image.copy(xres=1, yres=1).pngsave_target
+        left_out = png.resolution_chunk((1, 1))
+        _stream(save, {}, temporary, png.HEAD, chunks, left_out)
 
     def _encode_jpeg(self, image: pyvips.Image, temporary: Path) -> None:
         metadata, gain_map, index, place = self._metadata, b"", b"", 0
@@ -269,7 +268,7 @@ class PictureWriter:
             gain_map = _upscaled(held, self.final_size)
             metadata = jpeg.announcing(metadata, gain_map)
             index, place = jpeg.index_for(held)
-        segments, _ = jpeg.segments_for(metadata, self.header.resolution)
+        segments, _ = jpeg.segments_for(metadata)
         options = {"Q": self._quality, "subsample_mode": "off"}
         save = image.jpegsave_target
         _stream(save, options, temporary, jpeg.HEAD, segments + index)
@@ -348,15 +347,11 @@ def _fitted(
     kind: Format, header: Header, size: tuple[int, int]
 ) -> tuple[Metadata, tuple[str, ...]]:
     """What a format can hold of a picture's metadata, and names of what is lost."""
-    resolution = header.resolution
-    if resolution and max(abs(side - 72 / 25.4) for side in resolution) < 0.01:
-        resolution = None  # written where none is known, as below
-    gray = header.bands < 3
-    metadata, lost = fitted(header.metadata, kind.room, gray, resolution)
+    metadata, lost = fitted(header.metadata, kind.room, header.bands < 3)
     if metadata.exif and not has_thumbnail(metadata.exif):
         metadata = replace(metadata, exif=upright(metadata.exif, size))
     if kind.name == "JPEG":
-        lost += jpeg.segments_for(metadata, resolution)[1]
+        lost += jpeg.segments_for(metadata)[1]
     if header.bits > max(kind.depths):
         lost.append(f"{header.bits - max(kind.depths)} of {header.bits} bits per value")
     return metadata, tuple(lost)
@@ -368,8 +363,11 @@ def _stream(
     path: Path,
     head: int,
     inserted: bytes,
+    left_out: bytes = b"",
 ) -> None:
     """Let libvips write a file, with bytes of ours put in after its first `head` ones.
+
+    The next bytes of libvips are left out if they are those in `left_out`.
 
     Raises:
         OSError: when the file cannot be written.
@@ -386,8 +384,9 @@ def _stream(
                     file.write(data)
                     return len(data)
                 held += bytes(data)
-                if len(held) >= head:
-                    file.write(held[:head] + inserted + held[head:])
+                if len(held) >= head + len(left_out):
+                    rest = held[head:].removeprefix(left_out)
+                    file.write(held[:head] + inserted + rest)
                     held = None
             except OSError as error:  # libvips would only say that it failed
                 failed.append(error)

@@ -33,7 +33,7 @@ def time_base_of(timing: Timing) -> Fraction:
 def left_out(reader: AnimationReader) -> frozenset[str]:
     """Names of what an animation carries and a video does not."""
     header = reader.header
-    names = fitted(header.metadata, _NO_ROOM, header.bands < 3, None)[1]
+    names = fitted(header.metadata, _NO_ROOM, header.bands < 3)[1]
     if reader.timing.plays != 1:
         names.append("the number of repetitions")
     return frozenset(names)
