@@ -102,6 +102,36 @@ class TestLayout:
         assert b"st3d" in in_mp4.read_bytes()
         assert b"sv3d" in in_mp4.read_bytes()
 
+    @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+    def test_a_mesh_for_a_sphere_is_named(self, tmp_path, suffix, caplog):
+        clip = add_extras(h264(tmp_path / "in.mkv"), sphere(3, b"\0\0\0\0mesh"))
+        if suffix == ".mp4":
+            clip = upscaled(add_extras(clip, sphere()), "in.mp4")
+            assert caplog.text == ""
+            clip.write_bytes(clip.read_bytes().replace(b"equi", b"mshp"))
+        assert "SPHERICAL" not in beside(clip)
+        upscaled(clip, "out" + suffix)
+        assert "left out the spherical projection, with" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("kind", "name"),
+        [
+            (b"cclv", "the content colour volume"),
+            (b"hfov", "the field of view"),
+            (b"abcd", "the box abcd"),
+            (b"free", ""),
+        ],
+    )
+    def test_boxes_beside_the_pictures_of_mp4(self, tmp_path, kind, name, caplog):
+        clip = h264(tmp_path / "in.mp4")
+        content = clip.read_bytes()
+        place = content.index(b"\0\0\0\x14btrt")
+        made = struct.pack(">I4sII4s", 12, kind, 63_000, 8, b"free")
+        clip.write_bytes(content[:place] + made + content[place + 20 :])
+        upscaled(clip, "out.mp4")
+        assert (f"left out {name}, with" in caplog.text) == bool(name)
+        assert bool(caplog.text) == bool(name)
+
     def test_stereo_inside_the_pictures_comes_out(self, tmp_path):
         clip = h264(tmp_path / "in.mkv", options={"x264-params": "frame-packing=3"})
         found = beside(upscaled(clip, "out.mkv"))

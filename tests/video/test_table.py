@@ -79,6 +79,10 @@ def a_cube(folder):
     return add_extras(h264(folder / "in.mkv", size=SIZE), cube, stereo(7))
 
 
+def a_mesh(folder):
+    return add_extras(h264(folder / "in.mkv"), sphere(3, b"\0\0\0\0mesh"))
+
+
 def side_by_side(folder):
     return add_extras(h264(folder / "in.mkv", size=SIZE), stereo(1))
 
@@ -262,6 +266,7 @@ ROWS = {
     "Dolby Vision": (in_dolby_vision, None, "Dolby Vision metadata"),
     "spherical video": (a_disc, says("the spherical projection"), ""),
     "spherical video, cube": (a_cube, says("the spherical projection"), "spherical"),
+    "spherical video, mesh": (a_mesh, None, "the spherical projection"),
     "stereo 3D, side": (side_by_side, says("the stereo 3D layout"), "stereo 3D"),
     "stereo 3D, rows": (a_cube, says("the stereo 3D layout"), "stereo 3D"),
     "cropping": (a_disc, says("the cropping"), ""),

@@ -1,6 +1,8 @@
 """The boxes of which MP4 and MOV files are made (ISO/IEC 14496-12)."""
 
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 # Boxes that hold boxes -> how many bytes of their own come before these.
@@ -10,6 +12,20 @@ _PARENTS = {
     **dict.fromkeys((b"avc1", b"hvc1", b"hev1", b"av01", b"vp09"), 78),
 }
 
+# That are looked at in a file, or in a box.
+_MOST_BOXES = 100_000
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of a file, whose content is not read."""
+
+    kind: bytes
+    start: int
+    first: int
+    """Where the content begins."""
+    end: int
+
 
 def hide_boxes(file: BinaryIO, name: bytes) -> None:
     """Make boxes that describe a video stream free space, in the file itself.
@@ -18,26 +34,87 @@ def hide_boxes(file: BinaryIO, name: bytes) -> None:
         file: open for reading and writing; of MP4 or MOV, else nothing is changed.
         name: of the boxes, four letters.
     """
+    for box in _outermost(file):
+        _hide(file, name, box)
+
+
+def boxes_of_pictures(file: BinaryIO, track: int) -> Iterator[Box]:
+    """The boxes that describe the pictures of a track.
+
+    Args:
+        file: open for reading; of MP4 or MOV, else nothing is found.
+        track: its number in the file.
+    """
+    for movie in _outermost(file):
+        if movie.kind == b"moov":
+            for box in inside(file, movie):
+                if box.kind == b"trak" and _track_number(file, box) == track:
+                    for entry in _at(file, box, b"mdia", b"minf", b"stbl", b"stsd"):
+                        yield from inside(file, entry, 78)
+            return
+
+
+def inside(file: BinaryIO, box: Box, skipped: int | None = None) -> Iterator[Box]:
+    """The boxes in a box.
+
+    Args:
+        file: open for reading.
+        box: one that holds boxes.
+        skipped: bytes of its own before these; None for what is usual for its kind.
+    """
+    own = _PARENTS.get(box.kind, 0) if skipped is None else skipped
+    yield from _boxes(file, box.first + own, box.end)
+
+
+def _outermost(file: BinaryIO) -> Iterator[Box]:
     end = file.seek(0, 2)
     file.seek(4)
     if file.read(4) == b"ftyp":
-        _hide(file, name, 0, end)
+        yield from _boxes(file, 0, end)
 
 
-def _hide(file: BinaryIO, name: bytes, at: int, end: int) -> None:
-    while at + 8 <= end:
+def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[Box]:
+    for _ in range(_MOST_BOXES):
+        if at + 8 > end:
+            return
         file.seek(at)
         size, kind = struct.unpack(">I4s", file.read(8))
         first = at + 8
         if size == 1:  # the size follows in 64 bits
-            (size,) = struct.unpack(">Q", file.read(8))
+            (size,) = struct.unpack(">Q", file.read(8).rjust(8, b"\0"))
             first += 8
         stop = at + size if size else end
         if not first <= stop <= end:
             return
-        if kind == name:
-            file.seek(at + 4)
-            file.write(b"free")
-        elif kind in _PARENTS:
-            _hide(file, name, first + _PARENTS[kind], stop)
+        yield Box(kind, at, first, stop)
         at = stop
+
+
+def _at(file: BinaryIO, box: Box, *path: bytes) -> Iterator[Box]:
+    """The boxes in the first box at the end of a path of kinds."""
+    for kind in path:
+        found = next((each for each in inside(file, box) if each.kind == kind), None)
+        if found is None:
+            return
+        box = found
+    yield from inside(file, box)
+
+
+def _track_number(file: BinaryIO, track: Box) -> int | None:
+    header = next((b for b in inside(file, track) if b.kind == b"tkhd"), None)
+    if header is None:
+        return None
+    file.seek(header.first)
+    content = file.read(24)
+    # Behind version and flags come two times, of 32 or 64 bits.
+    place = 20 if content[:1] == b"\1" else 12
+    return int.from_bytes(content[place : place + 4], "big")
+
+
+def _hide(file: BinaryIO, name: bytes, box: Box) -> None:
+    if box.kind == name:
+        file.seek(box.start + 4)
+        file.write(b"free")
+    elif box.kind in _PARENTS:
+        for each in inside(file, box):
+            _hide(file, name, each)

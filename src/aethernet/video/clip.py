@@ -40,6 +40,7 @@ from aethernet.video.libav import (
     planar_name,
     planes_of,
 )
+from aethernet.video.unread import unread
 from aethernet.video.yuv import (
     BT709,
     FULL,
@@ -257,7 +258,7 @@ def _describe(
         duration=duration,
         frames=frames,
         extras=facts.extras,
-        beside=facts.beside,
+        beside=facts.beside | unread(path, stream),
         remarks=_remarks(first, facts),
     )
 

@@ -2,6 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
+
+_HEADER = 0x1A45DFA3
+
+# Elements that are looked at in a part of a file, and bytes that are read of one.
+_MOST_ELEMENTS, _LARGEST = 100_000, 2**24
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,42 @@ def find(content: bytes, *path: int) -> bytes | None:
             return None
         content = inner
     return content
+
+
+def find_in_file(file: BinaryIO, *path: int) -> bytes | None:
+    """As `find`, without reading more of the file than it must.
+
+    Args:
+        file: open for reading; of another format than EBML, nothing is found.
+        path: of numbers.
+    """
+    at, end = 0, file.seek(0, 2)
+    file.seek(0)
+    try:
+        if _number(file.read(4), 0, keep_marker=True)[0] != _HEADER:
+            return None
+        for number in path:
+            spans = (each[1:] for each in _spans(file, at, end) if each[0] == number)
+            at, end = next(spans)
+    except (ValueError, StopIteration):
+        return None
+    file.seek(at)
+    return file.read(min(end - at, _LARGEST))
+
+
+def _spans(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Numbers of the elements that follow each other; where their contents are."""
+    for _ in range(_MOST_ELEMENTS):
+        if at >= end:
+            return
+        file.seek(at)
+        head = file.read(16)
+        number, used = _number(head, 0, keep_marker=True)
+        size, first = _number(head, used, keep_marker=False)
+        unknown = 2 ** (7 * (first - used)) - 1
+        stop = end if size == unknown else min(at + first + size, end)
+        yield number, at + first, stop
+        at = stop
 
 
 def joined(parts: list[Element]) -> bytes:

@@ -12,9 +12,9 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
-from aethernet.video.ebml import Element, elements, find, joined
+from aethernet.video.ebml import Element, elements, find, find_in_file, joined
 from aethernet.video.libav import entries, import_av
 
 # Matroska's numbers (RFC 9559) of what is read or written here.
@@ -34,7 +34,7 @@ _CROPPING = (0x54AA, 0x54BB, 0x54CC, 0x54DD)
 _ADDITION, _ADDITION_KIND, _ADDITION_DATA = 0x41E4, 0x41E7, 0x41ED
 _IN_MASTERING = range(0x55D1, 0x55DB)
 
-_FLAT, _CUBE = 0, 2  # kinds of projection
+_FLAT, _CUBE, _MESH = 0, 2, 3  # kinds of projection
 _DOLBY_VISION = (b"dvcC", b"dvvC", b"dvwC")
 _SECOND_VIEW = (b"mvcC", b"hvcE")
 
@@ -313,6 +313,18 @@ def _read(video: bytes, colour: bytes) -> Iterator[Extra]:
         found = tuple(each for each in found if not _is_flat(each))
         if found and any(map(any, (each.content for each in found))):
             yield Extra(name, found)
+
+
+def has_mesh(file: BinaryIO) -> bool:
+    """Whether a Matroska file has a mesh for spherical video, which libav ignores."""
+    tracks = find_in_file(file, _SEGMENT, _TRACKS) or b""
+    path = _VIDEO, _PROJECTION, _PROJECTION_KIND
+    try:
+        inside = [each.content for each in elements(tracks) if each.number == _TRACK]
+        kinds = [find(track, *path) or b"" for track in inside]
+    except ValueError:  # damaged in a way that libav puts up with
+        return False
+    return any(int.from_bytes(kind, "big") == _MESH for kind in kinds)
 
 
 def _anaglyph(stream: Any) -> Iterator[Extra]:
