@@ -14,7 +14,8 @@ from aethernet.runtimes.onnx_files import (
     load_exported,
     read_graph,
 )
-from aethernet.runtimes.probing import memory_limit
+from aethernet.runtimes.probing import loaded
+from aethernet.runtimes.waiting import interruptible
 
 # Precision -> OpenVINO's name for it as a hint, and among a device's capabilities.
 HINTS = {
@@ -42,6 +43,7 @@ class OpenVINORuntime(OnnxModel):
     def __init__(self, compiled: Any, path: Path, device: str, precision: str) -> None:
         """Check a compiled model, an `openvino.CompiledModel`; see `OnnxModel`."""
         self.compiled = compiled
+        self._request = compiled.create_infer_request()
         shapes = [
             [side.get_length() if side.is_static else None for side in value]
             for value in (port.partial_shape for port in _ports(compiled))
@@ -96,8 +98,14 @@ class OpenVINORuntime(OnnxModel):
         return cls(compiled, path, device, precision)
 
     def _execute(self, batch: np.ndarray, seconds: float | None) -> np.ndarray:
-        # A copy: the library uses its output's memory again for the next picture.
-        return np.array(self.compiled(batch)[0])
+        def run() -> np.ndarray:
+            made = self._request.infer(batch, share_inputs=True)
+            # A copy: the library uses its output's memory again for the next picture.
+            return np.array(made[0])
+
+        if self.device != "cpu":
+            return run()
+        return interruptible(run, self._request.cancel, seconds)
 
 
 def _library() -> Any:
@@ -128,8 +136,11 @@ def _compile(model: Any, path: Path, device: str, hint: str) -> Any:
     if device == "cpu" and (threads := allowed_threads()):
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        with memory_limit(path, device):
-            compiled = _core().compile_model(model, _openvino_device(device), settings)
+        compiled = loaded(
+            path,
+            device,
+            lambda: _core().compile_model(model, _openvino_device(device), settings),
+        )
     except RuntimeError as error:
         raise AetherError(
             f"OpenVINO cannot prepare this model for the device {device!r}.", path

@@ -33,12 +33,13 @@ _FOR_THE_LIBRARY, _FOR_A_THREAD = 2**29, 2**27
 # networks that spandrel knows take 30,000 at most.
 _COPIES_OF_THE_FILE, _BYTES_PER_PIXEL = 6, 2**16
 
-# Seconds that a trial may take, and more for each pixel. A network of 50 million
-# weights multiplies 5 billion times in the first trial, which takes a core a second.
-_SECONDS, _SECONDS_PER_PIXEL = 3.0, 0.002
+# Seconds that a trial may take, and more for each pixel and each byte of the file. The
+# first trial of networks that spandrel knows takes a core 0.3 s at most.
+_SECONDS, _SECONDS_PER_PIXEL, _SECONDS_PER_BYTE = 0.8, 0.002, 1e-7
 
-# Seconds to load a file, and more for each of its bytes.
-_SECONDS_TO_LOAD, _SECONDS_PER_BYTE = 3.0, 5e-5
+# Seconds to load a file, and more for each of its bytes: SwinIR's small network, of
+# 11 MB, takes ONNX Runtime 2 s and OpenVINO 7 s.
+_SECONDS_TO_LOAD, _SECONDS_TO_LOAD_A_BYTE = 1.0, 1e-5
 
 # Values of an input whose size the file fixes.
 _LARGEST_INPUT = 2**27
@@ -78,7 +79,7 @@ def loaded(
     path: Path,
     device: str,
     load: Callable[[], T],
-    stop: Callable[[], None],
+    stop: Callable[[], None] = lambda: None,
 ) -> T:
     """Load a model within bounds of time and memory; they hold on "cpu" only.
 
@@ -88,7 +89,7 @@ def loaded(
         path: of the model.
         device: that it is loaded for.
         load: calls the library.
-        stop: as for `interruptible`.
+        stop: as for `interruptible`, where the library can be stopped.
 
     Raises:
         TooSlowError: when it takes too long.
@@ -96,7 +97,7 @@ def loaded(
     """
     if device != "cpu":
         return load()
-    seconds = _SECONDS_TO_LOAD + _SECONDS_PER_BYTE * path.stat().st_size
+    seconds = _SECONDS_TO_LOAD + _SECONDS_TO_LOAD_A_BYTE * path.stat().st_size
     with memory_limit(path, device):
         try:
             return interruptible(load, stop, seconds)
@@ -210,13 +211,16 @@ def _run(path: Path, device: str, given: Shape, run: Run) -> tuple[int, ...]:
     if batch * channels * height * width > _LARGEST_INPUT:
         raise OutOfMemoryError(f"The input that it takes, {given}, is too large.", path)
     pixels = batch * height * width
-    seconds = _SECONDS + _SECONDS_PER_PIXEL * pixels if device == "cpu" else None
+    seconds = None
+    if device == "cpu":
+        seconds = _SECONDS + _SECONDS_PER_PIXEL * pixels
+        seconds += _SECONDS_PER_BYTE * path.stat().st_size
     with memory_limit(path, device, pixels):
         try:
             return run(given, seconds)
         except TooSlowError as error:
             raise TooSlowError(
-                f"The model takes more than {seconds:.0f} seconds for a picture of "
+                f"The model takes more than {seconds:.1f} s for a picture of "
                 f"{width}x{height}.",
                 path,
             ) from error

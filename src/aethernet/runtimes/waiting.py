@@ -9,7 +9,7 @@ from typing import TypeVar
 from aethernet.errors import TooSlowError
 
 # Seconds between two looks at the clock, and for a call to end once it is told to.
-_POLL, _PATIENCE = 0.1, 1.0
+_POLL, _PATIENCE = 0.1, 0.5
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ def interruptible(
                 spent = min(time.monotonic() - wall, time.process_time() - cpu)
                 if seconds is not None and spent > seconds:
                     raise TooSlowError(
-                        f"Loading it takes more than {seconds:.0f} seconds."
+                        f"Loading it takes more than {seconds:.1f} s."
                     ) from None
             else:
                 break
