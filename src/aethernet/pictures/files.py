@@ -206,11 +206,16 @@ class PictureReader:
         with image_errors(self.path, NOT_A_PICTURE):
             opened = Opened(self.path, limit_mp)
             image, metadata = opened.image, opened.metadata
-            if image.interpretation == "cmyk":
-                image = _from_cmyk(image, metadata.profile is not None)
-                metadata = replace(metadata, profile=None, colour=StatedColour())
-            elif image.interpretation in _CONVERTED:
-                metadata = replace(metadata, profile=None, colour=StatedColour())
+            stored = image.interpretation
+            if stored in ("cmyk", *_CONVERTED):
+                kind = "Lab" if stored.startswith("lab") else stored.upper()
+                name = f"the values in {kind} (now sRGB)"
+                others = (*metadata.others, name)
+                metadata = replace(
+                    metadata, profile=None, colour=StatedColour(), others=others
+                )
+            if stored == "cmyk":
+                image = _from_cmyk(image, opened.metadata.profile is not None)
             image = _all_bits(plain(self.path, image), opened.bits)
             if spread_colours and image.bands in (2, 4):
                 image = _colours_spread(image)

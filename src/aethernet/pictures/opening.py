@@ -204,9 +204,10 @@ def _blob(image: pyvips.Image, name: str) -> bytes | None:
 
 def _metadata(path: Path, kind: str, image: pyvips.Image, turn: int) -> Metadata:
     """What a file carries; libvips has read profile, EXIF and XMP."""
+    stored = _blob(image, "exif-data")
     known = Metadata(
         profile=_blob(image, "icc-profile-data"),
-        exif=block_of(_blob(image, "exif-data") or b""),
+        exif=block_of(stored or b""),
         xmp=_blob(image, "xmp-data"),
     )
     # libvips makes one up where there is none, and has no unit then.
@@ -214,10 +215,15 @@ def _metadata(path: Path, kind: str, image: pyvips.Image, turn: int) -> Metadata
         known = replace(known, resolution=(image.xres, image.yres))
     try:
         if kind == "heif":
-            return isobmff.read(path, known, image.get_n_pages())
-        return _more_metadata(path, kind, known, turn, (image.width, image.height))
+            found = isobmff.read(path, known, image.get_n_pages())
+        else:
+            size = image.width, image.height
+            found = _more_metadata(path, kind, known, turn, size)
     except _DAMAGES:
         return replace(known, others=("metadata that is damaged",))
+    if stored and not found.exif:
+        return replace(found, others=(*found.others, "EXIF, which is damaged"))
+    return found
 
 
 def _with_resolution(metadata: Metadata, turn: int) -> Metadata:
@@ -359,4 +365,9 @@ def _is_animated_png(path: Path) -> bool:
     # libvips reads the first frame only. The animation chunk comes before the pixels.
     with path.open("rb") as file:
         start = file.read(2**20)
-    return start[:4] == b"\x89PNG" and b"acTL" in start[: start.find(b"IDAT")]
+    head = start[: start.find(b"IDAT")]
+    place = head.find(b"acTL") + 4
+    if start[:4] != b"\x89PNG" or place < 4:
+        return False
+    one = head[place : place + 4] == b"\0\0\0\1"
+    return not (one and b"fcTL" in head)  # that one is the picture itself

@@ -210,11 +210,16 @@ def decode_jxl(path: Path) -> Decoded:
         Metadata(
             profile=bytes(profile) if profile and not cicp else None,
             colour=StatedColour(cicp=cicp),
-            exif=block_of(found.get(b"Exif", b"")[4:]),
+            exif=_exif_in(found.get(b"Exif", b"")),
             xmp=found.get(b"xml ") or None,
             others=tuple(others),
         ),
     )
+
+
+def _exif_in(box: bytes) -> bytes | None:
+    """The block in a box; pillow-jxl-plugin leaves out the offset before it."""
+    return block_of(box[4:]) or block_of(box)
 
 
 def encode_jxl(pixels: np.ndarray, quality: int | None, metadata: Metadata) -> bytes:

@@ -42,6 +42,12 @@ _NAMES = {
     b"sPLT": "suggested palettes",
     b"caBX": "content credentials (C2PA)",
 }
+_PARTS = {
+    "profile": "colour profile",
+    "exif": "EXIF block",
+    "xmp": "XMP packet",
+    "photoshop": "IPTC block",
+}
 _LARGEST_PROFILE, _MOST_CHUNKS = 2**24, 100_000
 
 
@@ -56,10 +62,10 @@ def read(path: Path, known: Metadata) -> Metadata:
     first: dict[bytes, bytes] = {}
     for kind, data in chunks:
         first.setdefault(kind, data)
-    known, texts = _without_raw_profiles(
+    known, texts, others = _without_raw_profiles(
         known, [Text(kind, data) for kind, data in chunks if kind in _TEXTS]
     )
-    others = sorted(
+    others += sorted(
         {
             _NAMES.get(kind, f"the chunk {kind.decode('latin-1')}")
             for kind, _ in chunks
@@ -71,6 +77,10 @@ def read(path: Path, known: Metadata) -> Metadata:
         others.append("the number of significant bits")
     if b"iCCP" in first and known.profile is None:  # by libpng's rules
         others.append("the colour profile, which is damaged or for other pixels")
+    if len({text.data for text in texts if _is_xmp(text)}) > 1:
+        others.append("another XMP packet")
+    if b"eXIf" in first and known.exif is None:
+        others.append("EXIF, which is damaged")
     if behind:
         others.append(f"{behind} bytes behind the picture")
     resolution, unitless = known.resolution, None
@@ -84,7 +94,7 @@ def read(path: Path, known: Metadata) -> Metadata:
         known,
         colour=_colour(first),
         resolution=resolution,
-        texts=tuple(t for t in texts if t.data.partition(b"\0")[0] != _XMP),
+        texts=tuple(text for text in texts if not _is_xmp(text)),
         changed=first.get(b"tIME"),
         unitless=unitless,
         others=tuple(others),
@@ -130,11 +140,19 @@ def _colour(chunks: dict[bytes, bytes]) -> StatedColour:
     )
 
 
+def _is_xmp(text: Text) -> bool:
+    return text.data.partition(b"\0")[0] == _XMP
+
+
 def _without_raw_profiles(
     known: Metadata, texts: list[Text]
-) -> tuple[Metadata, list[Text]]:
-    """The metadata with what ImageMagick and others store as texts, and other texts."""
-    left = []
+) -> tuple[Metadata, list[Text], list[str]]:
+    """The metadata with what ImageMagick and others store as texts.
+
+    Returns:
+        That, the other texts, and names of what is there twice and differs.
+    """
+    left, twice = [], []
     for text in texts:
         keyword = text.data.partition(b"\0")[0]
         name = keyword.removeprefix(_RAW) if keyword.startswith(_RAW) else b""
@@ -143,14 +161,13 @@ def _without_raw_profiles(
         if not found:
             left.append(text)
             continue
-        known = replace(  # libvips reads some itself
-            known,
-            profile=known.profile or found.profile,
-            exif=known.exif or found.exif,
-            xmp=known.xmp or found.xmp,
-            photoshop=known.photoshop or found.photoshop,
-        )
-    return known, left
+        for part in ("profile", "exif", "xmp", "photoshop"):
+            first, other = getattr(known, part), getattr(found, part)
+            if not first:  # libvips reads some itself
+                known = replace(known, **{part: other})
+            elif other not in (None, first):
+                twice.append(f"another {_PARTS[part]} in the text {text.keyword}")
+    return known, left, twice
 
 
 def _meaning(name: bytes, content: bytes) -> Metadata | None:

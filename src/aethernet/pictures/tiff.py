@@ -35,6 +35,8 @@ _DESCRIBING = (
 # Tags of EXIF's own directory, which some programs put into the first one.
 _OF_EXIF = (range(33434, 33438), range(36864, 37523), range(40960, 42241))
 _LAYERS = 37724
+_EXTRA = 338
+_IS_ALPHA = (1, 2)
 _NAMES = {
     frozenset((33550, 33922, 34264, 34735, 34736, 34737)): (
         "the geographic position (GeoTIFF)"
@@ -71,6 +73,8 @@ def read(path: Path, known: Metadata) -> Metadata:
     taken = (*_STRUCTURE, *_RESOLUTION, *_CARRIED, *described, *inside)
     unknown = sorted(tag for tag in tags if tag not in taken)
     others = [name for some, name in _NAMES.items() if not some.isdisjoint(unknown)]
+    if _EXTRA in tags and tags[_EXTRA].numbers(order)[0] not in _IS_ALPHA:
+        others.append("the kind of the last channel (unknown, now transparency)")
     if _LAYERS in tags:
         others.append("Photoshop's layers")
     colour = _colour(tags, order)

@@ -1,0 +1,108 @@
+"""What a file says twice, in a damaged way, or in a way that few programs know."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import pyvips
+from picture_files import (
+    XMP,
+    chunks_of,
+    exif_block,
+    needs_jxl,
+    patches,
+    png,
+    upscaled,
+)
+from PIL import Image
+
+
+def as_text(block):
+    """An EXIF block as ImageMagick puts it into a PNG file."""
+    content = b"Exif\0\0" + block
+    digits = f"\nexif\n{len(content):8}\n{content.hex()}\n".encode()
+    return b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(digits)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_second_exif_block_is_named(tmp_path, suffix, caplog):
+    block = exif_block()
+    second = as_text(exif_block(maker_note=True))
+    source = png(tmp_path / "in.png", (b"eXIf", block), second)
+    target = tmp_path / f"out{suffix}"
+    assert upscaled(source, target) == 0
+    named = "left out another EXIF block in the text Raw profile type exif\n"
+    assert named in caplog.text
+    with Image.open(target) as image:
+        assert image.getexif()[0x010F] == "Camera maker"
+
+
+def test_the_same_exif_block_twice_is_one(tmp_path, caplog):
+    block = exif_block()
+    source = png(tmp_path / "in.png", (b"eXIf", block), as_text(block))
+    assert upscaled(source, tmp_path / "out.png") == 0
+    assert "left out" not in caplog.text
+    kinds = [kind for kind, _ in chunks_of(tmp_path / "out.png")]
+    assert (kinds.count(b"eXIf"), kinds.count(b"zTXt")) == (1, 0)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png"])
+def test_damaged_exif_is_named(tmp_path, suffix, caplog):
+    source = tmp_path / f"in{suffix}"
+    if suffix == ".png":
+        png(source, (b"eXIf", b"no block"))
+    else:
+        Image.fromarray(patches()).save(source, exif=b"Exif\0\0no block")
+    assert upscaled(source, tmp_path / "out.png") == 0
+    assert "left out EXIF, which is damaged\n" in caplog.text
+
+
+@needs_jxl()
+@pytest.mark.parametrize("before", [b"", bytes(4)])
+def test_exif_of_jpeg_xl_with_and_without_an_offset(tmp_path, before, caplog):
+    import pillow_jxl  # noqa: F401  # writes what it is given
+
+    source = tmp_path / "in.jxl"
+    Image.fromarray(patches()).save(source, exif=before + exif_block())
+    assert upscaled(source, tmp_path / "out.png") == 0
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.getexif()[0x010F] == "Camera maker"
+    assert "left out" not in caplog.text
+
+
+def frame_control(number):
+    data = struct.pack(">5I2H2B", number, 80, 16, 0, 0, 1, 10, 0, 0)
+    return b"fcTL", data
+
+
+def test_an_animation_of_one_frame_is_a_still_picture(tmp_path):
+    one = (b"acTL", struct.pack(">2I", 1, 0))
+    source = png(tmp_path / "in.png", one, frame_control(0))
+    assert upscaled(source, tmp_path / "out.jpg") == 0
+    with Image.open(tmp_path / "out.jpg") as image:
+        assert image.size == (160, 32)
+
+
+def test_a_picture_before_an_animation_is_none(tmp_path, capsys):
+    one = (b"acTL", struct.pack(">2I", 1, 0))
+    assert upscaled(png(tmp_path / "in.png", one), tmp_path / "out.jpg") == 1
+    assert "The picture is animated" in capsys.readouterr().err
+
+
+def test_lab_becomes_srgb_with_a_warning(tmp_path, caplog):
+    gray = np.zeros((8, 8, 3), np.int16)
+    gray[..., 0] = 16384  # L = 50
+    image = pyvips.Image.new_from_array(gray, interpretation="labs")
+    image.tiffsave(str(tmp_path / "in.tif"))
+    assert upscaled(tmp_path / "in.tif", tmp_path / "out.png") == 0
+    assert "left out the values in Lab (now sRGB)\n" in caplog.text
+    with Image.open(tmp_path / "out.png") as made:
+        assert np.abs(np.asarray(made.convert("L"), int) - 119).max() <= 1
+
+
+def test_two_packets_of_xmp(tmp_path, caplog):
+    start = b"XML:com.adobe.xmp" + bytes(5)
+    packets = [(b"iTXt", start + XMP), (b"iTXt", start + XMP.replace(b"%s", b"b"))]
+    assert upscaled(png(tmp_path / "in.png", *packets), tmp_path / "out.png") == 0
+    assert "left out another XMP packet\n" in caplog.text
