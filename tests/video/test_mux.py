@@ -4,6 +4,7 @@ import itertools
 import struct
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from video_helpers import (
     COVER,
@@ -158,6 +159,28 @@ class TestOtherStreams:
         upscale_video(clip, tmp_path / "out.mp4", FrameRepeat())
         assert packets_of(tmp_path / "out.mp4", "audio") == packets_of(clip, "audio")
         assert times(tmp_path / "out.mp4") == times(clip)
+
+    @pytest.mark.parametrize("layout", ["stereo", "5.1"])
+    def test_pcm_of_matroska_gets_its_channels_named_in_mp4(
+        self, tmp_path, layout, caplog
+    ):
+        def sound(container):
+            stream = container.add_stream("pcm_s16le", rate=8000, layout=layout)
+            samples = np.arange(800 * stream.layout.nb_channels, dtype=np.int16)
+            frame = av.AudioFrame.from_ndarray(samples[None], "s16", layout)
+            frame.sample_rate, frame.pts, frame.time_base = 8000, 0, Fraction(1, 8000)
+            return [*stream.encode(frame), *stream.encode(None)]
+
+        clip, target = tmp_path / "in.mkv", tmp_path / "out.mp4"
+        make_clip(clip, extras=sound)
+        with av.open(str(clip)) as container:  # Matroska has their number only
+            assert container.streams.audio[0].layout.name.endswith(" channels")
+        upscale_video(clip, target, FrameRepeat())
+        assert caplog.text == ""
+        with av.open(str(target)) as container:
+            assert container.streams.audio[0].layout.name == layout
+        found = b"".join(data for _, data in packets_of(target, "audio"))
+        assert found == b"".join(data for _, data in packets_of(clip, "audio"))
 
     def test_sound_that_an_edit_list_cuts_away_does_not_come_back(self, tmp_path):
         clip = make_clip(

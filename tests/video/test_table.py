@@ -79,6 +79,14 @@ def a_cube(folder):
     return add_extras(h264(folder / "in.mkv", size=SIZE), cube, stereo(7))
 
 
+def in_444(folder):
+    return make_clip(folder / "in.mkv", 2, kind="yuv444p", size=SIZE)
+
+
+def has_444(path):
+    return first_frame(path).format.name == "yuv444p"
+
+
 def a_mesh(folder):
     return add_extras(h264(folder / "in.mkv"), sphere(3, b"\0\0\0\0mesh"))
 
@@ -257,6 +265,7 @@ def aspect(path):
 ROWS = {
     "times of frames": (a_film, lambda p: times(p) == [n * MS for n in IRREGULAR], ""),
     "matrix, range": (a_disc, colours, ""),
+    "chroma of full": (in_444, has_444, "reducing chroma to 4:2:0"),
     "place of chroma": (a_disc, lambda p: facts(p).siting == "topleft", ""),
     "transparency, 8 bits": (with_alpha("yuva420p"), alpha, ""),
     "transparency, 10 bits": (with_alpha("yuva444p10le"), deep_alpha, "reducing 10"),

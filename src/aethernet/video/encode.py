@@ -325,6 +325,11 @@ def _nearest_format(name: str, formats: Sequence[str]) -> str:
     nearest = min(formats, key=loss)
     if (kept := bit_depth(pixel_format(nearest))) < depth:
         _log.warning("reducing %d bits per value to %d, for this codec", depth, kept)
+    across, down = chroma_subsampling(pixel_format(nearest))
+    if colour_components(wanted) > 1 and (across > chroma[0] or down > chroma[1]):
+        columns = 4 // across
+        rows = columns if down == 1 else 0
+        _log.warning("reducing chroma to 4:%d:%d, for this codec", columns, rows)
     return nearest
 
 

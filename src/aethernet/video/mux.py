@@ -3,6 +3,7 @@
 import contextlib
 import heapq
 import io
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,9 @@ _NO_COVERS = (".mkv", ".mov")
 
 # Encoders whose stream itself stores the shape of a pixel.
 _STORE_ASPECT = ("libx264", "libx265")
+
+# Packets of sound among which the first one of each stream is looked for.
+_TRIED_PACKETS = 200
 
 # Seconds beyond the end of a cut in which packets from before it may still come.
 _INTERLEAVING = Fraction(10)
@@ -135,11 +139,8 @@ def _left_out_of_texts(source: Any, clip: Clip, suffix: str) -> list[str]:
     """Names of what the container does not hold of metadata, languages and purposes."""
     format, lost = CONTAINERS[suffix], []
     own = [source.streams[clip.index]] if clip.index is not None else []
-    copied = [
-        stream
-        for stream in source.streams
-        if stream.index != clip.index and _is_held(stream, suffix)
-    ]
+    held = _held_streams(clip, suffix)
+    copied = [source.streams[index] for index in sorted(held - {clip.index})]
     for stream in (*own, *copied):
         for name in unheld_of_stream(stream, format):
             lost.append(f"{name} of stream {stream.index}")
@@ -366,6 +367,7 @@ def _add_copies(
         quiet: do not warn about streams that the container does not hold.
     """
     copies = {}
+    held = _held_streams(clip, suffix)
     for original in source.streams:
         if original.index == clip.index:
             continue
@@ -381,8 +383,8 @@ def _add_copies(
                 original.mimetype or "application/octet-stream",
                 original.data,
             )
-        elif _is_held(original, suffix):
-            stream = output.add_stream_from_template(original, opaque=True)
+        elif original.index in held:
+            stream = _add_copy(output, original)
             _describe_copy(stream, original, skipped, clip.rate)
             copies[original.index] = stream
         elif not quiet and not is_timecode(original):
@@ -400,8 +402,37 @@ def _cover(clip: Clip, index: int) -> bytes:
         return next((bytes(packet) for packet in packets if packet.size), b"")
 
 
-def _is_held(stream: Any, suffix: str) -> bool:
-    """Whether a container takes a stream, found out by trying."""
+def _add_copy(output: Any, original: Any) -> Any:
+    """Add a stream that is copied packet by packet."""
+    stream = output.add_stream_from_template(original, opaque=True)
+    if original.type == "audio":
+        # Matroska does not say which channels PCM has; MP4 has to.
+        layout = original.layout
+        if layout.name == f"{layout.nb_channels} channels":
+            stream.codec_context.layout = f"{layout.nb_channels}c"
+    return stream
+
+
+def _held_streams(clip: Clip, suffix: str) -> set[int]:
+    """Numbers of the streams of a clip that a container takes, found out by trying."""
+    if clip.index is None:
+        return set()
+    with open_container(clip.path) as source:
+        first: dict[int, Any] = {}
+        sound = source.streams.audio
+        if sound:
+            for packet in itertools.islice(source.demux(sound), _TRIED_PACKETS):
+                if packet.size:
+                    first.setdefault(packet.stream_index, packet)
+        return {
+            stream.index
+            for stream in source.streams
+            if _is_held(stream, suffix, first.get(stream.index))
+        }
+
+
+def _is_held(stream: Any, suffix: str, packet: Any | None) -> bool:
+    """Whether a container takes a stream, and the first packet of one with sound."""
     if stream.codec_context is None:
         return False
     if is_cover(stream) and suffix in _NO_COVERS:
@@ -409,8 +440,12 @@ def _is_held(stream: Any, suffix: str) -> bool:
     av = import_av()
     try:
         with av.open(io.BytesIO(), "w", format=CONTAINERS[suffix]) as trial:
-            trial.add_stream_from_template(stream, opaque=True)
+            copy = _add_copy(trial, stream)
             trial.start_encoding()
+            if packet:
+                packet.stream = copy
+                packet.pts = packet.dts = 0
+                trial.mux(packet)
     except (av.FFmpegError, ValueError):
         return False
     return True
