@@ -229,6 +229,31 @@ class TestOtherStreams:
         with av.open(str(tmp_path / "out.mp4")) as container:
             assert len(container.chapters()) == 2
 
+    @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+    @pytest.mark.parametrize("same", [True, False])
+    def test_the_time_of_creation(self, tmp_path, suffix, same, caplog):
+        one, other = (f"2020-01-02T03:04:0{n}.000000Z" for n in (5, 6))
+
+        def set_up(container, stream):
+            container.metadata["creation_time"] = one
+
+        clip = make_clip(tmp_path / "in.mp4", codec="libx264", set_up=set_up)
+        if not same:  # the header of the track tells another one
+            content = bytearray(clip.read_bytes())
+            place = content.index(b"mdhd") + 8
+            time = struct.unpack_from(">I", content, place)[0]
+            struct.pack_into(">I", content, place, time + 1)
+            clip.write_bytes(content)
+        with av.open(str(clip)) as container:
+            found = container.streams.video[0].metadata["creation_time"]
+            assert found == (one if same else other)
+        target = tmp_path / f"out{suffix}"
+        upscale_video(clip, target, FrameRepeat())
+        with av.open(str(target)) as container:
+            assert container.metadata["creation_time"] == one
+        assert ("left out the time of creation" in caplog.text) == (not same)
+        assert bool(caplog.text) == (not same)
+
     def test_a_cover_stays_a_cover_in_every_container(self, tmp_path):
         clip = make_clip(tmp_path / "in.mp4", 4, codec="libx264", extras=add_cover)
         for source, target in (

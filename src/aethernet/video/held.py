@@ -30,6 +30,9 @@ _MATROSKA = ("matroska", "webm")
 # Metadata of a stream that says nothing about its content.
 _UNIMPORTANT = ("handler_name", "timecode", "language")
 
+# libav writes that of the file into each of its streams.
+_CREATED = "creation_time"
+
 _MOST_NAMES = 8
 
 
@@ -99,8 +102,11 @@ def unheld_of_stream(stream: Any, format: str) -> Iterator[str]:
     metadata = {
         key: value
         for key, value in kept_metadata(stream.metadata, Fraction(0), Fraction(1))
-        if key.lower() not in _UNIMPORTANT
+        if key.lower() not in (*_UNIMPORTANT, _CREATED)
     }
+    created = stream.metadata.get(_CREATED)
+    if created and created != stream.container.metadata.get(_CREATED):
+        yield "the time of creation"
     if names := _unheld(metadata, format, of_stream=True):
         yield f"the metadata {', '.join(names)}"
 
