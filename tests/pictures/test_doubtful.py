@@ -106,3 +106,17 @@ def test_two_packets_of_xmp(tmp_path, caplog):
     packets = [(b"iTXt", start + XMP), (b"iTXt", start + XMP.replace(b"%s", b"b"))]
     assert upscaled(png(tmp_path / "in.png", *packets), tmp_path / "out.png") == 0
     assert "left out another XMP packet\n" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "named"), [(0, True), (1, False)])
+def test_pictures_beneath_the_first_one_of_a_tiff(tmp_path, kind, named, caplog):
+    source = tmp_path / "in.tif"
+    Image.fromarray(patches()).save(source, tiffinfo={330: 0})
+    content = bytearray(source.read_bytes())
+    entry = content.index(struct.pack("<H", 330))
+    beneath = struct.pack("<HHHIII", 1, 254, 4, 1, kind, 0)
+    struct.pack_into("<HII", content, entry + 2, 4, 1, len(content))
+    source.write_bytes(content + beneath)
+    assert upscaled(source, tmp_path / "out.png") == 0
+    assert ("left out 1 more picture in the file\n" in caplog.text) == named
+    assert bool(caplog.text) == named

@@ -13,7 +13,12 @@ import numpy as np
 
 from aethernet.pictures import ifd
 from aethernet.pictures.colour import StatedColour
-from aethernet.pictures.metadata import Metadata, iim_of, photoshop_of
+from aethernet.pictures.metadata import (
+    Metadata,
+    iim_of,
+    more_pictures,
+    photoshop_of,
+)
 
 _XMP, _IIM, _PHOTOSHOP, _PROFILE = 700, 33723, 34377, 34675
 _TRANSFER, _WHITE, _CORNERS = 301, 318, 319
@@ -34,7 +39,8 @@ _DESCRIBING = (
 )
 # Tags of EXIF's own directory, which some programs put into the first one.
 _OF_EXIF = (range(33434, 33438), range(36864, 37523), range(40960, 42241))
-_LAYERS = 37724
+_LAYERS, _SUB_DIRECTORIES, _SUBFILE_TYPE = 37724, 330, 254
+_MOST_PICTURES = 100
 _EXTRA = 338
 _IS_ALPHA = (1, 2)
 _NAMES = {
@@ -61,6 +67,7 @@ def read(path: Path, known: Metadata) -> Metadata:
             return known
         tags, order = first.tags, found.order
         inside = ifd.tree_of(found, tags).inside
+        others = more_pictures(_more(found, tags))
     described = {
         tag: value
         for tag, value in tags.items()
@@ -72,7 +79,7 @@ def read(path: Path, known: Metadata) -> Metadata:
         block = ifd.header(order) + ifd.serialised(whole, order)
     taken = (*_STRUCTURE, *_RESOLUTION, *_CARRIED, *described, *inside)
     unknown = sorted(tag for tag in tags if tag not in taken)
-    others = [name for some, name in _NAMES.items() if not some.isdisjoint(unknown)]
+    others += [name for some, name in _NAMES.items() if not some.isdisjoint(unknown)]
     if _EXTRA in tags and tags[_EXTRA].numbers(order)[0] not in _IS_ALPHA:
         others.append("the kind of the last channel (unknown, now transparency)")
     if _LAYERS in tags:
@@ -95,6 +102,21 @@ def read(path: Path, known: Metadata) -> Metadata:
         unitless=_unitless(tags, order),
         others=tuple(others),
     )
+
+
+def _more(found: ifd.Structure, tags: ifd.Tags) -> int:
+    """How many pictures lie beneath the first one that are no smaller copies of it."""
+    if _SUB_DIRECTORIES not in tags:
+        return 0
+    count = 0
+    for place in tags[_SUB_DIRECTORIES].numbers(found.order)[:_MOST_PICTURES]:
+        try:
+            kind = found.directory(place).tags.get(_SUBFILE_TYPE)
+        except (ValueError, struct.error):
+            continue
+        smaller = kind is not None and kind.numbers(found.order)[0] & 1
+        count += not smaller
+    return count
 
 
 def _unitless(tags: ifd.Tags, order: str) -> tuple[int, int] | None:
