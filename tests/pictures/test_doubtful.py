@@ -120,3 +120,40 @@ def test_pictures_beneath_the_first_one_of_a_tiff(tmp_path, kind, named, caplog)
     assert upscaled(source, tmp_path / "out.png") == 0
     assert ("left out 1 more picture in the file\n" in caplog.text) == named
     assert bool(caplog.text) == named
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "name"),
+    [
+        (b"pixi", b"abcd", "the property abcd"),
+        (b"rdf+xml", b"xyz+xml", "data of the type application/xyz+xml"),
+        (b"", b"\0\0\0\x18uuid" + bytes(16), "the box uuid"),
+        (b"", b"\0\0\0\x18mpvd" + bytes(16), "a film"),
+        (b"", b"\0\0\0\x18free" + bytes(16), ""),
+    ],
+)
+def test_what_heif_holds_besides(tmp_path, before, after, name, caplog):
+    source = tmp_path / "in.avif"
+    Image.fromarray(patches()).save(source, exif=exif_block(), xmp=XMP)
+    content = source.read_bytes()
+    if before:
+        assert content.count(before) == 1
+        source.write_bytes(content.replace(before, after))
+    else:
+        source.write_bytes(content + after)
+    assert upscaled(source, tmp_path / "out.png") == 0
+    assert (f"left out {name}\n" in caplog.text) == bool(name)
+    assert bool(caplog.text) == bool(name)
+
+
+def test_the_shape_of_pixels_of_avif(tmp_path):
+    source = tmp_path / "in.avif"
+    Image.fromarray(patches()).save(source)
+    content = source.read_bytes()
+    start = content.index(b"pixi") - 4
+    size = int.from_bytes(content[start : start + 4], "big")
+    assert size == 16  # as much as the box that says it
+    box = struct.pack(">I4sII", 16, b"pasp", 2, 1)
+    source.write_bytes(content[:start] + box + content[start + size :])
+    assert upscaled(source, tmp_path / "out.png") == 0
+    assert (b"pHYs", struct.pack(">IIB", 1, 2, 0)) in chunks_of(tmp_path / "out.png")

@@ -21,6 +21,21 @@ _MOST_FRAMES = 100_000
 _DEPTH = {b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2"}
 _ALPHA = {b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1"}
 _AUXILIARY = re.compile(rb"auxC.{4}([\x21-\x7e]+)\0", re.DOTALL)
+# What describes how pictures are coded, or is read here; what else there may be.
+_KNOWN_PROPERTIES = (
+    *(b"ispe", b"pixi", b"colr", b"av1C", b"hvcC", b"lhvC", b"vvcC", b"jpgC", b"j2kH"),
+    *(b"auxC", b"irot", b"imir", b"clap", b"a1op", b"a1lx", b"lsel", b"rloc", b"rref"),
+    *(b"clli", b"mdcv", b"pasp", b"free", b"skip"),
+)
+_PROPERTIES = {
+    b"cclv": "the content colour volume",
+    b"amve": "the ambient viewing environment",
+    b"udes": "the description",
+    b"altt": "the text instead of the picture",
+}
+_KNOWN_BOXES = (b"ftyp", b"meta", b"moov", b"mdat", b"free", b"skip", b"wide")
+_FILM = b"mpvd"
+_XMP_TYPE = b"application/rdf+xml"
 # PNG counts chromaticities and luminance in the units of the box; the order differs.
 _GREEN_BLUE_RED = (8, 0, 4)
 
@@ -162,8 +177,16 @@ def read(path: Path, known: Metadata, pictures: int) -> Metadata:
     top = {box.kind: box for box in _boxes(meta, 0, len(meta))}
     properties = _properties(meta, top)
     mine = [properties[i] for i in _associated(meta, top, _primary(meta, top))]
-    others = (*more_pictures(pictures - 1), *_others(meta, top))
-    return replace(known, colour=_colour(mine, known.profile), others=others)
+    others = [*more_pictures(pictures - 1), *_others(meta, top)]
+    for kind, _ in mine:
+        if kind not in _KNOWN_PROPERTIES:
+            name = f"the property {kind.decode('latin-1')}"
+            others.append(_PROPERTIES.get(kind, name))
+    others += [*_other_items(meta, top), *_behind(path)]
+    colour = _colour(mine, known.profile)
+    return replace(
+        known, colour=colour, unitless=_shape(mine), others=tuple(dict.fromkeys(others))
+    )
 
 
 def _primary(meta: bytes, top: dict[bytes, _Box]) -> int:
@@ -247,6 +270,41 @@ def _others(meta: bytes, top: dict[bytes, _Box]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _shape(properties: list[tuple[bytes, bytes]]) -> tuple[int, int] | None:
+    """Pixels across and down for the same length, if the file says so."""
+    for kind, data in properties:
+        if kind == b"pasp" and len(data) >= 8:
+            width, height = struct.unpack_from(">II", data)
+            return (height, width) if width and height else None
+    return None
+
+
+def _other_items(meta: bytes, top: dict[bytes, _Box]) -> Iterator[str]:
+    """Names of items that are neither pictures nor EXIF nor XMP."""
+    for entry in _items(meta, top):
+        content = meta[entry.start : entry.end]
+        if content[0] < 2:
+            continue
+        # Number, protection, kind; then a name and the type of the content.
+        start = 10 + 2 * (content[0] == 3)
+        kind, texts = content[start - 2 : start + 2], content[start + 2 :].split(b"\0")
+        stated = texts[1] if len(texts) > 1 else b""
+        if kind == b"mime" and stated != _XMP_TYPE:
+            yield f"data of the type {stated.decode('latin-1') or 'mime'}"
+        elif kind == b"uri ":
+            yield f"data of the type {stated.decode('latin-1') or 'uri'}"
+
+
+def _behind(path: Path) -> Iterator[str]:
+    """Names of what lies in a file beside the pictures and their description."""
+    with path.open("rb") as file:
+        for kind, _ in _outer(file):
+            if kind == _FILM:
+                yield "a film"
+            elif kind not in _KNOWN_BOXES:
+                yield f"the box {kind.decode('latin-1')}"
+
+
 def with_metadata(content: bytes, metadata: Metadata) -> bytes:
     """The file with profile or code points, light levels, EXIF and XMP.
 
@@ -323,13 +381,17 @@ def _new_properties(
 
 
 def _largest_item(meta: bytes, top: dict[bytes, _Box]) -> int:
-    box = top[b"iinf"]
-    start = box.start + (8 if meta[box.start] else 6)
     numbers = [0]
-    for entry in _boxes(meta, start, box.end):
+    for entry in _items(meta, top):
         letter = ">I" if meta[entry.start] == 3 else ">H"
         numbers.append(struct.unpack_from(letter, meta, entry.start + 4)[0])
     return max(numbers)
+
+
+def _items(meta: bytes, top: dict[bytes, _Box]) -> Iterator[_Box]:
+    """The boxes that describe an item each."""
+    box = top[b"iinf"]
+    yield from _boxes(meta, box.start + (8 if meta[box.start] else 6), box.end)
 
 
 def _more_items(
