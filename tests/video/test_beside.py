@@ -132,6 +132,22 @@ class TestLayout:
         assert (f"left out {name}, with" in caplog.text) == bool(name)
         assert bool(caplog.text) == bool(name)
 
+    @pytest.mark.parametrize(
+        ("box", "name"),
+        [
+            (b"uuid" + bytes.fromhex("be7acfcb97a942e89c71999491e3afac"), "XMP"),
+            (b"uuid" + bytes(16), "the box uuid"),
+            (b"abcd" + bytes(16), "the box abcd"),
+            (b"free" + bytes(16), ""),
+        ],
+    )
+    def test_boxes_of_mp4_beside_its_streams(self, tmp_path, box, name, caplog):
+        clip = h264(tmp_path / "in.mp4")
+        clip.write_bytes(clip.read_bytes() + struct.pack(">I", 24) + box)
+        upscaled(clip, "out.mkv")
+        assert (f"left out {name}, with" in caplog.text) == bool(name)
+        assert bool(caplog.text) == bool(name)
+
     def test_stereo_inside_the_pictures_comes_out(self, tmp_path):
         clip = h264(tmp_path / "in.mkv", options={"x264-params": "frame-packing=3"})
         found = beside(upscaled(clip, "out.mkv"))

@@ -34,7 +34,7 @@ def hide_boxes(file: BinaryIO, name: bytes) -> None:
         file: open for reading and writing; of MP4 or MOV, else nothing is changed.
         name: of the boxes, four letters.
     """
-    for box in _outermost(file):
+    for box in outermost(file):
         _hide(file, name, box)
 
 
@@ -45,7 +45,7 @@ def boxes_of_pictures(file: BinaryIO, track: int) -> Iterator[Box]:
         file: open for reading; of MP4 or MOV, else nothing is found.
         track: its number in the file.
     """
-    for movie in _outermost(file):
+    for movie in outermost(file):
         if movie.kind == b"moov":
             for box in inside(file, movie):
                 if box.kind == b"trak" and _track_number(file, box) == track:
@@ -66,7 +66,12 @@ def inside(file: BinaryIO, box: Box, skipped: int | None = None) -> Iterator[Box
     yield from _boxes(file, box.first + own, box.end)
 
 
-def _outermost(file: BinaryIO) -> Iterator[Box]:
+def outermost(file: BinaryIO) -> Iterator[Box]:
+    """The boxes that are in no other.
+
+    Args:
+        file: open for reading; of MP4 or MOV, else nothing is found.
+    """
     end = file.seek(0, 2)
     file.seek(4)
     if file.read(4) == b"ftyp":

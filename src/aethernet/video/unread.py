@@ -1,10 +1,12 @@
-"""What a file says of its pictures and libav does not read, by name."""
+"""What a file holds and libav does not read, by name."""
 
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aethernet.video.boxes import Box, boxes_of_pictures, inside
+from aethernet.video.boxes import Box, boxes_of_pictures, inside, outermost
 from aethernet.video.extras import SPHERE, has_mesh
+
+_MOST_NAMES = 8
 
 _EMPTY = (b"free", b"skip", b"wide")
 
@@ -20,22 +22,36 @@ _NAMES = {
     b"cclv": "the content colour volume",
     b"hfov": "the field of view",
 }
+# Boxes of a file that are read, or describe it only.
+_OF_FILE = (
+    *(b"ftyp", b"styp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"ssix", b"prft"),
+    *(b"pdin", b"mvhd", b"trak", b"mvex", b"udta", b"meta", b"iods", b"cmov", *_EMPTY),
+)
+_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+_CREDENTIALS = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
+_UUIDS = {_XMP: "XMP", _CREDENTIALS: "content credentials (C2PA)"}
+
 # What turns a sphere, and the projections of one that libav reads.
 _PROJECTIONS = (b"prhd", b"cbmp", b"equi", *_EMPTY)
 
 
 def unread(path: Path, stream: Any) -> frozenset[str]:
-    """Names of what a file says of a video stream's pictures and libav does not read.
+    """Names of what a file holds, beside its streams, and libav does not read.
 
     Args:
         path: of the file.
-        stream: of libav, in this file.
+        stream: of libav, in this file, whose pictures are upscaled.
     """
     with path.open("rb") as file:
         names = {_name(file, box) for box in boxes_of_pictures(file, stream.id)}
+        for box in outermost(file):
+            names.add(_name_in_file(file, box))
+            if box.kind == b"moov":
+                names.update(_name_in_file(file, each) for each in inside(file, box))
         if has_mesh(file):
             names.add(SPHERE)
-    return frozenset(name for name in names if name)
+    found = sorted(name for name in names if name)
+    return frozenset(found[:_MOST_NAMES] + ["more boxes"] * (len(found) > _MOST_NAMES))
 
 
 def _name(file: BinaryIO, box: Box) -> str | None:
@@ -43,7 +59,18 @@ def _name(file: BinaryIO, box: Box) -> str | None:
         parts = [each for each in inside(file, box) if each.kind == b"proj"]
         kinds = {each.kind for part in parts for each in inside(file, part)}
         return SPHERE if kinds - {*_PROJECTIONS} else None
+    return _NAMES.get(box.kind) or _unknown(box.kind, _READ)
+
+
+def _name_in_file(file: BinaryIO, box: Box) -> str | None:
+    if box.kind != b"uuid":
+        return _unknown(box.kind, _OF_FILE)
+    file.seek(box.first)
+    return _UUIDS.get(file.read(16), "the box uuid")
+
+
+def _unknown(kind: bytes, known: tuple[bytes, ...]) -> str | None:
     # Old entries of QuickTime end with bytes that are no boxes.
-    if box.kind in _READ or not (box.kind.isascii() and box.kind.isalnum()):
+    if kind in known or not (kind.isascii() and kind.isalnum()):
         return None
-    return _NAMES.get(box.kind, f"the box {box.kind.decode()}")
+    return f"the box {kind.decode()}"
