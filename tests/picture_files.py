@@ -85,6 +85,18 @@ def png(path, *chunks, pixels=None):
     return path
 
 
+def with_segments(path, *added):
+    """A JPEG file with these segments, (marker, content) each."""
+    Image.fromarray(patches()).save(path, "JPEG")
+    content = path.read_bytes()
+    made = b"".join(
+        struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+        for marker, data in added
+    )
+    path.write_bytes(content[:20] + made + content[20:])
+    return path
+
+
 def chunks_of(path):
     """The chunks of a PNG file: a list of (kind, data)."""
     content, place, found = path.read_bytes(), 8, []

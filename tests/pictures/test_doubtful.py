@@ -14,6 +14,7 @@ from picture_files import (
     patches,
     png,
     upscaled,
+    with_segments,
 )
 from PIL import Image
 
@@ -157,3 +158,44 @@ def test_the_shape_of_pixels_of_avif(tmp_path):
     source.write_bytes(content[:start] + box + content[start + size :])
     assert upscaled(source, tmp_path / "out.png") == 0
     assert (b"pHYs", struct.pack(">IIB", 1, 2, 0)) in chunks_of(tmp_path / "out.png")
+
+
+NAMESPACE = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+@pytest.mark.parametrize(
+    ("segments", "name"),
+    [
+        ([NAMESPACE + XMP, NAMESPACE + b"<x/>"], "another XMP packet"),
+        (
+            [b"Exif\0\0" + exif_block(), b"Exif\0\0" + exif_block(maker_note=True)],
+            "another EXIF block",
+        ),
+        (
+            [b"http://ns.adobe.com/xmp/extension/\0" + bytes(40)],
+            "extended XMP without its beginning",
+        ),
+        ([b"http://example.org/\0abc"], "the segment APP1 (http://examp)"),
+        ([NAMESPACE + XMP, NAMESPACE + XMP], ""),
+    ],
+)
+def test_segments_of_jpeg(tmp_path, segments, name, caplog):
+    path = tmp_path / "in.jpg"
+    source = with_segments(path, *((0xE1, data) for data in segments))
+    assert upscaled(source, tmp_path / "out.jpg") == 0
+    assert (f"left out {name}\n" in caplog.text) == bool(name)
+    assert bool(caplog.text) == bool(name)
+    with Image.open(tmp_path / "out.jpg") as image:
+        assert image.info.get("xmp") in (None, XMP)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".bmp", ".jpg", ".png"])
+@pytest.mark.parametrize("count", [1000, 40])
+def test_bytes_behind_a_picture(tmp_path, suffix, count, caplog):
+    source = tmp_path / f"in{suffix}"
+    Image.fromarray(patches()).save(source)
+    source.write_bytes(source.read_bytes() + b"x" * count)
+    assert upscaled(source, tmp_path / "out.png") == 0
+    named = count == 1000 or suffix == ".png"
+    assert (f"left out {count} bytes behind the picture" in caplog.text) == named
+    assert bool(caplog.text) == named

@@ -23,6 +23,7 @@ from picture_files import (
     png,
     srgb_profile,
     upscaled,
+    with_segments,
 )
 from PIL import Image, IptcImagePlugin
 
@@ -56,18 +57,6 @@ def table():
 
 
 CELLS = list(table())
-
-
-def with_segments(path, *added):
-    """A JPEG file with these segments, (marker, content) each."""
-    Image.fromarray(patches()).save(path, "JPEG")
-    content = path.read_bytes()
-    made = b"".join(
-        struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
-        for marker, data in added
-    )
-    path.write_bytes(content[:20] + made + content[20:])
-    return path
 
 
 def with_exif(folder, **options):

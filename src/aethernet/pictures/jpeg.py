@@ -15,6 +15,7 @@ from pathlib import Path
 
 from aethernet.pictures.exif import PREFIX
 from aethernet.pictures.metadata import (
+    MOST_FILLING,
     GainMap,
     Metadata,
     Text,
@@ -73,17 +74,23 @@ def read(path: Path, known: Metadata, turn: int, size: tuple[int, int]) -> Metad
             gain_map = GainMap(jpeg, size, turn, tuple(markers))
     others += more_pictures(len(attached) - bool(gain_map))
     behind = rest - sum(map(len, attached))
-    if behind > 64:
+    if behind > MOST_FILLING:
         others.append(f"{behind} bytes behind the picture, a film perhaps")
     if any(_is(s, 0xE0, b"JFXX\0") for s in segments):
         others.append("the thumbnail")
     others += sorted({name for s in segments if (name := _unknown(s))})
+    others += _twice(segments)
+    # libvips takes other segments of this kind for XMP.
+    packets = [s.data[len(_XMP) :] for s in segments if _is(s, 0xE1, _XMP)]
+    extended = any(_is(s, 0xE1, _EXTENSION) for s in segments)
+    if extended and not (packets and b"HasExtendedXMP" in packets[0]):
+        others.append("extended XMP without its beginning")
     photoshop = b"".join(
         s.data[len(_PHOTOSHOP) :] for s in segments if _is(s, 0xED, _PHOTOSHOP)
     )
     return replace(
         known,
-        xmp=_with_extension(known.xmp, segments),
+        xmp=_with_extension(packets[0] if packets else None, segments),
         photoshop=photoshop_of(photoshop),
         texts=tuple(Text(b"COM", s.data) for s in segments if s.marker == 0xFE),
         gain_map=gain_map,
@@ -101,6 +108,16 @@ def read(path: Path, known: Metadata, turn: int, size: tuple[int, int]) -> Metad
 
 def _is(segment: _Segment, marker: int, start: bytes) -> bool:
     return segment.marker == marker and segment.data.startswith(start)
+
+
+def _twice(segments: list[_Segment]) -> list[str]:
+    """Names of what is there a second time, and differs."""
+    names = {PREFIX: "another EXIF block", _XMP: "another XMP packet"}
+    return [
+        name
+        for start, name in names.items()
+        if len({s.data for s in segments if _is(s, 0xE1, start)}) > 1
+    ]
 
 
 def _unknown(segment: _Segment) -> str | None:

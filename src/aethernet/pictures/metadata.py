@@ -25,6 +25,9 @@ _COMMENTS = ("parameters", "Comment")
 _LONGEST = 25_000
 """Characters of texts that are put into EXIF, which has 64 KB in JPEG."""
 
+MOST_FILLING = 64
+"""Bytes behind a picture that mean nothing; some programs fill up blocks."""
+
 _IIM_RESOURCE = 0x0404
 # Resources of Photoshop that do not describe the result: thumbnails, digests of IPTC.
 _STALE_RESOURCES = (0x0409, 0x040C, 0x0425)

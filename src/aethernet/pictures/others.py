@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from aethernet.pictures.colour import StatedColour
-from aethernet.pictures.metadata import Metadata, Text
+from aethernet.pictures.metadata import MOST_FILLING, Metadata, Text
 
 _CALIBRATED, _SRGB, _EMBEDDED, _LINKED = bytes(4), b"BGRs", b"DEBM", b"KNIL"
 _EXTENSION, _PICTURE, _END = 0x21, 0x2C, 0x3B
@@ -31,6 +31,10 @@ def read_bmp(path: Path) -> Metadata:
         if size >= 40 and len(head) >= 14 + 40:
             across, down = struct.unpack_from("<2i", head, 14 + 24)
             found = Metadata(resolution=(across / 1000, down / 1000))
+        whole = int.from_bytes(head[2:6], "little")
+        if whole > 14 + size:  # some programs do not say how long the file is
+            behind = _behind(path.stat().st_size - whole)
+            found = replace(found, others=tuple(behind))
         if size < 108 or len(head) < 14 + 108:
             return found
         kind = head[14 + 56 : 14 + 60]
@@ -40,12 +44,17 @@ def read_bmp(path: Path) -> Metadata:
             return replace(found, colour=_calibrated(head))
         if kind == _LINKED:
             name = "the colour profile, which is in another file"
-            return replace(found, others=(name,))
+            return replace(found, others=(*found.others, name))
         if kind == _EMBEDDED and size >= 124 and len(head) >= 14 + 124:
             start, length = struct.unpack_from("<II", head, 14 + 112)
             file.seek(14 + start)
             return replace(found, profile=file.read(length) or None)
     return found
+
+
+def _behind(count: int) -> list[str]:
+    """The name of so many bytes behind a picture."""
+    return [f"{count} bytes behind the picture"] if count > MOST_FILLING else []
 
 
 def _calibrated(head: bytes) -> StatedColour:
@@ -70,7 +79,9 @@ def read_gif(path: Path) -> Metadata:
     comments, others = [], []
     found = Metadata()
     for label, name, data in _extensions(content):
-        if label == _COMMENT:
+        if label == _END:
+            others += _behind(len(data))
+        elif label == _COMMENT:
             comments.append(data)
         elif label == _PLAIN_TEXT:
             others.append("a text that is drawn on the picture")
@@ -91,6 +102,8 @@ def read_gif(path: Path) -> Metadata:
 
 def _extensions(content: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """Label, name (of an application) and data of a GIF's extensions.
+
+    At last come the bytes behind the picture.
 
     Raises:
         IndexError: when the file ends early.
@@ -113,6 +126,7 @@ def _extensions(content: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         else:
             data, place = _blocks(content, place)
         yield label, name, data
+    yield _END, b"", content[place + 1 :]
 
 
 def _palette(flags: int) -> int:
