@@ -199,3 +199,33 @@ def test_bytes_behind_a_picture(tmp_path, suffix, count, caplog):
     named = count == 1000 or suffix == ".png"
     assert (f"left out {count} bytes behind the picture" in caplog.text) == named
     assert bool(caplog.text) == named
+
+
+@needs_jxl()
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_jpeg_inside_jpeg_xl_keeps_what_it_carries(tmp_path, turn, caplog):
+    import pillow_jxl  # noqa: F401
+
+    made = (0xE1, b"Exif\0\0" + exif_block(turn)), (0xE1, NAMESPACE + XMP)
+    with_segments(tmp_path / "in.jpg", *made, (0xFE, b"by hand"))
+    with Image.open(tmp_path / "in.jpg") as image:
+        image.save(tmp_path / "in.jxl", lossless_jpeg=True)
+        size = image.size[:: 1 if turn == 1 else -1]
+    assert upscaled(tmp_path / "in.jxl", tmp_path / "out.jpg") == 0
+    with Image.open(tmp_path / "out.jpg") as image:
+        assert image.size == (2 * size[0], 2 * size[1])
+        assert image.getexif()[0x010F] == "Camera maker"
+        assert image.getexif()[0x0112] == 1
+        assert (image.info["xmp"], image.info["comment"]) == (XMP, b"by hand")
+    assert "left out" not in caplog.text
+
+
+@needs_jxl()
+def test_compressed_boxes_of_jpeg_xl_are_named(tmp_path, caplog):
+    import pillow_jxl  # noqa: F401
+
+    options = {"exif": exif_block(), "xmp": XMP, "compress_metadata": True}
+    Image.fromarray(patches()).save(tmp_path / "in.jxl", **options)
+    assert b"brobExif" in (tmp_path / "in.jxl").read_bytes()
+    assert upscaled(tmp_path / "in.jxl", tmp_path / "out.png") == 0
+    assert "left out EXIF (compressed) and XMP (compressed)\n" in caplog.text

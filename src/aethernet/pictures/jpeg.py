@@ -55,18 +55,25 @@ class _Segment:
 
 
 def read(path: Path, known: Metadata, turn: int, size: tuple[int, int]) -> Metadata:
-    """Add what the segments of a JPEG file say.
+    """Add what the segments of a JPEG file say, as `read_from` does."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=1) as content:
+        return read_from(content, known, turn, size)
+
+
+def read_from(
+    content: "mmap.mmap | bytes", known: Metadata, turn: int, size: tuple[int, int]
+) -> Metadata:
+    """Add what the segments of a JPEG say.
 
     Args:
-        path: of the file.
+        content: of the file.
         known: profile, EXIF and XMP as libvips read them.
         turn: the EXIF orientation, which is applied to the pixels.
         size: width and height of the upright picture.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=1) as content:
-        segments, end = _segments(content, 0)
-        attached = _attached(content, end)
-        rest = len(content) - end
+    segments, end = _segments(content, 0)
+    attached = _attached(content, end)
+    rest = len(content) - end
     gain_map, others = None, []
     for jpeg in attached:
         if gain_map is None and _is_gain_map(jpeg):
@@ -159,7 +166,7 @@ def _segments(content: "mmap.mmap | bytes", start: int) -> tuple[list[_Segment],
     return found, len(content)
 
 
-def _attached(content: "mmap.mmap", end: int) -> list[bytes]:
+def _attached(content: "mmap.mmap | bytes", end: int) -> list[bytes]:
     """The JPEG files that lie behind the first one."""
     found: list[bytes] = []
     place = end

@@ -4,9 +4,10 @@ Their libraries come with the extra `formats`: pillow-heif and pillow-jxl-plugin
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyvips
@@ -17,6 +18,7 @@ from aethernet.errors import (
     import_optional,
     install_line,
 )
+from aethernet.pictures import jpeg
 from aethernet.pictures.colour import StatedColour, code_points_in
 from aethernet.pictures.exif import block_of
 from aethernet.pictures.metadata import Metadata
@@ -25,10 +27,17 @@ EXTRA = "formats"
 
 _CODESTREAM = b"\xff\x0a"
 _CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
+_COMPRESSED = b"brob"
 _KNOWN_BOXES = {
     *(b"Exif", b"xml ", b"JXL ", b"ftyp", b"jxlc", b"jxlp", b"jxll", b"jxli", b"jbrd"),
+    _COMPRESSED,
 }
-_BOXES = {b"jhgm": "the gain map (HDR)", b"jumb": "content credentials (JUMBF)"}
+_BOXES = {
+    b"Exif": "EXIF",
+    b"xml ": "XMP",
+    b"jhgm": "the gain map (HDR)",
+    b"jumb": "content credentials (JUMBF)",
+}
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
@@ -181,25 +190,21 @@ def decode_jxl(path: Path) -> Decoded:
     except RuntimeError as error:
         raise ValueError("The decoder cannot read it.") from error
     is_jpeg, info, data, profile, boxes = decoded
-    if is_jpeg:  # a JPEG file that was packed without loss
-        image = pyvips.Image.jpegload_buffer(data, fail_on="error").autorot()
-        pixels, mode = image.numpy(), "RGB"
-        if image.get_typeof("icc-profile-data"):
-            profile = image.get("icc-profile-data")
-    else:
-        mode = info.mode
-        dtype = np.uint16 if mode == "I;16" else np.uint8
-        if mode.startswith("F"):
-            raise ImageError("The picture holds values of the type float.", path)
-        pixels = np.frombuffer(data, dtype)
+    if is_jpeg:
+        return _packed(data)
+    mode = info.mode
+    dtype = np.uint16 if mode == "I;16" else np.uint8
+    if mode.startswith("F"):
+        raise ImageError("The picture holds values of the type float.", path)
+    pixels = np.frombuffer(data, dtype)
     # The decoder makes a profile of what the file states by code points.
     cicp = code_points_in(bytes(profile or b""))
     found = {bytes(box.box_type): bytes(box.data) for box in reversed(boxes)}
     stored = jxl_header(path).bits
-    others = [
-        _BOXES.get(kind, f"the box {kind.decode('latin-1')}")
-        for kind in sorted({*found} - _KNOWN_BOXES)
-    ]
+    others = [_name_of(kind) for kind in sorted({*found} - _KNOWN_BOXES)]
+    # Such a box begins with the kind of the one that is in it.
+    packed = {bytes(b.data)[:4] for b in boxes if bytes(b.box_type) == _COMPRESSED}
+    others += [f"{_name_of(kind)} (compressed)" for kind in sorted(packed)]
     if stored > 8 and mode != "I;16":
         others.append(
             f"{stored - 8} of {stored} bits per value, which the plugin cannot read"
@@ -215,6 +220,32 @@ def decode_jxl(path: Path) -> Decoded:
             others=tuple(others),
         ),
     )
+
+
+def _name_of(box: bytes) -> str:
+    return _BOXES.get(box, f"the box {box.decode('latin-1')}")
+
+
+def _packed(content: bytes) -> Decoded:
+    """A JPEG file that was packed without loss, with all that it carries itself."""
+    image = pyvips.Image.jpegload_buffer(content, fail_on="error")
+
+    def of(name: str) -> Any:
+        return image.get(name) if image.get_typeof(name) else None
+
+    turn, upright = of("orientation") or 1, image.autorot()
+    known = Metadata(
+        profile=of("icc-profile-data"),
+        exif=block_of(of("exif-data") or b""),
+        resolution=(upright.xres, upright.yres) if of("resolution-unit") else None,
+    )
+    size = upright.width, upright.height
+    try:
+        metadata = jpeg.read_from(content, known, turn, size)
+    except (struct.error, LookupError, ValueError):
+        metadata = replace(known, others=("metadata that is damaged",))
+    pixels = upright.numpy().reshape(upright.height, upright.width, -1)
+    return Decoded(pixels, 8, metadata)
 
 
 def _exif_in(box: bytes) -> bytes | None:
