@@ -17,7 +17,7 @@ from aethernet.pictures.metadata import Metadata, code_points, more_pictures
 from aethernet.pictures.timing import Timing
 
 _LARGEST_BOX = 2**28
-_MOST_FRAMES = 100_000
+_MOST_FRAMES, _MOST_BOXES = 100_000, 1000
 _DEPTH = {b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2"}
 _ALPHA = {b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1"}
 _AUXILIARY = re.compile(rb"auxC.{4}([\x21-\x7e]+)\0", re.DOTALL)
@@ -67,7 +67,9 @@ def _outer(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """Kinds of the boxes that are in no other, and how many bytes follow in each."""
     end = file.seek(0, 2)
     at = file.seek(0)
-    while len(head := file.read(8)) == 8:
+    for _ in range(_MOST_BOXES):
+        if len(head := file.read(8)) < 8:
+            return
         size, kind = struct.unpack(">I4s", head)
         if size == 1:  # the size follows in 64 bits
             size = int.from_bytes(file.read(8), "big")

@@ -420,8 +420,9 @@ def _held_streams(clip: Clip, suffix: str) -> set[int]:
     with open_container(clip.path) as source:
         first: dict[int, Any] = {}
         sound = source.streams.audio
-        if sound:
-            for packet in itertools.islice(source.demux(sound), _TRIED_PACKETS):
+        packets = source.demux(sound) if sound else iter(())
+        with contextlib.suppress(import_av().FFmpegError):  # damaged: found out later
+            for packet in itertools.islice(packets, _TRIED_PACKETS):
                 if packet.size:
                     first.setdefault(packet.stream_index, packet)
         return {
