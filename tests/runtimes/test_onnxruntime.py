@@ -43,7 +43,8 @@ class TestOnnxFiles:
         assert (model.scale, model.channels) == (3, 3)
         image = random_array(2, 3, 5, 4)
         wanted = image.repeat(3, 2).repeat(3, 3)
-        assert np.array_equal(model.run(image), wanted)
+        # Half a step of 8 bits: OpenVINO takes bfloat16 where it is faster.
+        assert np.abs(model.run(image) - wanted).max() < 0.5 / 255
 
     def test_uses_no_more_threads_than_it_was_told_to(self, tmp_path, monkeypatch):
         path = repeating_onnx(tmp_path / "others.onnx")
