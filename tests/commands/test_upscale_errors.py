@@ -14,6 +14,8 @@ from PIL import Image
 from aethernet.commands.main import main
 from aethernet.pictures.files import Picture, read_picture
 from aethernet.pictures.write import write_picture
+from aethernet.runtimes import choice
+from aethernet.runtimes.trial import Trial
 
 COMMAND = [sys.executable, "-m", "aethernet", "upscale"]
 PLAINLY = ["--runtime", LIGHT, "--device", "cpu"]
@@ -77,6 +79,17 @@ class TestBadInput:
         code = upscale(tmp_path / f"cut{suffix}", "-o", tmp_path / "out.png")
         self.refused(capsys, code, f"cut{suffix}: ")
         assert without_hidden(tmp_path) == [f"cut{suffix}"]
+
+    def test_a_damaged_video_costs_no_trial(self, tmp_path, monkeypatch, capsys):
+        # Where the processor has units for bfloat16, a trial compares that, too.
+        monkeypatch.setattr(choice, "has_reduced_precision_units", lambda: True)
+        monkeypatch.setattr(Trial, "race", lambda *_: pytest.fail("a trial"))
+        lively_file(tmp_path / "m.safetensors", embed_dim=4)
+        (tmp_path / "in.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(1000))
+        words = ["upscale", tmp_path / "in.mp4", "-o", tmp_path / "out.mp4"]
+        words += ["--model", tmp_path / "m.safetensors", "--device", "cpu"]
+        code = main([*map(str, words)])
+        self.refused(capsys, code, "in.mp4: The file cannot be read as a video")
 
     def test_a_huge_picture_is_refused_before_decoding(self, tmp_path, upscale, capsys):
         header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)

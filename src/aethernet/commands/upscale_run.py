@@ -35,7 +35,12 @@ from aethernet.upscaling.cluster.storage import (
 from aethernet.upscaling.files import total_pixels, upscale_files
 from aethernet.upscaling.folders import Job, Outcome, check_targets, plan, prepare
 from aethernet.video.mux import CONTAINERS
-from aethernet.video.upscale import UpscaledVideo, check_video_target, upscale_video
+from aethernet.video.upscale import (
+    UpscaledVideo,
+    check_video_target,
+    upscale_video,
+    video_pixels,
+)
 
 
 def run_upscale(request: UpscaleRequest) -> int:
@@ -190,7 +195,7 @@ def _run_video(request: UpscaleRequest) -> int:
         target = Path(request.output)
     check_video_target(source, target, request.video)
     start = time.perf_counter()
-    model = request.model.open()
+    model = request.model.open(lambda: video_pixels(source, request.video))
     with frames_progress(request.quiet, source.name) as report:
         done = upscale_video(source, target, model, request.video, report)
     if not request.quiet:

@@ -160,6 +160,22 @@ def check_video_target(source: Path, target: Path, options: VideoOptions) -> Non
         raise AetherError("The file exists.", target, "--overwrite replaces it.")
 
 
+def video_pixels(source: Path, options: VideoOptions) -> float:
+    """About how many pixels all frames to upscale have; infinite if nobody knows.
+
+    Args:
+        source: the video.
+        options: the part of it to take.
+
+    Raises:
+        AetherError: when the source is not a video, or does not have that part.
+        MissingExtraError: when PyAV is not installed.
+    """
+    clip = read_clip(source)
+    frames = _expected_frames(clip, _cut(clip, options))
+    return math.inf if frames is None else frames * clip.width * clip.height
+
+
 def _job(source: Path, target: Path, model: Model, options: VideoOptions) -> VideoJob:
     """Check before any work that the video can be made, and decide how."""
     check_video_target(source, target, options)
