@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from video_helpers import MS, av, make_clip
 
-from aethernet.video.ebml import Element, joined
+from aethernet.video.ebml import Element, elements, joined
 from aethernet.video.extras import (
     CROPPING,
     LIGHT,
@@ -109,6 +109,16 @@ def sphere(kind=1, private=None):
         parts.append(Element(0x7672, private))
     parts += [real(0x7673, 0.0), real(0x7674, 0.0), real(0x7675, 0.0)]
     return Extra(SPHERE, (Element(0x7670, joined(parts)),))
+
+
+def add_ordered_chapters(clip, flag=1):
+    """The Matroska file with chapters that play in an order of their own, in place."""
+    head, segment = elements(clip.read_bytes())
+    edition = Element(0x45B9, bytes(number(0x45DD, flag)))
+    chapters = bytes(Element(0x1043A770, bytes(edition)))
+    longer = Element(segment.number, segment.content + chapters)
+    clip.write_bytes(joined([head, longer]))
+    return clip
 
 
 def cropping(bottom, top, left, right):

@@ -13,6 +13,7 @@ from video_beside import (
     T35,
     USER_DATA,
     add_extras,
+    add_ordered_chapters,
     add_sei,
     add_timecode,
     beside,
@@ -112,6 +113,13 @@ class TestLayout:
         assert "SPHERICAL" not in beside(clip)
         upscaled(clip, "out" + suffix)
         assert "left out the spherical projection, with" in caplog.text
+
+    @pytest.mark.parametrize("ordered", [0, 1])
+    def test_ordered_chapters_are_named(self, tmp_path, ordered, caplog):
+        clip = add_ordered_chapters(h264(tmp_path / "in.mkv"), ordered)
+        upscaled(clip, "out.mkv")
+        named = "left out the order in which chapters play, with" in caplog.text
+        assert named == bool(caplog.text) == bool(ordered)
 
     @pytest.mark.parametrize(
         ("kind", "name"),

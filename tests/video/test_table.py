@@ -13,6 +13,7 @@ from video_beside import (
     T35,
     USER_DATA,
     add_extras,
+    add_ordered_chapters,
     add_sei,
     add_text,
     add_timecode,
@@ -89,6 +90,10 @@ def has_444(path):
 
 def a_mesh(folder):
     return add_extras(h264(folder / "in.mkv"), sphere(3, b"\0\0\0\0mesh"))
+
+
+def with_an_order(folder):
+    return add_ordered_chapters(h264(folder / "in.mkv", size=SIZE))
 
 
 def side_by_side(folder):
@@ -292,6 +297,7 @@ ROWS = {
     "SubRip": (a_film, texts, "(subtitle, srt"),
     "subtitles of MP4": (from_a_phone, texts, "(subtitle, mov_text"),
     "chapters": (a_film, chapter, ""),
+    "order in which": (with_an_order, None, "the order in which chapters play"),
     "title": (a_film, titled, ""),
     "other metadata": (a_film, of_the_making, "the metadata MADE_WITH"),
     "attachments": (a_film, font, "(attachment"),

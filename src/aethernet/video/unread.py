@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from aethernet.video.boxes import Box, boxes_of_pictures, inside, outermost
+from aethernet.video.ebml import find_in_file
 from aethernet.video.extras import SPHERE, has_mesh
 
 _MOST_NAMES = 8
@@ -31,6 +32,9 @@ _XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _CREDENTIALS = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 _UUIDS = {_XMP: "XMP", _CREDENTIALS: "content credentials (C2PA)"}
 
+# Matroska's flag of an edition whose chapters play in an order of their own.
+_ORDERED = (0x18538067, 0x1043A770, 0x45B9, 0x45DD)
+
 # What turns a sphere, and the projections of one that libav reads.
 _PROJECTIONS = (b"prhd", b"cbmp", b"equi", *_EMPTY)
 
@@ -50,6 +54,8 @@ def unread(path: Path, stream: Any) -> frozenset[str]:
                 names.update(_name_in_file(file, each) for each in inside(file, box))
         if has_mesh(file):
             names.add(SPHERE)
+        if any(find_in_file(file, *_ORDERED) or b""):
+            names.add("the order in which chapters play")
     found = sorted(name for name in names if name)
     return frozenset(found[:_MOST_NAMES] + ["more boxes"] * (len(found) > _MOST_NAMES))
 
