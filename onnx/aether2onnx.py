@@ -5,6 +5,7 @@ all other checkpoints. AetherNet does not have to be installed.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ try:
     import aethernet  # noqa: F401
 except ModuleNotFoundError:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+# As the command does, before NumPy is imported: commands/main.py says why.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from aethernet.checkpoints.onnx import ExportOptions, ShapeRange
 from aethernet.commands import conversion

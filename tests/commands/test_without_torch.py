@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from helpers import ROOT, block_imports, run
+from helpers import FUSE_SCRIPT, ONNX_SCRIPT, ROOT, block_imports, run
 
 import aethernet
 from aethernet.commands.main import COMMANDS
@@ -42,6 +42,36 @@ def test_they_take_little_time(line):
             after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         )
     assert min(times) < 0.7, times
+
+
+# Prints the setting at the moment that NumPy is imported, which reads it.
+WATCHED = """
+import os, runpy, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            print("threads:", os.environ.get("OPENBLAS_NUM_THREADS"))
+sys.meta_path.insert(0, Watch())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (ROOT / "src/aethernet/__main__.py", "export"),
+        (FUSE_SCRIPT,),
+        (ONNX_SCRIPT,),
+    ],
+    ids=lambda words: words[0].name,
+)
+def test_numpy_gets_one_thread(words):
+    """With more the proof of a model takes many times the CPU time."""
+    without = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+    done = run("-c", WATCHED, *words, "--help", env=without)
+    assert done.returncode == 0, done.stderr
+    assert "threads: 1" in done.stdout.splitlines()
 
 
 def test_the_package_itself():
