@@ -103,3 +103,10 @@ def test_foreign_and_damaged_onnx(tmp_path):
         describe_file(tmp_path / "bad.onnx")
     with pytest.raises(AetherError, match="no such file"):
         describe_file(tmp_path / "absent.onnx")
+
+
+def test_other_files(tmp_path, capsys):
+    (tmp_path / "photo.jpg").write_bytes(b"nobody reads this")
+    for name, reason in (("photo.jpg", ".ckpt, .onnx."), ("m.xyz", "no such file")):
+        assert main(["info", str(tmp_path / name)]) == 1
+        assert reason in capsys.readouterr().err

@@ -106,7 +106,8 @@ class TestFiles:
         [
             ("fuse", "out.onnx", "neither .safetensors nor .pth"),
             ("fuse", "in/m.safetensors", "replace its own input"),
-            ("export", "out.xyz", "the suffix is not .onnx"),
+            ("export", "out.xyz", "the suffix is neither .onnx nor .param"),
+            ("export", "out.bin", "the suffix is neither .onnx nor .param"),
             ("release", "missing/release", "does not exist"),
             ("release", "in", "not empty"),
             ("release", "in/m.safetensors", "This is a file"),

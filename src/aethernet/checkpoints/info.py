@@ -12,6 +12,7 @@ from aethernet.checkpoints.checkpoint import (
     form_name,
     load_checkpoint,
 )
+from aethernet.checkpoints.formats import SUFFIXES
 from aethernet.checkpoints.layout import (
     MOST_BLOCKS,
     UPSAMPLE_FACTORS,
@@ -39,8 +40,13 @@ def describe_file(path: str | Path, param_key: str | None = None) -> Facts:
         AetherError: when the file is neither, or is damaged.
     """
     path = Path(path)
-    if path.suffix.lower() == ".onnx":
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
         return _describe_onnx(path)
+    if suffix not in SUFFIXES:
+        check_source(path, "a model file")
+        known = ", ".join((*SUFFIXES, ".onnx"))
+        raise AetherError(f"Files that can be described have the suffix {known}.", path)
     options = CheckpointOptions(param_key=param_key)
     return _describe_checkpoint(load_checkpoint(path, options))
 

@@ -38,7 +38,7 @@ from aethernet.commands.values import size
 from aethernet.errors import AetherError
 from aethernet.files import parent_made
 
-FORMATS = ("onnx", "ncnn")
+FORMATS = {"onnx": ".onnx", "ncnn": ".param"}
 
 
 def define(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        help="default: by the suffix of OUT, ncnn for .param, else onnx",
+        help="default: by the suffix of OUT",
     )
     add_export_options(parser, "--opset")
     parser.add_argument(
@@ -169,8 +169,17 @@ def _export_int8(
 
 
 def _format(arguments: argparse.Namespace) -> str:
-    by_suffix = "ncnn" if arguments.output.suffix.lower() == ".param" else "onnx"
-    return arguments.format or by_suffix
+    """The format that --format names, or else the suffix of the output."""
+    if arguments.format:
+        return arguments.format
+    suffix = arguments.output.suffix.lower()
+    for name, its_suffix in FORMATS.items():
+        if suffix == its_suffix:
+            return name
+    known = " nor ".join(FORMATS.values())
+    raise AetherError(
+        f"Cannot be written: the suffix is neither {known}.", arguments.output
+    )
 
 
 def _export_ncnn(arguments: argparse.Namespace) -> None:
