@@ -1,4 +1,4 @@
-"""Size of an installation and the time it takes, in a fresh virtual environment.
+"""What an installation adds to a fresh virtual environment, and the time it takes.
 
     python benchmarks/installation.py [--extras video,openvino] [--largest 10]
 
@@ -41,10 +41,10 @@ def main() -> None:
             [scripts / "python", "-m", "pip", "install", "-q", wanted], check=True
         )
         seconds = time.perf_counter() - start
-        total = size(Path(folder))
+        added = size(Path(folder)) - empty
         print(
-            f"{total / 1e6:.0f} MB after {seconds:.0f} s; an empty environment has "
-            f"{empty / 1e6:.0f} MB"
+            f"{added / 1e6:.0f} MB in {seconds:.0f} s, beside the {empty / 1e6:.0f} MB "
+            "of an empty environment"
         )
         (packages,) = Path(folder).glob("**/site-packages")
         found = sorted((size(path), path.name) for path in packages.iterdir())
