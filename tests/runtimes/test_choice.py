@@ -20,7 +20,7 @@ from helpers import (
     without_hidden,
     write,
 )
-from runtime_helpers import SMALLEST, picture_network
+from runtime_helpers import NEEDS_KERNELS, SMALLEST, picture_network
 
 from aethernet.cache import cache_folder
 from aethernet.checkpoints.checkpoint import save_checkpoint
@@ -296,6 +296,29 @@ print(sorted({"onnx", "onnxruntime", "onnxscript", "openvino"} & set(sys.modules
     assert done.stderr == ""
     assert "PyTorch float32 on cpu: no other is installed\n[]\n" in done.stdout
     assert not cache.exists()
+
+
+@NEEDS_KERNELS
+def test_little_work_imports_no_library_to_ask_it(tmp_path):
+    """On a processor with units for bfloat16, which others may be faster in."""
+    save_checkpoint(lively_network(depths=(1,)), tmp_path / "m.safetensors")
+    code = """
+import math, sys
+from aethernet.runtimes import choice
+from aethernet.runtimes.registry import open_model
+choice.has_reduced_precision_units = lambda: True
+choice.may_use_gpu = lambda names: False
+libraries = {"torch", "onnxruntime", "openvino"}
+for pixels in (1000, math.inf):
+    model = open_model("m.safetensors", pixels=lambda: pixels)
+    print(model.describe(), sorted(libraries & set(sys.modules)))
+"""
+    environment = {**os.environ, "AETHERNET_CACHE": str(tmp_path / "cache")}
+    done = run("-c", code, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    little, much = done.stdout.splitlines()
+    assert little.endswith("the fastest known here; no trial for so little work []")
+    assert "'torch'" in much  # which is asked then
 
 
 class TestCommand:

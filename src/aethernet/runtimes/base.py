@@ -216,6 +216,11 @@ class RuntimeSpec:
     """Whether it also runs a float32 .onnx file in other precisions."""
     precisions: tuple[str, ...] = PRECISIONS
     """What it may compute in."""
+    lower_on_cpu: bool = False
+    """Whether it may be faster in a lower precision on a processor with units for it.
+
+    Its library is only asked for these precisions when a trial may be worth its time.
+    """
     tried: bool = True
     """Whether `choice` decides about it; the class then is a `TriedRuntime`.
 

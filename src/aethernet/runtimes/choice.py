@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,14 @@ class _Choice:
         self.request, self.specs = request, able
         self.file = ModelFile(request.path, request.img_range)
         self.candidates = _candidates(request, able)
+        # Whether lower precisions on the processor may be missing from these: asking
+        # for them imports libraries, and is put off until a trial may be worth it.
+        self.may_lower = (
+            request.precision == "auto"
+            and not request.named
+            and has_reduced_precision_units()
+            and any(map(_may_lower, self.candidates))
+        )
         # Where the user asked for no precision, none may be visible in a picture.
         self.trial = Trial(self.file, request.precision == "auto")
 
@@ -167,6 +175,15 @@ class _Choice:
         except AetherError as error:
             _log.info("the result of the trial is not kept: %s", error)
             return None
+
+    def _add_lower_precisions(self) -> None:
+        """Ask the libraries for lower precisions on the processor, once."""
+        if not self.may_lower:
+            return
+        self.may_lower = False
+        for each in [*filter(_may_lower, self.candidates)]:
+            self.candidates += _lowered(each, self.request.path)
+        self.candidates.sort(key=_order)
 
     def model(self) -> TriedRuntime:
         if self._nothing_to_check():
@@ -188,10 +205,10 @@ class _Choice:
             verdict = self._try(usual, self._rivals(usual), kept.trials if kept else 0)
             return _explained(self.trial.able[verdict.winner], verdict.why)
         self._report_failures()
-        rivals = self._rivals(usual)
-        why = self._why_usual(rivals)
+        may_be_beaten = self._may_be_beaten(usual)
+        why = self._why_usual(may_be_beaten)
         if not usual.spec.proven:  # or nothing was found out
-            self._keep(_Kept(usual, why, not rivals, 0))
+            self._keep(_Kept(usual, why, not may_be_beaten, 0))
         return _explained(model, why)
 
     def _first_proves_itself(self) -> bool:
@@ -200,6 +217,7 @@ class _Choice:
         return first.spec.proven and self.trial.works(first)
 
     def try_all(self) -> Verdict:
+        self._add_lower_precisions()
         usual, _ = self.trial.first(self.candidates)
         others = [each for each in self.candidates if each != usual]
         return self._try(usual, others, 0)
@@ -209,6 +227,8 @@ class _Choice:
 
         Or what checks itself, and is an error for the user who named it.
         """
+        if len(self.candidates) == 1:  # whose library is imported anyway
+            self._add_lower_precisions()
         if len(self.candidates) != 1:
             return False
         (only,) = self.candidates
@@ -218,15 +238,23 @@ class _Choice:
 
     def _is_long(self, usual: Candidate) -> bool:
         """Whether another than this candidate could save more than a trial takes."""
-        rivals = self._rivals(usual)
-        if not rivals:
+        if not self._may_be_beaten(usual):
             return False
         try:
             weights = self.file.path.stat().st_size / _BYTES_OF_WEIGHT
         except OSError:  # loading it reports that
             return False
-        work = self.request.pixels() * weights / _RATES[usual.on_cpu]
-        return work * _MOST_SAVED > _trial_seconds(len(rivals) + 1)
+        saved = self.request.pixels() * weights / _RATES[usual.on_cpu] * _MOST_SAVED
+        if saved <= _trial_seconds(2):  # with one rival
+            return False
+        self._add_lower_precisions()
+        rivals = self._rivals(usual)
+        return bool(rivals) and saved > _trial_seconds(len(rivals) + 1)
+
+    def _may_be_beaten(self, usual: Candidate) -> bool:
+        """Whether a candidate may be faster than the usual one; imports no library."""
+        on_fast_gpu = device_kind(usual.device) in _FAST_GPUS
+        return (self.may_lower and not on_fast_gpu) or bool(self._rivals(usual))
 
     def _rivals(self, usual: Candidate) -> list[Candidate]:
         """Candidates that may work and be faster than the usual one."""
@@ -241,14 +269,14 @@ class _Choice:
             return [each for each in others if not each.on_cpu]
         return others
 
-    def _why_usual(self, rivals: Sequence[Candidate]) -> str:
+    def _why_usual(self, may_be_beaten: bool) -> str:
+        if may_be_beaten:
+            return "the fastest known here; no trial for so little work"
         if len(self.candidates) == 1:
             return "nothing else to try"
-        if self.trial.failures and not rivals:
+        if self.trial.failures:
             return "the only one that works here"
-        if not rivals:
-            return "the fastest known here"
-        return "the fastest known here; no trial for so little work"
+        return "the fastest known here"
 
     def _try(
         self, usual: Candidate, others: Sequence[Candidate], trials: int
@@ -341,7 +369,10 @@ def _explained(model: TriedRuntime, why: str) -> TriedRuntime:
 
 
 def _candidates(request: Request, specs: Sequence[RuntimeSpec]) -> list[Candidate]:
-    """What may run the model, in the order in which it is known to be fast."""
+    """What may run the model, in the order in which it is known to be fast.
+
+    Without lower precisions on the processor that the user has not asked for.
+    """
     # A library that is named is asked, since it is loaded anyway.
     ask = request.named or may_use_gpu(spec.name for spec in specs)
     found = [
@@ -360,8 +391,7 @@ def _devices_and_precisions(
     Args:
         request: what the user asks for.
         spec: the runtime.
-        ask: ask its library for its devices, not only for precisions of processors
-            that compute them fast.
+        ask: ask its library for its devices.
     """
     plain = "float32" if is_checkpoint(request.path) else "auto"
     try:
@@ -374,12 +404,26 @@ def _devices_and_precisions(
             on_gpu = device_kind(device) != "cpu"
             if request.precision != "auto":
                 precisions = (request.precision,)
-            elif request.named or on_gpu or has_reduced_precision_units():
+            elif request.named or on_gpu:
                 precisions = tried_class(spec).precisions(request.path, device)
             pairs += [(device, precision) for precision in precisions]
     except AetherError:  # loading will raise it again, and the trial notes it
         return [(request.device, request.precision)]
     return pairs
+
+
+def _may_lower(candidate: Candidate) -> bool:
+    return candidate.on_cpu and candidate.spec.lower_on_cpu
+
+
+def _lowered(candidate: Candidate, path: Path) -> list[Candidate]:
+    """A candidate in the lower precisions that its library has for this file."""
+    try:
+        precisions = tried_class(candidate.spec).precisions(path, candidate.device)
+    except AetherError:  # the candidate itself fails, too, which the trial notes
+        return []
+    found = [replace(candidate, precision=precision) for precision in precisions]
+    return [each for each in found if not each.is_plain]
 
 
 def _order(candidate: Candidate) -> tuple[int, int, int]:

@@ -56,6 +56,7 @@ register(
         devices=PYTORCH_KINDS,
         distributions=("torch",),
         extra="torch",
+        lower_on_cpu=True,
     )
 )
 register(
@@ -79,6 +80,7 @@ register(
         extra="openvino",
         checkpoint_needs=_EXPORTER,
         converts=True,
+        lower_on_cpu=True,
     )
 )
 register(
