@@ -136,7 +136,9 @@ def load(
     """
     path = find_model(model) if model else shipped_model()
     asked = AskedValues(value_range, bgr)
-    opened = open_any(path, runtime, device, precision, asked=asked)
+    how = (runtime, device, precision)
+    # How much work follows is not known: no trial delays the first picture.
+    opened = open_any(path, *how, pixels=lambda: 0, asked=asked)
     return Upscaler(Tiled(opened, tile, DEFAULT_CONTEXT))
 
 

@@ -22,6 +22,7 @@ from helpers import (
 )
 from runtime_helpers import NEEDS_KERNELS, SMALLEST, picture_network
 
+import aethernet
 from aethernet.cache import cache_folder
 from aethernet.checkpoints.checkpoint import save_checkpoint
 from aethernet.commands.main import main
@@ -33,7 +34,7 @@ from aethernet.errors import (
 )
 from aethernet.runtimes import choice, trial
 from aethernet.runtimes.pytorch import PyTorchRuntime
-from aethernet.runtimes.registry import open_model
+from aethernet.runtimes.registry import open_model, try_runtimes
 
 pytest.importorskip("onnx", reason="needs pip install onnx onnxruntime")
 pytest.importorskip("onnxruntime", reason="needs pip install onnx onnxruntime")
@@ -56,6 +57,18 @@ class TestChoice:
     def test_takes_what_the_clock_says_is_fastest(self, stage, checkpoint, fastest):
         stage.seconds[fastest] = 0.8
         assert open_model(checkpoint).describe().runtime == fastest
+
+    def test_where_the_work_is_not_known_there_is_no_trial(
+        self, stage, checkpoint, tmp_path
+    ):
+        write(photo(8, 9), tmp_path / "in.png")
+        words = ["compare", tmp_path / "in.png", "-o", tmp_path / "page.html"]
+        assert main([*map(str, words), "--model", str(checkpoint)]) == 0
+        usual = aethernet.load(checkpoint).model.describe()
+        assert usual.runtime == "onnxruntime"
+        assert stage.timed == []
+        try_runtimes(checkpoint)
+        assert aethernet.load(checkpoint).model.describe().runtime == "openvino"
 
     def test_says_why(self, stage, checkpoint):
         why = open_model(checkpoint).describe().why

@@ -85,10 +85,13 @@ def models_of(arguments: argparse.Namespace) -> list[Path]:
 
 
 def model_loader(arguments: argparse.Namespace) -> "Callable[[Path], Model]":
-    """A function that opens a model file as the flags say, for pictures of any size."""
+    """A function that opens a model file as the flags say, for pictures of any size.
+
+    It makes no trial: a few pictures are not worth one.
+    """
     # Imported here because it imports NumPy, which --help does not need.
     from aethernet.runtimes.tiling import Tiled
 
     how = (arguments.runtime, arguments.device, arguments.precision)
     asked = asked_values(arguments)
-    return lambda path: Tiled(open_any(path, *how, asked=asked))
+    return lambda path: Tiled(open_any(path, *how, pixels=lambda: 0, asked=asked))

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aethernet.commands.model_flags import (
     add_runtime,
@@ -12,6 +13,9 @@ from aethernet.commands.model_flags import (
 )
 from aethernet.commands.values import port
 from aethernet.runtimes.registry import open_any
+
+if TYPE_CHECKING:
+    from aethernet.runtimes.base import Model
 
 
 def ui(arguments: argparse.Namespace) -> None:
@@ -23,9 +27,15 @@ def ui(arguments: argparse.Namespace) -> None:
     paths = models_of(arguments) if arguments.model else default_models()
     runtime, precision = arguments.runtime, arguments.precision
     asked = asked_values(arguments)
+
+    def load(path: Path, device: str) -> "Model":
+        # No trial delays the first picture.
+        how = (runtime, device, precision)
+        return open_any(path, *how, pixels=lambda: 0, asked=asked)
+
     serve(
         find_models(paths or models_of(arguments)),
-        lambda path, device: open_any(path, runtime, device, precision, asked=asked),
+        load,
         arguments.port,
         open_browser=arguments.browser,
         device=arguments.device,
