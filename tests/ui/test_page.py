@@ -325,7 +325,7 @@ def test_progress_reload_and_cancel(page, server, large, tmp_path):
     # Another tab of the browser finds the task, and one of its own waits.
     other = page.context.new_page()
     other.goto(server.url)
-    assert "small.png and 1 more is being" in other.locator("#others").inner_text()
+    other.locator("#others", has_text="small.png and 1 more is being").wait_for()
     choose_files(other, tmp_path / "small.png")
     other.locator("#upscale").click()
     other.get_by_text("Waiting for 1 other task").wait_for()
