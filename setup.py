@@ -40,17 +40,18 @@ class BuildNative(Command):
         target = native.TARGETS.get(self.tag)
         name = target.library if target else native.LIBRARY.name
         folder = Path(self.build_lib or "") / PACKAGE
-        output = native.LIBRARY if self.editable_mode else folder / name
+        place = native.LIBRARY.parent if self.editable_mode else folder
         for other in native.TARGETS.values():  # of an earlier build for a wheel
             (folder / other.library).unlink(missing_ok=True)
         try:
-            native.build(output, target=target)
+            made = [native.build(place / name, target=target)]
+            made += native.build_page(place)
         except (native.BuildError, OSError) as error:
             if target:
                 raise SystemExit(str(error)) from None
             self.warn(f"AetherNet is installed without its native kernels: {error}")
         else:
-            self.built = {str(folder / name): str(output)}
+            self.built = {str(folder / path.name): str(path) for path in made}
 
     def get_source_files(self) -> list[str]:
         return [str(Path("src") / PACKAGE / f) for f in ("kernels.c", "level.c")]

@@ -2,7 +2,8 @@
 
     python tools/build_native.py [--compiler clang] [--output FILE] [-- CC ARGUMENTS]
 
-Without arguments the library for this machine is written where AetherNet looks for it.
+Without arguments the library for this machine and the kernels for the page of
+`aethernet web` are written where AetherNet looks for them.
 `pip install` has done that already where it could; this shows why it could not, and
 builds again after a change of the sources.
 """
@@ -25,6 +26,8 @@ def main() -> None:
     given = parser.parse_args()
     try:
         print(build.build(given.output, given.compiler.split(), None, given.extra))
+        if not (given.output or given.compiler or given.extra):
+            print(*build.build_page(), sep="\n")
     except build.BuildError as error:
         raise SystemExit(str(error)) from None
 

@@ -32,7 +32,7 @@ _PARTS = (
     *("pyproject.toml", "setup.py", "README.md", "LICENSE", "src", "models"),
     "spandrel",
 )
-_BUILT = ("__pycache__", "*.egg-info", "kernels.so", "kernels.dll", "kernels.dylib")
+_BUILT = ("__pycache__", "*.egg-info", "*.so", "*.dll", "*.dylib", "*.wasm")
 
 
 class WheelError(Exception):
@@ -99,7 +99,8 @@ def check_wheel(wheel: Path, tag: str) -> None:
         raise WheelError(f"{wheel.name} is not for {tag}.")
     with zipfile.ZipFile(wheel) as archive:
         found = [n for n in archive.namelist() if n.startswith(f"{NATIVE}/kernels.")]
-        wanted = {f"{NATIVE}/kernels.c", f"{NATIVE}/{target.library}"}
+        names = ("kernels.c", target.library, *(p.name for p in build.PAGE_KERNELS))
+        wanted = {f"{NATIVE}/{name}" for name in names}
         if {*found} != wanted:
             raise WheelError(f"{wheel.name} has {found} instead of {wanted}.")
         library = read_library(archive.read(f"{NATIVE}/{target.library}"))

@@ -3,6 +3,7 @@ import { open, type Engine } from './engine';
 import { PngWriter } from './files';
 import { MOST_MEGAPIXELS, Refusal, type Ask, type Model, type Tell } from './model';
 import { openPicture } from './pixels';
+import { help } from './processor';
 import { windows } from './tiles';
 
 const tell = (message: Tell) => self.postMessage(message);
@@ -17,7 +18,8 @@ self.onmessage = async ({ data }: MessageEvent<Ask>) => {
       const [opened, notes] = await open(data.root, model, data.device, () => tell({ kind: 'lost' }));
       engine = opened;
       tell({ kind: 'loaded', engine: engine.describe, notes });
-    } else if (data.kind === 'upscale') await upscale(data.file);
+    } else if (data.kind === 'help') await help(data.share, () => tell({ kind: 'ready' }));
+    else if (data.kind === 'upscale') await upscale(data.file);
     else tell({ kind: 'encoded', picture: await encode(data.picture, data.type) });
   } catch (error) {
     // A card that stops fails the picture first; the page tries it again on the processor.

@@ -10,7 +10,7 @@ const pictures = (model: string) => readdirSync(join(work, 'pictures', model));
 const picture = (...names: string[]) => join(work, 'pictures', ...names);
 
 /** A visitor's page that has loaded the first model, and the errors that it had. */
-async function visit(page: Page, device: string): Promise<string[]> {
+async function visit(page: Page, device: string, isolated = true): Promise<string[]> {
   const errors: string[] = [];
   page.on('pageerror', (error) => errors.push(error.message));
   page.on('console', (line) => line.type() === 'error' && errors.push(line.text()));
@@ -20,7 +20,7 @@ async function visit(page: Page, device: string): Promise<string[]> {
   });
   await page.addInitScript((chosen) => (localStorage.device = chosen), device);
   await page.goto('./');
-  await page.waitForFunction(() => crossOriginIsolated);
+  await page.waitForFunction((wanted) => crossOriginIsolated === wanted, isolated);
   await expect(page.locator('#engine')).toContainText('Runs on', { timeout: 150_000 });
   return errors;
 }
@@ -132,16 +132,19 @@ test.describe('on the processor', () => {
   });
 
   test('other models, and Cancel in the middle', async () => {
-    await page.locator('#model').selectOption('gray4');
-    await compareAll(page, 'gray4', pictures('gray4'));
-    await clear(page);
-    await page.locator('#model').selectOption('2x_aether_small');
-    await compareAll(page, 'shipped', pictures('shipped'));
+    const names = { shipped4: '4x_aether_small', shipped: '2x_aether_small' };
+    for (const name of ['gray1', 'gray3', 'gray4', 'gray8', 'shipped4', 'shipped'] as const) {
+      await page.locator('#model').selectOption(names[name as keyof typeof names] ?? name);
+      await compareAll(page, name, pictures(name));
+      await clear(page);
+    }
+    const workers = page.workers().length;
     await add(page, picture('tiny', 'sample.png'), picture('tiny', 'one.png'));
     await expect(row(page, 'sample.png').locator('.state')).toContainText('left'); // some tiles are done
     await row(page, 'sample.png').getByRole('button', { name: 'Cancel' }).click();
     await expect(row(page, 'sample.png')).toHaveCount(0);
     await expect(row(page, 'one.png')).toHaveClass('done', { timeout: 150_000 });
+    expect(page.workers().length).toBe(workers); // those of the cancelled picture have ended
     expect(errors).toEqual([]);
   });
 
@@ -164,6 +167,22 @@ test.describe('on the processor', () => {
     await expect(row(page, 'one.png')).toHaveClass('done');
   });
 });
+
+for (const kernels of ['relaxed', 'plain'])
+  test(`one thread, where nothing isolates the page, with the ${kernels} kernels`, async ({ browser }) => {
+    const context = await browser.newContext({ serviceWorkers: 'block' });
+    const page = await context.newPage();
+    const asked: string[] = [];
+    page.on('request', (request) => asked.push(request.url()));
+    // A browser that lacks something refuses the whole file.
+    if (kernels === 'plain') await context.route(/kernels\.relaxed/, (route) => route.fulfill({ body: 'unknown' }));
+    const errors = await visit(page, 'wasm', false);
+    await expect(page.locator('#engine')).toContainText('Processor (1 thread)');
+    await compareAll(page, 'tiny', ['odd.png', 'clear.png']);
+    expect(asked.filter((url) => url.includes('kernels.')).at(-1)).toContain(`kernels.${kernels}`);
+    expect(errors).toEqual([]);
+    await context.close();
+  });
 
 test('the graphics card makes the same pictures; when it stops, the processor goes on', async ({ page }) => {
   page.on('worker', (worker) => {

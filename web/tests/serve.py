@@ -24,6 +24,13 @@ from aethernet.checkpoints.shipped import shipped_model  # noqa: E402
 from aethernet.commands.main import main  # noqa: E402
 
 TINY = {"embed_dim": 8, "depths": (1,)}
+# Gray, of widths that do not fill the kernels' vectors.
+SCALES = {
+    "gray1": {"embed_dim": 10, "scale": 1},
+    "gray3": {"embed_dim": 18, "scale": 3},
+    "gray8": {"embed_dim": 10, "scale": 8},
+}
+FEW = ("odd.png", "gray.png", "clear.png")
 SAMPLE = REPOSITORY / "assets/sample.png"
 
 
@@ -47,15 +54,17 @@ def pictures(folder: Path) -> None:
         "webp.webp": seen,
         "wide.png": photo.resize((700, 70)),  # more than one tile
     }
-    for model in ("tiny", "gray4"):
+    for model in ("tiny", "gray4", *SCALES):
         (folder / model).mkdir(parents=True)
         for name, picture in save.items():
-            if model == "tiny" or name in ("odd.png", "gray.png", "clear.png"):
+            few = ("odd.png", "one.png") if model in SCALES else FEW
+            if model == "tiny" or name in few:
                 lossless = {"lossless": True} if name.endswith("webp") else {}
                 picture.save(folder / model / name, **lossless)
     seen.save(folder / "tiny/turned.jpg", exif=turned, quality=90)
-    (folder / "shipped").mkdir()
-    photo.crop((200, 60, 296, 132)).save(folder / "shipped/part.png")
+    for name in ("shipped", "shipped4"):
+        (folder / name).mkdir()
+        photo.crop((200, 60, 295, 132)).save(folder / name / "part.png")
 
 
 def prepare(folder: Path) -> None:
@@ -65,8 +74,12 @@ def prepare(folder: Path) -> None:
     models = {
         "tiny": lively_file(folder / "tiny.safetensors", **TINY),
         "shipped": shipped_model(),
+        "shipped4": REPOSITORY / "models/4x_aether_small.safetensors",
         "gray4": lively_file(folder / "gray4.safetensors", **TINY, in_chans=1, scale=4),
     }
+    for name, own in SCALES.items():
+        file = folder / f"{name}.safetensors"
+        models[name] = lively_file(file, **{**TINY, **own, "in_chans": 1})
     words = ["web", "-o", folder / "site", "--model", *models.values()]
     assert main([*map(str, words)]) == 0
     pictures(folder / "pictures")

@@ -2,12 +2,14 @@
 
 The page itself is TypeScript, in the folder `web/` of the repository. It is built there
 with npm, once for all models; wheels of a release bring it. Here the models are added
-to it: for each an ONNX file with float32 arithmetic, one with float16 arithmetic, and
-the right result for a small picture, with which the page checks every device before it
-uses it.
+to it: for each an ONNX file with float32 arithmetic, one with float16 arithmetic, the
+weights for the kernels on a processor, and the right result for a small picture, with
+which the page checks every device before it uses it.
 """
 
 import base64
+import gzip
+import hashlib
 import json
 import logging
 import shutil
@@ -25,6 +27,8 @@ from aethernet.checkpoints.onnx_check import open_session, session_run
 from aethernet.checkpoints.reference import evaluate
 from aethernet.errors import AetherError, VerificationError, first_line
 from aethernet.files import check_target_folder, replacing_folder, sha256_of
+from aethernet.publish.page_model import page_model
+from aethernet.runtimes.native.build import PAGE_KERNELS, is_current
 from aethernet.version import PACKAGE
 
 _log = logging.getLogger(__name__)
@@ -59,15 +63,16 @@ def write_page(models: Sequence[Path], target: str | Path) -> list[str]:
     _check_place(target)
     checkpoints = [load_checkpoint(path) for path in models]
     names = _names(models)
-    page = built_page()
+    page, kernels = built_page(), page_kernels()
     with replacing_folder(target) as folder:
         shutil.copytree(page, folder, dirs_exist_ok=True)
         (folder / "models").mkdir()
+        added = [_add_file(folder, name, content) for name, content in kernels.items()]
         entries = [
-            _add_model(folder, name, checkpoint)
+            {**_add_model(folder, name, checkpoint), "kernels": added}
             for name, checkpoint in zip(names, checkpoints, strict=True)
         ]
-        content = json.dumps(entries, indent=1)
+        content = json.dumps(entries)
         (folder / LIST).write_text(f"{content}\n", "utf-8")
     return names
 
@@ -101,6 +106,23 @@ def built_page() -> Path:
     if _is_older(source / "build/index.html", source):
         _build(source)
     return source / "build"
+
+
+def page_kernels() -> dict[str, bytes]:
+    """The kernels in WebAssembly by the names of their files, best first.
+
+    Raises:
+        AetherError: when they are missing, or not built from the sources beside them.
+    """
+    kernels = {path.name: path.read_bytes() for path in PAGE_KERNELS if path.is_file()}
+    if len(kernels) < len(PAGE_KERNELS) or not all(map(is_current, kernels.values())):
+        raise AetherError(
+            "The page's kernels have not been built, or from other sources.",
+            PAGE_KERNELS[0].parent,
+            "Install a wheel of a release, or build them in a clone: "
+            "pip install ziglang, then python tools/build_native.py.",
+        )
+    return kernels
 
 
 def _check_place(target: Path) -> None:
@@ -163,11 +185,14 @@ def _add_model(folder: Path, name: str, checkpoint: Checkpoint) -> dict[str, Any
     folded, picture = checkpoint.folded, check_picture(checkpoint.in_chans)
     expected = evaluate(folded, picture)
     full = _export(folder, name, checkpoint, ExportOptions(True, half_weights=True))
-    if full is None or not _is_exact(folder / full, picture, expected):
+    in_half = full is not None and _is_exact(folder / full, picture, expected)
+    if not in_half:
         if full:
             (folder / full).unlink()
         full = _export(folder, name, checkpoint, ExportOptions(True))
     half = ExportOptions(True, precision="float16", float32_io=True)
+    weights, program = page_model(folded, in_half)
+    packed = gzip.compress(weights, mtime=0)
     return {
         "name": name,
         "scale": checkpoint.scale,
@@ -175,6 +200,8 @@ def _add_model(folder: Path, name: str, checkpoint: Checkpoint) -> dict[str, Any
         "widest": _widest(folded),
         "file": full,
         "half": _export(folder, f"{name}-half", checkpoint, half),
+        "weights": _add_file(folder, f"{name}.bin", packed),
+        "program": program,
         "check": [_steps(picture), _steps(expected)],
     }
 
@@ -204,6 +231,15 @@ def _export(
     kept = path.with_stem(f"{name}-{sha256_of(path)[:12]}")
     path.rename(kept)
     return kept.relative_to(folder).as_posix()
+
+
+def _add_file(folder: Path, name: str, content: bytes) -> str:
+    """Write a file as `_export` does."""
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    stem, suffix = name.rsplit(".", 1)
+    path = folder / f"models/{stem}-{digest}.{suffix}"
+    path.write_bytes(content)
+    return path.relative_to(folder).as_posix()
 
 
 def _is_exact(path: Path, picture: np.ndarray, expected: np.ndarray) -> bool:

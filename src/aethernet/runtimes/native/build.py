@@ -1,4 +1,5 @@
-"""Compile `kernels.c` and `level.c` into the library that `library.py` loads.
+"""Compile `kernels.c` and `level.c` into the library that `library.py` loads, and into
+WebAssembly for the page of `aethernet web`.
 
 `pip install` does it (`setup.py`), and `tools/build_native.py` is the command for a
 clone. This module needs the standard library only, so that an installation can run it
@@ -21,6 +22,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 KERNELS = Path(__file__).with_name("kernels.c")
 LEVEL = Path(__file__).with_name("level.c")
@@ -67,6 +69,9 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
     "x86_64": {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]},
     "arm64": {"neon": []},
 }
+PAGE_VARIANTS = {"relaxed": ["-mrelaxed-simd"], "plain": []}
+"""Those in WebAssembly, best first: products and sums as one instruction, which not
+every browser has, or as two."""
 FUNCTIONS = ("block", "norm", "conv", "first", "tail", "peak", "constant")
 """What `kernels.c` exports for each variant, as `aether_block_v3`."""
 
@@ -77,6 +82,15 @@ FLAGS = [
     *("-std=gnu11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-ffreestanding", "-fno-stack-protector"),
+]
+_PAGE_FLAGS = ["-target", "wasm32-freestanding", "-msimd128", "-matomics"]
+_PAGE_FLAGS += ["-mbulk-memory"]  # which shared memory asks for, as atomics
+# The page makes the memory, 1 GiB at most, and gives each thread a stack in it.
+_PAGE_LINKING = [
+    *("-nostdlib", "-s", "-Wl,--no-entry", "-Wl,--export-dynamic"),
+    *("-Wl,--import-memory", "-Wl,--shared-memory", f"-Wl,--max-memory={2**30}"),
+    *("-Wl,-z,stack-size=4096", "-Wl,--export=__stack_pointer"),
+    "-Wl,--export=__heap_base",
 ]
 # LLVM splits 512-bit vectors on some processors unless told otherwise.
 _WIDE = "-mprefer-vector-width=512"
@@ -115,6 +129,9 @@ _HERE = target_of()
 LIBRARY = Path(__file__).with_name(_HERE.library if _HERE else "kernels.so")
 """The library for this machine, beside this file."""
 
+PAGE_KERNELS = [LIBRARY.with_name(f"kernels.{name}.wasm") for name in PAGE_VARIANTS]
+"""The kernels of the page, best first."""
+
 
 def exports(target: Target) -> set[str]:
     """Names of all functions of a library."""
@@ -129,7 +146,8 @@ def sources() -> int:
     its functions might take other arguments.
     """
     content = b"".join(path.read_bytes() for path in (KERNELS, LEVEL))
-    content += repr((FLAGS, VARIANTS)).encode()
+    flags = (FLAGS, VARIANTS, PAGE_VARIANTS, _PAGE_FLAGS, _PAGE_LINKING)
+    content += repr(flags).encode()
     return int(hashlib.sha256(content).hexdigest()[:16], 16) >> 1
 
 
@@ -186,26 +204,83 @@ def build(
         # Windows needs no function that is called when it is loaded.
         linking += ["-target", wanted.triple, "-nostdlib", "-s"]
         linking += ["-Wl,--no-entry"] if wanted.suffix == ".dll" else []
-    with tempfile.TemporaryDirectory() as folder:
-        # zig keeps what it compiled; the user's own cache may not be writable.
-        kept = {f"ZIG_{n}_CACHE_DIR": f"{folder}/cache" for n in ("GLOBAL", "LOCAL")}
-        environment = {**os.environ, **kept}
-
-        def compiled(source: Path, name: str, flags: Sequence[str]) -> str:
-            made = str(Path(folder) / f"{name}.o")
-            steps = [*command, *always, *flags, "-c", str(source), "-o", made]
-            _call(steps, environment)
-            return made
-
-        objects = [compiled(LEVEL, "level", [f"-DSOURCES={sources()}"])]
+    with _Compiler(command, always) as tool:
+        objects = [tool.compiled(LEVEL, "level", [f"-DSOURCES={sources()}"])]
         for name, flags in VARIANTS[wanted.processor].items():
             own = [f.replace("x86-64-v", "x86_64_v") for f in flags] if zig else flags
-            wide = [_WIDE] if name == "v4" else []
-            objects.append(compiled(KERNELS, name, [*own, *wide, f"-DVARIANT={name}"]))
-        made = Path(folder) / wanted.library
-        _call([*command, *objects, *linking, "-o", str(made)], environment)
-        _move(made, output)
+            own = [*own, f"-DVARIANT={name}", *([_WIDE] if name == "v4" else [])]
+            objects.append(tool.compiled(KERNELS, name, own))
+        tool.link(objects, linking, output)
     return output
+
+
+def build_page(folder: Path | None = None, compiler: Sequence[str] = ()) -> list[Path]:
+    """Compile the kernels of the page.
+
+    Args:
+        folder: where to put them; None: where AetherNet looks for them.
+        compiler: zig's, as `build` takes it.
+
+    Returns:
+        The files, best first.
+
+    Raises:
+        BuildError: when it fails, or the compiler is not zig, which has all it needs.
+    """
+    command = [*(compiler or compiler_command())]
+    if not _is_zig(command):
+        raise BuildError("Only zig compiles to WebAssembly: pip install ziglang.")
+    outputs = [(folder or path.parent) / path.name for path in PAGE_KERNELS]
+    for output, flags in zip(outputs, PAGE_VARIANTS.values(), strict=True):
+        always = [*_PAGE_FLAGS, *flags]
+        with _Compiler(command, [*FLAGS, *always, "-DVARIANT=page"]) as tool:
+            objects = [
+                tool.compiled(LEVEL, "level", [f"-DSOURCES={sources()}"]),
+                tool.compiled(KERNELS, "kernels", []),
+            ]
+            tool.link(objects, [*always, *_PAGE_LINKING], output)
+    return outputs
+
+
+def is_current(content: bytes) -> bool:
+    """Whether a file of the page's kernels was built from the sources beside this."""
+    number, code = sources(), bytearray(b"\x42")  # i64.const, in LEB128
+    while number >= 64:
+        code.append(number & 127 | 128)
+        number >>= 7
+    code.append(number)
+    return bytes(code) in content
+
+
+class _Compiler:
+    """A compiler with a temporary folder."""
+
+    def __init__(self, command: Sequence[str], always: Sequence[str]) -> None:
+        self._command, self._always = command, always
+
+    def __enter__(self) -> Self:
+        self._temporary = tempfile.TemporaryDirectory()
+        folder = self._temporary.name
+        # zig keeps what it compiled; the user's own cache may not be writable.
+        kept = {f"ZIG_{n}_CACHE_DIR": f"{folder}/cache" for n in ("GLOBAL", "LOCAL")}
+        self._environment = {**os.environ, **kept}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._temporary.cleanup()
+
+    def compiled(self, source: Path, name: str, flags: Sequence[str]) -> str:
+        """Compile a source, and return its object file."""
+        made = str(Path(self._temporary.name) / f"{name}.o")
+        steps = [*self._command, *self._always, *flags, "-c", str(source), "-o", made]
+        _call(steps, self._environment)
+        return made
+
+    def link(self, objects: Sequence[str], flags: Sequence[str], output: Path) -> None:
+        """Link objects into a file, which appears complete or not at all."""
+        made = Path(self._temporary.name) / output.name
+        _call([*self._command, *objects, *flags, "-o", str(made)], self._environment)
+        _move(made, output)
 
 
 def _is_zig(command: Sequence[str]) -> bool:
