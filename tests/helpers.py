@@ -93,6 +93,19 @@ def lively_file(path: Path, seed: int = 0, **arguments: Any) -> Path:
     return path
 
 
+def tiny_weights_file(path: Path, **arguments: Any) -> Path:
+    """The same; some weights are too small for float16, and those after them large."""
+    weights, hyperparameters = lively_arrays(**arguments)
+    for key, factor in (
+        ("conv_before_upsample.0.weight", 1e-5),
+        ("conv_before_upsample.0.bias", 1e-5),
+        ("upsample.0.weight", 1e5),
+    ):
+        weights[key] = weights[key] * np.float32(factor)
+    write_checkpoint(weights, hyperparameters, path)
+    return path
+
+
 def lively_network(seed: int = 0, **arguments: Any) -> "AetherNet":
     """The network of `lively_arrays` in PyTorch, in evaluation mode."""
     from aethernet.checkpoints.rewrites import build_network

@@ -4,12 +4,20 @@ The page itself is tested in a browser by `npm --prefix web test`.
 """
 
 import base64
+import gzip
+import hashlib
 import json
 import re
 
 import numpy as np
 import pytest
-from helpers import ROOT, check_one_error, lively_file, without_hidden
+from helpers import (
+    ROOT,
+    check_one_error,
+    lively_file,
+    tiny_weights_file,
+    without_hidden,
+)
 
 from aethernet.checkpoints.checkpoint import load_checkpoint
 from aethernet.checkpoints.onnx_check import open_session, session_run
@@ -18,9 +26,10 @@ from aethernet.checkpoints.reference import evaluate
 from aethernet.commands.main import main
 from aethernet.errors import AetherError
 from aethernet.publish import web
+from aethernet.runtimes.native import build
 
 TINY = {"embed_dim": 8, "depths": (1,)}
-MOST_LINES = 599
+MOST_LINES = 759
 """Of TypeScript in the page, without comments and empty lines."""
 
 
@@ -77,8 +86,45 @@ def test_the_folder_holds_the_page_and_correct_models(page, model, tmp_path, cap
         for key in ("file", "half"):
             run = session_run(open_session((target / entry[key]).read_bytes()))
             assert np.abs(run(picture) - expected).max() < 1 / 255, key
+        assert len(entry["kernels"]) == 2
+        for name in (*entry["kernels"], entry["weights"]):
+            content = (target / name).read_bytes()
+            assert hashlib.sha256(content).hexdigest()[:12] in name
+            assert content.startswith((b"\0asm", b"\x1f\x8b"))  # WebAssembly, gzip
+        program, weights = entry["program"], gzip.decompress(content)
+        assert len(weights) == 2 * program["halves"] + 4 * program["singles"]
+        assert program["halves"] > 10 * program["singles"]
     # 64 channels before the picture is enlarged; at 4x four times as many, once.
     assert [entry["widest"] for entry in entries] == [64, 256]
+
+
+def test_weights_that_float16_does_not_hold_stay_as_they_are(page, tmp_path):
+    model = tiny_weights_file(tmp_path / "tiny.safetensors", **TINY)
+    assert write("-o", tmp_path / "out", "--model", model) == 0
+    (entry,) = json.loads((tmp_path / "out" / web.LIST).read_text("utf-8"))
+    weights = gzip.decompress((tmp_path / "out" / entry["weights"]).read_bytes())
+    assert entry["program"]["halves"] == 0
+    values = np.frombuffer(weights, np.float32)
+    assert len(values) == entry["program"]["singles"]
+    assert np.isin(load_checkpoint(model).folded.before_upsample.weight, values).all()
+
+
+@pytest.mark.parametrize("case", ["missing", "stale"])
+def test_kernels_that_are_not_built_are_refused(
+    case, page, model, tmp_path, monkeypatch, capsys
+):
+    kernels = [tmp_path / path.name for path in build.PAGE_KERNELS]
+    if case == "stale":
+        for here, path in zip(build.PAGE_KERNELS, kernels, strict=True):
+            path.write_bytes(here.read_bytes())
+        others = build.sources() + 1
+        monkeypatch.setattr(build, "sources", lambda: others)
+    monkeypatch.setattr(web, "PAGE_KERNELS", kernels)
+    assert write("-o", tmp_path / "out", "--model", model) == 1
+    error = capsys.readouterr().err
+    check_one_error(error)
+    assert "tools/build_native.py" in error
+    assert "out" not in without_hidden(tmp_path)
 
 
 def test_kernels_in_float16_make_small_files_that_compute_in_float32(model):

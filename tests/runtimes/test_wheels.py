@@ -50,7 +50,7 @@ def test_what_is_in_a_wheel(tag, with_page, tmp_path):
     folder = f"{build_wheels.NATIVE}/"
     native = {n.removeprefix(folder) for n in names if n.startswith(folder)}
     library_name = build.TARGETS[tag].library
-    assert native == IN_WHEEL | {library_name}
+    assert native == IN_WHEEL | {library_name, *(p.name for p in build.PAGE_KERNELS)}
     assert "Root-Is-Purelib: false" in facts
     for one in tag.split("."):
         assert f"Tag: py3-none-{one}\n" in facts
@@ -76,6 +76,8 @@ def test_a_wheel_of_another_system_is_refused(tmp_path):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(f"{build_wheels.NATIVE}/kernels.c", "")
         archive.write(made, f"{build_wheels.NATIVE}/kernels.so")
+        for path in build.PAGE_KERNELS:
+            archive.writestr(f"{build_wheels.NATIVE}/{path.name}", "")
     with pytest.raises(build_wheels.WheelError, match="is for arm64"):
         build_wheels.check_wheel(wheel, TAGS[0])
     with pytest.raises(ValueError, match="no ELF"):
@@ -99,6 +101,9 @@ class TestWithoutACompiler:
         with pytest.raises(build.BuildError, match=r"failed.*\n.*no such target"):
             build.build(output, ZIG)
         assert not output.exists()
+        with pytest.raises(build.BuildError, match="no such target"):
+            build.build_page(tmp_path, ZIG)
+        assert not [*tmp_path.glob("*.wasm")]
 
     @pytest.mark.slow
     def test_an_installation_goes_on_without_the_kernels(self, tmp_path):
@@ -113,6 +118,21 @@ class TestWithoutACompiler:
         assert wheel.name.endswith("-py3-none-any.whl")
         with zipfile.ZipFile(wheel) as archive:
             assert not [n for n in archive.namelist() if n.endswith((".so", ".dll"))]
+
+
+def test_the_kernels_of_the_page(tmp_path):
+    relaxed, plain = build.build_page(tmp_path, ZIG)
+    contents = [path.read_bytes() for path in (relaxed, plain)]
+    for content in contents:
+        assert content.startswith(b"\0asm\1\0\0\0")
+        assert build.is_current(content)
+        for name in (*build.FUNCTIONS, "sources"):
+            suffix = "" if name == "sources" else "_page"
+            assert f"aether_{name}{suffix}".encode() in content
+    assert contents[0] != contents[1]
+    assert not build.is_current(contents[0].replace(b"\x42", b"\x41"))
+    with pytest.raises(build.BuildError, match="pip install ziglang"):
+        build.build_page(tmp_path, ["clang"])
 
 
 class TestEmulated:

@@ -133,18 +133,16 @@ test.describe('on the processor', () => {
 
   test('other models, and Cancel in the middle', async () => {
     const names = { shipped4: '4x_aether_small', shipped: '2x_aether_small' };
-    for (const name of ['gray1', 'gray3', 'gray4', 'gray8', 'shipped4', 'shipped'] as const) {
+    for (const name of ['gray1', 'gray2', 'gray3', 'gray4', 'gray8', 'shipped4', 'shipped'] as const) {
       await page.locator('#model').selectOption(names[name as keyof typeof names] ?? name);
       await compareAll(page, name, pictures(name));
       await clear(page);
     }
-    const workers = page.workers().length;
     await add(page, picture('tiny', 'sample.png'), picture('tiny', 'one.png'));
     await expect(row(page, 'sample.png').locator('.state')).toContainText('left'); // some tiles are done
     await row(page, 'sample.png').getByRole('button', { name: 'Cancel' }).click();
     await expect(row(page, 'sample.png')).toHaveCount(0);
     await expect(row(page, 'one.png')).toHaveClass('done', { timeout: 150_000 });
-    expect(page.workers().length).toBe(workers); // those of the cancelled picture have ended
     expect(errors).toEqual([]);
   });
 

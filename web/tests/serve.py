@@ -18,7 +18,7 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY / "src")]
 
-from helpers import lively_file  # noqa: E402
+from helpers import lively_file, tiny_weights_file  # noqa: E402
 
 from aethernet.checkpoints.shipped import shipped_model  # noqa: E402
 from aethernet.commands.main import main  # noqa: E402
@@ -54,7 +54,7 @@ def pictures(folder: Path) -> None:
         "webp.webp": seen,
         "wide.png": photo.resize((700, 70)),  # more than one tile
     }
-    for model in ("tiny", "gray4", *SCALES):
+    for model in ("tiny", "gray2", "gray4", *SCALES):
         (folder / model).mkdir(parents=True)
         for name, picture in save.items():
             few = ("odd.png", "one.png") if model in SCALES else FEW
@@ -77,6 +77,9 @@ def prepare(folder: Path) -> None:
         "shipped4": REPOSITORY / "models/4x_aether_small.safetensors",
         "gray4": lively_file(folder / "gray4.safetensors", **TINY, in_chans=1, scale=4),
     }
+    models["gray2"] = tiny_weights_file(
+        folder / "gray2.safetensors", **TINY, in_chans=1
+    )
     for name, own in SCALES.items():
         file = folder / f"{name}.safetensors"
         models[name] = lively_file(file, **{**TINY, **own, "in_chans": 1})
