@@ -43,15 +43,16 @@ class BuildNative(Command):
         place = native.LIBRARY.parent if self.editable_mode else folder
         for other in native.TARGETS.values():  # of an earlier build for a wheel
             (folder / other.library).unlink(missing_ok=True)
+        made: list[Path] = []
         try:
-            made = [native.build(place / name, target=target)]
+            made.append(native.build(place / name, target=target))
             made += native.build_page(place)
         except (native.BuildError, OSError) as error:
             if target:
                 raise SystemExit(str(error)) from None
-            self.warn(f"AetherNet is installed without its native kernels: {error}")
-        else:
-            self.built = {str(folder / path.name): str(path) for path in made}
+            what = "the kernels of the web page" if made else "its native kernels"
+            self.warn(f"AetherNet is installed without {what}: {error}")
+        self.built = {str(folder / path.name): str(path) for path in made}
 
     def get_source_files(self) -> list[str]:
         return [str(Path("src") / PACKAGE / f) for f in ("kernels.c", "level.c")]

@@ -125,7 +125,7 @@ def native(content: bytes, threads: int, image: np.ndarray) -> Callable[[], floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--side", type=int, default=192, help="pixels; up to 208")
+    parser.add_argument("--side", type=int, default=192, help="pixels; up to 288")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     side = arguments.side

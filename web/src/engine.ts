@@ -12,8 +12,8 @@ export interface Engine {
   run(planes: Float32Array[], height: number, width: number): Promise<Float32Array[]>;
 }
 
-// Of the largest tensor, in bytes.
-const [MOST_ON_CARD, MOST_ON_PROCESSOR] = [2 ** 27, 2 ** 25];
+// Of the largest tensor, in bytes; the kernels for the processor never hold a whole one.
+const [MOST_ON_CARD, MOST_ON_PROCESSOR] = [2 ** 27, 2 ** 26];
 
 type Start = (most: number) => Promise<[Compute, Promise<unknown>?]>;
 

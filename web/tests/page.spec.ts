@@ -138,10 +138,10 @@ test.describe('on the processor', () => {
       await compareAll(page, name, pictures(name));
       await clear(page);
     }
-    await add(page, picture('tiny', 'sample.png'), picture('tiny', 'one.png'));
-    await expect(row(page, 'sample.png').locator('.state')).toContainText('left'); // some tiles are done
-    await row(page, 'sample.png').getByRole('button', { name: 'Cancel' }).click();
-    await expect(row(page, 'sample.png')).toHaveCount(0);
+    await add(page, picture('tiny', 'wide.png'), picture('tiny', 'one.png'));
+    await expect(row(page, 'wide.png').locator('.state')).toContainText('left'); // some tiles are done
+    await row(page, 'wide.png').getByRole('button', { name: 'Cancel' }).click();
+    await expect(row(page, 'wide.png')).toHaveCount(0);
     await expect(row(page, 'one.png')).toHaveClass('done', { timeout: 150_000 });
     expect(errors).toEqual([]);
   });

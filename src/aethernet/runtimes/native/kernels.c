@@ -13,7 +13,8 @@ extensions of clang and gcc, no intrinsics and no library.
     image (channels, scale * H, scale * W)
 
 Words
-    L       numbers in a vector (LANES): 16 for AVX-512, 8 for AVX2, 4 for NEON
+    L       numbers in a vector (LANES): 16 for AVX-512, 8 for AVX2, 4 for NEON and
+            WebAssembly
     group   L neighbouring channels; the last one is filled up with zeros
     map     features as [group][row][column][L], float32. `row` and `plane` are the
             distances between rows and between groups, in floats. A pointer to a map
@@ -41,7 +42,8 @@ Why this blocking
 Every function takes a rectangle, rows [y0, y1) and columns [x0, x1), so that threads
 can share the work. It writes inside its rectangle only. It may read, and compute with,
 up to PIXELS pixels and rows more than it needs; the caller allocates them.
-Nothing is checked here: `library.py` does.
+Nothing is checked here: `library.py` does. The web page calls these functions, too,
+with what `publish/page_model.py` writes.
 */
 
 #include <stddef.h>
