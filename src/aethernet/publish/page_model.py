@@ -153,7 +153,7 @@ def _steps(
 def _edges(ending: Ending, weights: _Weights) -> list[Argument]:
     """The last convolution for every edge.
 
-    Mixed, because edges are alike and so compress to a third.
+    Mixed, because edges are alike: gzip packs them to half or less of what it would.
     """
     ends = [pack_convolution(ending.at(edge), LANES) for edge in range(EDGES)]
     tables: list[Argument] = []
