@@ -28,14 +28,14 @@ export async function open(root: string, model: Model, device: Device, lost: () 
   const adapter = device === 'wasm' ? null : await navigator.gpu?.requestAdapter(fast);
   if (device === 'webgpu' && !adapter) notes.push('This browser offers no graphics card.');
   if (adapter) {
-    const { onCard } = await import('./card');
+    const onCard = async (file: string) => (await import('./card')).onCard(root, file);
     const { maxBufferSize, maxStorageBufferBindingSize } = adapter.limits;
     const bytes = Math.min(maxBufferSize, maxStorageBufferBindingSize, MOST_ON_CARD);
     const card = `${adapter.info?.vendor ?? ''} ${adapter.info?.architecture ?? ''}`.trim() || 'unnamed';
     const { file, half } = model;
     if (half && adapter.features.has('shader-f16'))
-      ways.push([`Graphics card (${card}, float16)`, bytes, () => onCard(root, half)]);
-    ways.push([`Graphics card (${card}, float32)`, bytes, () => onCard(root, file)]);
+      ways.push([`Graphics card (${card}, float16)`, bytes, () => onCard(half)]);
+    ways.push([`Graphics card (${card}, float32)`, bytes, () => onCard(file)]);
   }
   const processor = `Processor (${threads()} ${threads() > 1 ? 'threads' : 'thread'})`;
   const withoutCard: Start = async (most) => [await onProcessor(root, model, most)];
