@@ -403,7 +403,8 @@ def test_each_runtime_has_its_own_limit(make, reason, runtime, tmp_path):
     names = {"onnxruntime": "OnnxRuntime", "openvino": "OpenVINORuntime"}
     make(tmp_path / "m.onnx")
     load = getattr(module, names[runtime]).of_file
-    with pytest.raises(TooSlowError, match=reason):
+    # What folding makes may fill the memory first.
+    with pytest.raises((TooSlowError, OutOfMemoryError), match=reason):
         load(tmp_path / "m.onnx", "cpu", "auto")
 
 

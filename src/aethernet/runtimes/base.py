@@ -246,6 +246,12 @@ class RuntimeSpec:
             raise
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a library says by this that memory ran out."""
+    says = _OUT_OF_MEMORY.search(str(error))
+    return isinstance(error, MemoryError) or says is not None
+
+
 @contextlib.contextmanager
 def library_failures(
     by: Description,
@@ -271,7 +277,7 @@ def library_failures(
         raise
     except failures as error:
         height, width = shape[-2:]
-        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"Out of memory on {by.device} for a picture of {width}x{height}."
             ) from error

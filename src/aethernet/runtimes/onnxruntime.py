@@ -11,7 +11,12 @@ from aethernet.cache import cache_folder, make_folder
 from aethernet.checkpoints.formats import is_checkpoint
 from aethernet.checkpoints.onnx_check import rounding_session
 from aethernet.devices import device_kind
-from aethernet.errors import AetherError, TooSlowError, import_optional
+from aethernet.errors import (
+    AetherError,
+    OutOfMemoryError,
+    TooSlowError,
+    import_optional,
+)
 from aethernet.runtimes.base import PRECISIONS, ModelFile
 from aethernet.runtimes.onnx_files import (
     OnnxModel,
@@ -197,7 +202,7 @@ def _session(path: Path, device: str, optimised: bool = True) -> Any:
             lambda: ort.InferenceSession(content, settings, providers),
             lambda: settings.set_load_cancellation_flag(True),
         )
-    except TooSlowError:
+    except (OutOfMemoryError, TooSlowError):
         raise
     except Exception as error:  # its errors have no base class of their own
         if device == "cpu" and _is_bfloat16(path):

@@ -12,7 +12,7 @@ from typing import TypeVar
 import psutil
 
 from aethernet.errors import AetherError, OutOfMemoryError, TooSlowError
-from aethernet.runtimes.base import check_upscales
+from aethernet.runtimes.base import check_upscales, is_out_of_memory
 from aethernet.runtimes.waiting import interruptible
 
 Shape = tuple[int, int, int, int]
@@ -92,17 +92,22 @@ def loaded(
         stop: as for `interruptible`, where the library can be stopped.
 
     Raises:
+        OutOfMemoryError: when it takes too much memory.
         TooSlowError: when it takes too long.
-        Exception: what the library raises.
+        Exception: what else the library raises.
     """
-    if device != "cpu":
-        return load()
     seconds = _SECONDS_TO_LOAD + _SECONDS_TO_LOAD_A_BYTE * path.stat().st_size
-    with memory_limit(path, device):
-        try:
+    try:
+        if device != "cpu":
+            return load()
+        with memory_limit(path, device):
             return interruptible(load, stop, seconds)
-        except TooSlowError as error:
-            raise error.about(path) from error
+    except TooSlowError as error:
+        raise error.about(path) from error
+    except Exception as error:  # of any library
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError("Loading it takes too much memory.", path) from error
 
 
 @contextlib.contextmanager
