@@ -107,7 +107,7 @@ def opened(browser: Browser, address: str, threads: int) -> Page:
     return page
 
 
-def native(content: bytes, threads: int, image: np.ndarray) -> Callable[[], float]:
+def library(content: bytes, threads: int, image: np.ndarray) -> Callable[[], float]:
     """What runs ONNX Runtime and returns its seconds."""
     onnxruntime = import_optional("onnxruntime")
     options = onnxruntime.SessionOptions()
@@ -148,7 +148,7 @@ def main() -> None:
             runs[f"page, {threads}"] = lambda page=page, values=values: (  # type: ignore[misc]
                 page.evaluate(RUN, values) / 1000
             )
-            runs[f"native, {threads}"] = native(content, threads, image)
+            runs[f"ONNX Runtime, {threads}"] = library(content, threads, image)
         report(runs, arguments.rounds, side * side / 1e6)
         browser.close()
 
@@ -169,8 +169,8 @@ def report(
             f"first picture took {first[name] / middle:.2f} times as long"
         )
     for one, other in (
-        ("page, 1", "native, 1"),
-        ("page, 2", "native, 2"),
+        ("page, 1", "ONNX Runtime, 1"),
+        ("page, 2", "ONNX Runtime, 2"),
         ("page, 1", "page, 2"),
     ):
         ratios = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
