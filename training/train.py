@@ -88,6 +88,7 @@ def train(arguments: argparse.Namespace) -> int:
         use_kernels(trainer)
     crops = _crops(paths, arguments)
     sets = _validation(samples, recipe)
+    _warn_of_the_same(samples, sets, crops)
     with _alone_in(folder):
         if state.exists():
             trainer.restore(state)
@@ -132,6 +133,21 @@ def _validation(
         for number, (_, hr) in enumerate(clean)
     ]
     return {"val": degraded, "val_clean": clean}
+
+
+def _warn_of_the_same(
+    samples: Sequence[Sample], sets: dict[str, list[TrainingPair]], crops: TrainingCrops
+) -> None:
+    """Name pictures that the run would both train on and validate on."""
+    for sample, (_, hr) in zip(samples, sets.get("val", []), strict=True):
+        same = crops.same_as(hr)
+        if same:
+            print(
+                f"Note: {sample.hr.name} to validate on is also among the photographs "
+                f"({same.name}). Its figures will be too good: leave one of them out.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _run(

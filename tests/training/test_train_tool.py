@@ -128,6 +128,22 @@ class TestRun:
         trainer.restore(tmp_path / "run/state.pt")
         assert trainer.validate(pairs).psnr > before.psnr + 3
 
+    def test_names_what_it_would_train_and_validate_on(
+        self, photographs, tmp_path, monkeypatch, capsys
+    ):
+        val = tmp_path / "val"
+        val.mkdir()
+        with Image.open(photographs / "1.png") as picture:
+            picture.resize((120, 132)).save(val / "smaller.png")
+            picture.rotate(180).save(val / "another.png")
+        words = words_for(photographs, tmp_path / "run", val=val, minutes=0)
+        assert run(monkeypatch, *words) == 0
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert (
+            "smaller.png to validate on is also among the photographs (1.png)" in said
+        )
+
     def test_tensorboard_has_its_figures(self, photographs, tmp_path, monkeypatch):
         accumulators = pytest.importorskip(
             "tensorboard.backend.event_processing.event_accumulator",
