@@ -2,8 +2,8 @@
 
     python training/train.py PHOTOS -o RUN --val Set5
 
-This is a fidelity training (L1 loss): the LR pictures are made here, clean or with
-`--degrade`, and it starts from fresh weights or from a checkpoint. Use neosr or
+This is a fidelity training (L1 or L2 loss): the LR pictures are made here, clean or
+with `--degrade`, and it starts from fresh weights or from a checkpoint. Use neosr or
 traiNNer-redux for GAN training.
 
 RUN receives `net_g_latest.pth` and `net_g_best.pth` in the frameworks' form (`params`,
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout  # which torch needs, too
 from torch import Tensor
-from trainer import Recipe, Trainer, diverged, use_kernels, write_checkpoint
+from trainer import LOSSES, Recipe, Trainer, diverged, use_kernels, write_checkpoint
 
 from aethernet.aether_core import UPSAMPLE_FACTORS, VARIANTS, AetherNet
 from aethernet.checkpoints.checkpoint import load_checkpoint
@@ -216,12 +216,13 @@ def _iterations(trainer: Trainer, crops: TrainingCrops, log: Any) -> Iterator[No
                 if not math.isfinite(loss):
                     raise diverged(trainer.iteration)
                 seconds = (time.monotonic() - since) / len(losses)
-                log.add_scalar("train/l1", loss, trainer.iteration)
+                log.add_scalar(f"train/{recipe.loss}", loss, trainer.iteration)
                 rate = recipe.rate_at(trainer.iteration - 1)
                 log.add_scalar("train/rate", rate, trainer.iteration)
                 left = seconds * (recipe.iterations - trainer.iteration) / 60
                 print(
-                    f"{trainer.iteration:>7} of {recipe.iterations}  L1 {loss:.5f}  "
+                    f"{trainer.iteration:>7} of {recipe.iterations}  "
+                    f"{recipe.loss.upper()} {loss:.3g}  "
                     f"rate {rate:.2e}  {seconds:.4f} s each, {left:.0f} minutes left",
                     flush=True,
                 )
@@ -416,8 +417,8 @@ def _digest(paths: Sequence[Path]) -> str:
 def command_parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     parser = argparse.ArgumentParser(
-        description="Train AetherNet with L1 loss on a folder of photographs. Run "
-        "the same command again to continue a run that was stopped or killed.",
+        description="Train AetherNet on a folder of photographs. Run the same command "
+        "again to continue a run that was stopped or killed.",
     )
     parser.add_argument("photographs", type=Path, help="folder of HR pictures")
     parser.add_argument(
@@ -441,6 +442,13 @@ def command_parser() -> argparse.ArgumentParser:
         choices=("muon", "adamw"),
         default="muon",
         help="muon: Muon for the linear layers, AdamW for the rest; default: muon",
+    )
+    number.add_argument(
+        "--loss",
+        choices=tuple(LOSSES),
+        default="l1",
+        help="l1: mean absolute error; l2: mean squared error, the one in PSNR, for a "
+        "last run from good weights; default: l1",
     )
     whole, natural, part = _number(int, 0), _number(int, 1), _number(float, 0, 1)
     for flag, kind, default, text in (

@@ -26,6 +26,7 @@ LARGEST_NORM = 5.0  # of a gradient, as there: against a broken batch
 # Muon's learning rate, as a multiple of AdamW's beside it: the ratio of the
 # comparison in docs/training.md.
 MUON_RATE = 2.5
+LOSSES = {"l1": nn.functional.l1_loss, "l2": nn.functional.mse_loss}
 MUON_WEIGHTS = re.compile(r"\.ffn\.fc(1_gate|1_main|2)\.weight$")
 
 
@@ -55,6 +56,8 @@ class Recipe:
     """Part of the iterations, the last, in which the learning rate falls to 0."""
     degrade: bool = False
     """Whether LR crops and validation pictures are degraded."""
+    loss: str = "l1"
+    """A name in LOSSES."""
 
     def rate_at(self, iteration: int) -> float:
         """Learning rate: a linear warm-up, constant, then linearly to 0."""
@@ -144,7 +147,7 @@ class Trainer:
             self.device.type, torch.bfloat16, enabled=half, cache_enabled=False
         ):
             output = self.forward(lr)
-        loss = nn.functional.l1_loss(output.float(), hr)
+        loss = LOSSES[self.recipe.loss](output.float(), hr)
         self.network.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_NORM)

@@ -1,6 +1,7 @@
 """training/train.py: a run, its files, and what happens when it is killed."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -143,6 +144,23 @@ class TestRun:
         assert (
             "smaller.png to validate on is also among the photographs (1.png)" in said
         )
+
+    @pytest.mark.parametrize("loss", ["l1", "l2"])
+    def test_follows_the_loss(self, photographs, tmp_path, monkeypatch, capsys, loss):
+        monkeypatch.setattr(train, "LOG_EVERY", 1)
+        flags = {"loss": loss, "drop-path": 0}
+        words = words_for(photographs, tmp_path / "run", 1, **flags)
+        arguments = train.command_parser().parse_args(words)
+        assert train.exit_code(train.train, arguments) == 0
+        recipe = train.Recipe(**contents(tmp_path / "run")[0]["recipe"])
+        paths = sorted(photographs.iterdir())
+        crops = train.TrainingCrops(paths, 2, least_detail=train.LEAST_DETAIL)
+        trainer = train.Trainer(recipe, {}, torch.device("cpu"))
+        lr, hr = crops.batch(2, 12, np.random.default_rng([recipe.seed, 0]))
+        difference = trainer.network(lr).detach() - hr
+        expected = {"l1": difference.abs(), "l2": difference.square()}[loss].mean()
+        said = re.search(rf"of 1  {loss.upper()} (\S+)", capsys.readouterr().out)
+        assert float(said[1]) == pytest.approx(float(expected), rel=0.01)
 
     def test_tensorboard_has_its_figures(self, photographs, tmp_path, monkeypatch):
         accumulators = pytest.importorskip(
