@@ -161,7 +161,7 @@ NEED_PYTORCH = (
     *("runtimes/test_tensorrt_run.py", "runtimes/test_triton.py"),
     *("pictures/test_training_crops.py", "training/test_train_on_gpu.py"),
     *(f"training/test_{name}.py" for name in ("neosr", "route", "train_tool")),
-    *(f"training/test_{name}.py" for name in ("training", "trainner_redux")),
+    *(f"training/test_{name}.py" for name in ("trainer", "training", "trainner_redux")),
 )
 
 
