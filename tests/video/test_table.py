@@ -231,6 +231,26 @@ def purpose(path):
         return bool(stream.disposition & Disposition.visual_impaired)
 
 
+def a_broadcast(folder):
+    options = {"service_name": "A channel"}
+    clip = h264(folder / "plain.mkv", size=SIZE)
+    target = folder / "in.ts"
+    with av.open(str(clip)) as source, av.open(str(target), "w") as output:
+        output.metadata.update(options)
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    return target
+
+
+def channel(path):
+    with av.open(str(path)) as container:
+        found = {key.lower(): value for key, value in container.metadata.items()}
+        return "A channel" in (found.get("service_name"), found.get("network"))
+
+
 def cover(path):
     with av.open(str(path)) as container:
         found = [s for s in container.streams.video if len(container.streams.video) > 1]
@@ -299,6 +319,7 @@ ROWS = {
     "chapters": (a_film, chapter, ""),
     "order in which": (with_an_order, None, "the order in which chapters play"),
     "title": (a_film, titled, ""),
+    "name of the channel": (a_broadcast, channel, "service_name"),
     "other metadata": (a_film, of_the_making, "the metadata MADE_WITH"),
     "attachments": (a_film, font, "(attachment"),
     "cover": (mirrored, cover, "(video, mjpeg"),

@@ -8,8 +8,8 @@ of the clip's time base and are never rounded here.
 
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from aethernet.video.libav import (
     planar_name,
     planes_of,
 )
+from aethernet.video.services import Broadcast, read_broadcast
 from aethernet.video.unread import unread
 from aethernet.video.yuv import (
     BT709,
@@ -113,6 +114,8 @@ class Clip:
     """Names of what the first frame carries besides, such as captions."""
     remarks: tuple[str, ...]
     """What a user should know before the work begins; each completes "The clip ..."."""
+    service: Mapping[str, str] = field(default_factory=dict)
+    """Texts about the channel that broadcast it, by libav's keys of metadata."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +236,8 @@ def _describe(
     rate = as_fraction(stream.guessed_rate) or as_fraction(stream.average_rate)
     facts = read_facts(stream, first)
     matrix = side_data(first, stream).get("DISPLAYMATRIX")
+    is_broadcast = container.format.name == "mpegts"
+    said = read_broadcast(path, stream.id) if is_broadcast else Broadcast()
     start = container.start_time or 0  # microseconds
     origin = max(round(Fraction(start, 10**6) / time_base), 0)
     begin = max(((stream.start_time or 0) - origin) * time_base, Fraction(0))
@@ -258,8 +263,9 @@ def _describe(
         duration=duration,
         frames=frames,
         extras=facts.extras,
-        beside=facts.beside | unread(path, stream),
+        beside=facts.beside | unread(path, stream) | said.others,
         remarks=_remarks(first, facts),
+        service=said.metadata,
     )
 
 

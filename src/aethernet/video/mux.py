@@ -75,6 +75,9 @@ _TRIED_PACKETS = 200
 # Seconds beyond the end of a cut in which packets from before it may still come.
 _INTERLEAVING = Fraction(10)
 
+# Container -> its own keys for what a broadcast says of its channel.
+_OF_SERVICES = {"mp4": {"service_name": "network"}}
+
 # Codec of a cover picture -> its name and type as an attachment.
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 
@@ -144,10 +147,24 @@ def _left_out_of_texts(source: Any, clip: Clip, suffix: str) -> list[str]:
     for stream in (*own, *copied):
         for name in unheld_of_stream(stream, format):
             lost.append(f"{name} of stream {stream.index}")
-    metadata = dict(kept_metadata(source.metadata, Fraction(0), clip.rate))
+    metadata = dict(_metadata(source, clip, suffix, Fraction(0)))
     if names := unheld_metadata(metadata, format):
         lost.append(f"the metadata {listed(names)}")
     return lost
+
+
+def _metadata(
+    source: Any, clip: Clip, suffix: str, skipped: Fraction
+) -> Iterator[tuple[str, str]]:
+    """The metadata of the file for a container, without what is untrue of the output.
+
+    Args:
+        skipped: seconds of the source that are left out at the beginning.
+    """
+    yield from kept_metadata(source.metadata, skipped, clip.rate)
+    own_keys = _OF_SERVICES.get(CONTAINERS[suffix], {})
+    for key, value in clip.service.items():
+        yield own_keys.get(key, key), value
 
 
 def _only_turns(matrix: Sequence[int]) -> bool:
@@ -192,7 +209,7 @@ def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> Non
             output, template.streams.video[0], source, clip, suffix, skipped
         )
         copies = _add_copies(output, source, clip, suffix, skipped, quiet=True)
-        for key, value in kept_metadata(source.metadata, skipped, clip.rate):
+        for key, value in _metadata(source, clip, suffix, skipped):
             output.metadata[key] = value
         output.set_chapters(_chapters(source, span.begin, span.end))
         packets = heapq.merge(
