@@ -3,6 +3,7 @@
 The readers here are others than ours: Pillow, or a few lines that look at the bytes.
 """
 
+import base64
 import functools
 import io
 import struct
@@ -326,3 +327,35 @@ def _turned_avif(content, turn):
     rest = end - start - len(made)
     made += rest.to_bytes(4, "big") + b"free" + bytes(rest - 8)
     return content[:start] + made + content[end:]
+
+
+# JPEG XL of 16x16 with more than a plain picture, written by libjxl's encoder.
+JXL_FILES = {
+    "depth": """
+/wpDwATKMbQwN7cyNhAYCQgIEAB0AUsoNBbeoXBOQUFJMTICaRcdY/BurAhjGGPwEogxOBmDg1kJAAQQAgggCBBA
+LCCAyiABgCoqfausMAPnVADy2wYAgkYBgIpXgKwAABgAfsa58QMcI4H4LeDmD4DnAg==""",
+    "many": """
+AAAADEpYTCANCocKAAAAFGZ0eXBqeGwgAAAAAGp4bCAAAAAJanhsbAoAAADRanhsY/8KQ0CrQDmGFubmVsYGEkMA
+5RhamJtbGRuIDAAPAAAAAAAOA5RjaGFubmVsIDMcUI6hhbm5lbGB0AQJlGNoYW5uZWwgNXRQjqGFubmVsYHYSAgA
+gAAAEAC8AUsoo7rldOLNmwe/V1jvwaogIaGg4Ag0QsTICNFGBJRyWiK8o8yYMc7MbCDiTgAggBBAAEGAAMIAAQAB
+IHAgoAEAAKZxAMBqMAcACAAgvWErE5Kqhwf91zs5Acv/P/954D//v8gi//+FFv9/Gj3/Pw==""",
+    "black": """
+AAAADEpYTCANCocKAAAAFGZ0eXBqeGwgAAAAAGp4bCAAAAAJanhsbAoAAAB7anhsY/8KQ8AooBxDC3NzK2MDgZEI
+CBAAdAFLKDQW3qFwTkFBSTEyAmkXHWPwbqwIYxhj8BKIMTgZg4NZCQAEEAIIIAgQQCwggMogAYAqKn2rrDAD51QA
+8tsGAIJGAYCKV4CsAAAYAH7GufEDHCOB+C3g5g+A5wI=""",
+    "layers": """
+/wpDwADKMbQwN7cyNhAYEggIABVbWF6ZHADAAEsYk46DgwkR4wbEI1UxBm+NMTh7AYEADkDTuwEAAwA21gcADACo
+fy5/Uomy/4CdBQiIEAAABBACwYotLK9MDgDAAEsYk46DgwkR4wbEI1UxBm+NMTh7AYEADkDTuwEAAwA21gcADACo
+fy5/Uomy/4CdBQ==""",
+    "alphas": """
+/wpDQGEJCCAAAQB0AUsoM7YZNWfSMObgew0aNCg5GAFGpF10jMG7gzIQAzFKUik7AYAAQgABBAECCAMEEBQIwEJI
+khAAlDFBAwD8DOEAAA4AEADgLR8AgGzw6A+xAmA0AWx6AKpjAFQuAA==""",
+    "premultiplied": """
+/wpDwADKMbQwN7cyNhCYEggIEACEAEsYixUAlIp3F3V3AREAIGYFAAAGEQIYgx0Y14sVUFaAUg==""",
+}
+
+
+def jxl_file(path, name):
+    """Write one of `JXL_JXL_FILES`; returns its path."""
+    path.write_bytes(base64.b64decode(JXL_FILES[name]))
+    return path

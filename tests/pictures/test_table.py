@@ -18,6 +18,7 @@ from picture_files import (
     cicp_chunk,
     exif_block,
     gamma_chunks,
+    jxl_file,
     nclx_of,
     patches,
     png,
@@ -155,6 +156,7 @@ SOURCES = {
     "resolution": lambda f: saved(f / "in.png", dpi=(300, 300)),
     "gain map": with_gain_map,
     "more pictures in a JPEG": with_second_picture,
+    "extra channels": lambda f: jxl_file(f / "in.jxl", "depth"),
     "premultiplied alpha": premultiplied,
     "values in CMYK": in_cmyk,
     "alpha of an unknown kind": of_unknown_kind,
@@ -182,6 +184,7 @@ NAMED = {
     "comments of JPEG": "the text Comment",
     "gain map": "the gain map",
     "more pictures in a JPEG": "1 more picture",
+    "extra channels": "the depth map",
     "values in CMYK": "the values in CMYK (now sRGB)",
     "alpha of an unknown kind": ("the kind of the last channel", "no transparency"),
     "16 bits": "of 16 bits per value",
@@ -318,7 +321,7 @@ def of(table, row):
 
 @pytest.mark.parametrize(("row", "kind", "cell"), CELLS)
 def test_each_cell_is_true(tmp_path, row, kind, cell, caplog, capsys):
-    if kind == "JPEG XL" and not find_spec("pillow_jxl"):
+    if "JPEG XL" in row + kind and not find_spec("pillow_jxl"):
         pytest.skip("needs the extra formats (pillow_jxl)")
     source, target = of(SOURCES, row)(tmp_path), tmp_path / f"out{SUFFIXES[kind]}"
     assert read_is_known(source)

@@ -10,7 +10,17 @@ import PIL.Image
 import pyvips
 
 from aethernet.errors import AnimatedError, ImageError
-from aethernet.pictures import ifd, isobmff, jpeg, others, plugins, png, tiff, webp
+from aethernet.pictures import (
+    ifd,
+    isobmff,
+    jpeg,
+    jxl,
+    others,
+    plugins,
+    png,
+    tiff,
+    webp,
+)
 from aethernet.pictures.exif import block_of, resolution_of
 from aethernet.pictures.limits import check_runs
 from aethernet.pictures.metadata import Metadata
@@ -173,7 +183,7 @@ def _kind_of(path: Path) -> str:
     """libvips' name of the format, by the first bytes; "" if they are unknown."""
     with path.open("rb") as file:
         head = file.read(16)
-    if plugins.is_jxl(head):
+    if jxl.is_jxl(head):
         return "jxl"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp"
@@ -272,11 +282,11 @@ def _more_metadata(
 
 
 def _opened_jxl(path: Path, limit_mp: float | None) -> plugins.Decoded:
-    header = plugins.jxl_header(path)
+    header = jxl.read_header(path)
     check_limit(path, (header.width, header.height), limit_mp)
     if header.animated:
         raise ImageError(_ANIMATION, path, _MAKE_A_VIDEO)
-    return plugins.decode_jxl(path)
+    return plugins.decode_jxl(path, header)
 
 
 def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:

@@ -18,15 +18,13 @@ from aethernet.errors import (
     import_optional,
     install_line,
 )
-from aethernet.pictures import jpeg
+from aethernet.pictures import jpeg, jxl
 from aethernet.pictures.colour import StatedColour, code_points_in
 from aethernet.pictures.exif import block_of
 from aethernet.pictures.metadata import Metadata
 
 EXTRA = "formats"
 
-_CODESTREAM = b"\xff\x0a"
-_CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
 _COMPRESSED = b"brob"
 _KNOWN_BOXES = {
     *(b"Exif", b"xml ", b"JXL ", b"ftyp", b"jxlc", b"jxlp", b"jxll", b"jxli", b"jbrd"),
@@ -38,7 +36,6 @@ _BOXES = {
     b"jhgm": "the gain map (HDR)",
     b"jumb": "content credentials (JUMBF)",
 }
-_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 def _plugin(module: str) -> ModuleType:
@@ -69,11 +66,6 @@ class Decoded:
     metadata: Metadata
 
 
-def is_jxl(head: bytes) -> bool:
-    """Whether a file that begins so is JPEG XL."""
-    return head.startswith((_CODESTREAM, _CONTAINER))
-
-
 def decode_heic(path: Path) -> Decoded:
     """Read the main picture of a HEIC file, upright.
 
@@ -101,89 +93,24 @@ def decode_heic(path: Path) -> Decoded:
     )
 
 
-@dataclass(frozen=True)
-class JxlHeader:
-    """The beginning of a JPEG XL file."""
-
-    width: int
-    height: int
-    animated: bool
-    bits: int = 8
-    """Bits per value."""
-
-
-class _Bits:
-    """Bits of a codestream, the least significant one first."""
-
-    def __init__(self, data: bytes) -> None:
-        self._number = int.from_bytes(data, "little")
-
-    def take(self, count: int) -> int:
-        value = self._number & ((1 << count) - 1)
-        self._number >>= count
-        return value
-
-    def side(self) -> int:
-        return self.take((9, 13, 18, 30)[self.take(2)]) + 1
-
-    def size(self) -> tuple[int, int]:
-        small = self.take(1)
-        height = (self.take(5) + 1) * 8 if small else self.side()
-        ratio = self.take(3)
-        if ratio:
-            across, down = _RATIOS[ratio - 1]
-            return height * across // down, height
-        return ((self.take(5) + 1) * 8 if small else self.side()), height
-
-
-def jxl_header(path: Path) -> JxlHeader:
-    """Size of a JPEG XL file, and whether it is animated (ISO/IEC 18181-1, annex D).
-
-    Raises:
-        ImageError: when there is no codestream in it.
-    """
-    with path.open("rb") as file:
-        head = file.read(64)
-        if not head.startswith(_CODESTREAM):
-            file.seek(0)
-            head = b""
-            while not head and len(box := file.read(8)) == 8:
-                size, kind = struct.unpack(">I4s", box)
-                if size == 1:
-                    size = struct.unpack(">Q", file.read(8).rjust(8, b"\0"))[0] - 8
-                if kind in (b"jxlc", b"jxlp"):
-                    head = file.read(64)[4 * (kind == b"jxlp") :]
-                elif size < 8:
-                    break
-                else:
-                    file.seek(size - 8, 1)
-    if not head.startswith(_CODESTREAM):
-        raise ImageError("The JPEG XL file has no picture.", path)
-    bits = _Bits(head[2:])
-    width, height = bits.size()
-    if bits.take(1):  # all the rest is as usual
-        return JxlHeader(width, height, False)
-    if bits.take(1):  # orientation, size on a display, preview, animation
-        bits.take(3)
-        if bits.take(1):
-            bits.size()
-        if bits.take(1):  # a preview, behind which we do not look
-            return JxlHeader(width, height, False)
-        if bits.take(1):
-            return JxlHeader(width, height, True)
-    floating, choice = bits.take(1), bits.take(2)
-    depth = (8, 10, 12)[choice] if choice < 3 else 1 + bits.take(6)
-    return JxlHeader(width, height, False, 8 if floating else depth)
-
-
-def decode_jxl(path: Path) -> Decoded:
+def decode_jxl(path: Path, header: jxl.JxlHeader) -> Decoded:
     """Read a JPEG XL file, upright.
+
+    Args:
+        path: of the file.
+        header: of the file.
 
     Raises:
         MissingExtraError: without pillow-jxl-plugin.
-        ImageError: when its values are of another type.
+        ImageError: when its values are of another type, or in CMYK.
         ValueError: when it is damaged.
     """
+    if jxl.BLACK in header.channels:
+        raise ImageError(
+            "The picture is in CMYK, of which the plugin does not read the black.",
+            path,
+            "First save it as TIFF.",
+        )
     plugin = _plugin("pillow_jxl")
     try:
         decoded = plugin.Decoder(num_threads=-1)(path.read_bytes())
@@ -196,21 +123,24 @@ def decode_jxl(path: Path) -> Decoded:
     dtype = np.uint16 if mode == "I;16" else np.uint8
     if mode.startswith("F"):
         raise ImageError("The picture holds values of the type float.", path)
-    pixels = np.frombuffer(data, dtype)
+    pixels = np.frombuffer(data, dtype).reshape(info.height, info.width, -1)
+    if header.premultiplied and pixels.shape[2] in (2, 4):
+        pixels = _divided_by_alpha(pixels)
     # The decoder makes a profile of what the file states by code points.
     cicp = code_points_in(bytes(profile or b""))
     found = {bytes(box.box_type): bytes(box.data) for box in reversed(boxes)}
-    stored = jxl_header(path).bits
-    others = [_name_of(kind) for kind in sorted({*found} - _KNOWN_BOXES)]
+    others = [*header.others]
+    others += [_name_of(kind) for kind in sorted({*found} - _KNOWN_BOXES)]
     # Such a box begins with the kind of the one that is in it.
     packed = {bytes(b.data)[:4] for b in boxes if bytes(b.box_type) == _COMPRESSED}
     others += [f"{_name_of(kind)} (compressed)" for kind in sorted(packed)]
-    if stored > 8 and mode != "I;16":
+    if header.bits > 8 and mode != "I;16":
         others.append(
-            f"{stored - 8} of {stored} bits per value, which the plugin cannot read"
+            f"{header.bits - 8} of {header.bits} bits per value, which the plugin "
+            "cannot read"
         )
     return Decoded(
-        pixels.reshape(info.height, info.width, -1),
+        pixels,
         16 if mode == "I;16" else 8,
         Metadata(
             profile=bytes(profile) if profile and not cicp else None,
@@ -220,6 +150,14 @@ def decode_jxl(path: Path) -> Decoded:
             others=tuple(others),
         ),
     )
+
+
+def _divided_by_alpha(pixels: np.ndarray) -> np.ndarray:
+    """Colours that were multiplied by alpha, as they are without it."""
+    peak = np.iinfo(pixels.dtype).max
+    alpha = np.maximum(pixels[..., -1:].astype(np.float64), 1)
+    colours = np.minimum(np.rint(pixels[..., :-1] * (peak / alpha)), peak)
+    return np.concatenate([colours.astype(pixels.dtype), pixels[..., -1:]], axis=2)
 
 
 def _name_of(box: bytes) -> str:
