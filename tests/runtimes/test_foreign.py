@@ -473,6 +473,41 @@ def test_a_shared_case_is_refused_at_once(limited, name, tmp_path):
     limited.run("info", path).check_no_traceback()
 
 
+def filling(path):
+    """A model that takes 32 MB more with each of its operators."""
+    large = onnx.helper.make_tensor("large", 7, [4], [1, 1, 2048, 4096])
+    count = 14
+    nodes = [step("ReduceMean", "x", "m0", keepdims=1)]
+    for i in range(count):
+        nodes.append(step("Expand", f"m{i}", "large", f"v{i}"))
+        nodes.append(step("ReduceMax", f"v{i}", f"m{i + 1}", keepdims=1))
+    used = [f"v{i}" for i in range(count)]
+    nodes.append(step("Max", *used, "all"))
+    nodes.append(step("ReduceMax", "all", "most", keepdims=1))
+    nodes.append(step("Add", "x", "most", "z"))
+    doubled(path, nodes, weights=[large])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("bounded", [True, False])
+def test_memory_is_bounded_where_the_system_refuses_none(
+    tmp_path, runtime, bounded, monkeypatch
+):
+    from aethernet.runtimes import probing
+
+    pytest.importorskip(runtime)
+    filling(tmp_path / "m.onnx")
+    monkeypatch.setattr(probing, "_SYSTEM_REFUSES", False)
+    monkeypatch.setattr(probing, "_FOR_A_THREAD", 0)
+    monkeypatch.setattr(probing, "_FOR_THE_LIBRARY", 2 ** (27 if bounded else 31))
+    monkeypatch.setattr(probing, "_SECONDS", 60)
+    if not bounded:
+        open_model(tmp_path / "m.onnx", runtime, "cpu")
+        return
+    with pytest.raises(AetherError, match="takes too much memory"):
+        open_model(tmp_path / "m.onnx", runtime, "cpu")
+
+
 def test_the_limit_ends_with_the_trial(tmp_path):
     resource = pytest.importorskip(
         "resource", reason="limits of a process, as POSIX has"

@@ -13,7 +13,7 @@ import psutil
 
 from aethernet.errors import AetherError, OutOfMemoryError, TooSlowError
 from aethernet.runtimes.base import check_upscales, is_out_of_memory
-from aethernet.runtimes.waiting import interruptible
+from aethernet.runtimes.waiting import interruptible, watched
 
 Shape = tuple[int, int, int, int]
 """`(B, C, H, W)`."""
@@ -70,6 +70,9 @@ class Sizes:
         return max(-(-side // self.multiple) * self.multiple, self.least)
 
 
+# Whether the system can refuse memory beyond a limit of this process.
+_SYSTEM_REFUSES = sys.platform.startswith("linux")
+
 _limiting = threading.Lock()
 
 T = TypeVar("T")
@@ -112,9 +115,11 @@ def loaded(
 
 @contextlib.contextmanager
 def memory_limit(path: Path, device: str, pixels: int = 0) -> Iterator[None]:
-    """Keep a small model from filling the memory in this block, on Linux.
+    """Keep a small model from filling the memory in this block.
 
-    A library that asks for more is told that there is none, and raises its error.
+    On Linux, a library that asks for more is told that there is none, and raises its
+    error. Elsewhere a call by `interruptible` ends soon after the process has grown by
+    so much; one operator of the model may take more until then.
 
     Args:
         path: of the model.
@@ -122,14 +127,21 @@ def memory_limit(path: Path, device: str, pixels: int = 0) -> Iterator[None]:
             GPUs reserve much more than they take.
         pixels: of the picture that it is run on.
     """
-    if device != "cpu" or not sys.platform.startswith("linux"):
+    if device != "cpu":
         yield
         return
+    more = _FOR_THE_LIBRARY + _FOR_A_THREAD * (1 + (os.cpu_count() or 1))
+    more += _COPIES_OF_THE_FILE * path.stat().st_size + _BYTES_PER_PIXEL * pixels
+    with _refused(more) if _SYSTEM_REFUSES else _noticed(more):
+        yield
+
+
+@contextlib.contextmanager
+def _refused(more: int) -> Iterator[None]:
+    """Let the system give this process only so many bytes more."""
     import resource
 
     kind = resource.RLIMIT_AS
-    more = _FOR_THE_LIBRARY + _FOR_A_THREAD * (1 + (os.cpu_count() or 1))
-    more += _COPIES_OF_THE_FILE * path.stat().st_size + _BYTES_PER_PIXEL * pixels
     with _limiting:
         before = resource.getrlimit(kind)
         limit = psutil.Process().memory_info().vms + more
@@ -139,6 +151,20 @@ def memory_limit(path: Path, device: str, pixels: int = 0) -> Iterator[None]:
             yield
         finally:
             resource.setrlimit(kind, before)
+
+
+@contextlib.contextmanager
+def _noticed(more: int) -> Iterator[None]:
+    """End a call once this process takes so many bytes more."""
+    process = psutil.Process()
+    limit = process.memory_info().rss + more
+
+    def check() -> None:
+        if process.memory_info().rss > limit:
+            raise MemoryError
+
+    with watched(check):
+        yield
 
 
 def found_sizes(

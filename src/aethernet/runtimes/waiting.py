@@ -1,17 +1,36 @@
 """Calls of libraries that can be interrupted, or that may take only so long."""
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import TypeVar
 
 from aethernet.errors import TooSlowError
 
-# Seconds between two looks at the clock, and for a call to end once it is told to.
-_POLL, _PATIENCE = 0.1, 0.5
+# Seconds between two looks at the clock, or at what else is watched, and for a call to
+# end once it is told to.
+_POLL, _POLL_OF_WATCH, _PATIENCE = 0.1, 0.01, 0.5
 
 T = TypeVar("T")
+
+_watch: ContextVar[Callable[[], None] | None] = ContextVar("watch", default=None)
+
+
+@contextlib.contextmanager
+def watched(watch: Callable[[], None]) -> Iterator[None]:
+    """Let `interruptible` end its calls in this block when `watch` raises.
+
+    Args:
+        watch: is called again and again while a call is made.
+    """
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
 
 
 def interruptible(
@@ -21,7 +40,7 @@ def interruptible(
 
     Python acts on a signal only between its own instructions, so the call is made in a
     thread of its own, while the main thread waits. Signals come to no other thread:
-    there, a call without a limit is simply made.
+    there, a call without a limit is simply made, unless it is watched.
 
     Args:
         call: takes long in a library that lets other threads run meanwhile.
@@ -32,9 +51,11 @@ def interruptible(
 
     Raises:
         TooSlowError: when it takes longer.
-        BaseException: what the call raises, or a signal does in the main thread.
+        BaseException: what the call raises, or a signal does in the main thread, or
+            what watches it (`watched`).
     """
-    if seconds is None and threading.current_thread() is not threading.main_thread():
+    watch, is_main = _watch.get(), threading.current_thread() is threading.main_thread()
+    if seconds is None and watch is None and not is_main:
         return call()
     results: queue.SimpleQueue[tuple[T] | BaseException] = queue.SimpleQueue()
 
@@ -50,8 +71,10 @@ def interruptible(
     try:
         while True:
             try:
-                result = results.get(timeout=_POLL)
+                result = results.get(timeout=_POLL_OF_WATCH if watch else _POLL)
             except queue.Empty:
+                if watch:
+                    watch()
                 spent = min(time.monotonic() - wall, time.process_time() - cpu)
                 if seconds is not None and spent > seconds:
                     raise TooSlowError(
