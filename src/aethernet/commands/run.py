@@ -61,6 +61,8 @@ def _accept_any_character() -> None:
 
 
 def _show_log_messages() -> None:
+    if logging.lastResort:  # shows warnings where nothing else does
+        logging.lastResort.setFormatter(_PlainLines())
     if not sys.stderr or not sys.stderr.isatty():
         return
     logger = logging.getLogger("aethernet")

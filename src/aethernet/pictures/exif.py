@@ -7,6 +7,7 @@ numbers are changed where they lie, and what is added comes behind the rest.
 import io
 import struct
 from collections.abc import Mapping
+from fractions import Fraction
 
 from aethernet.pictures import ifd
 
@@ -14,9 +15,13 @@ PREFIX = b"Exif\0\0"
 """What goes before a block in JPEG, and before it in `exif-data` of libvips."""
 
 _SIDES = (40962, 40963)
+# Where the subject is: x, y, and its diameter or its width and height. And pixels of
+# the sensor for a length, across and down.
+_SUBJECTS = (37396, 41492)
+_SENSOR = (41486, 41487)
 _THUMBNAIL = (513, 514)
 _COMMENT = 37510
-_TEXT, _BYTES = 2, 7
+_TEXT, _SHORT, _RATIONAL, _BYTES = 2, 3, 5, 7
 _MILLIMETRES = {2: 25.4, 3: 10.0}
 """In the units of resolutions."""
 
@@ -31,12 +36,23 @@ def block_of(data: bytes) -> bytes | None:
     return data
 
 
+def orientation_of(block: bytes) -> int:
+    """The orientation that the block states, 1 to 8; 1 where it states none."""
+    found = ifd.Structure(io.BytesIO(block))
+    try:
+        turn = found.directory(found.first).tags[ifd.ORIENTATION].numbers(found.order)
+    except (ValueError, KeyError, struct.error):
+        return 1
+    return turn[0] if turn and 1 <= turn[0] <= 8 else 1
+
+
 def upright(
     block: bytes, size: tuple[int, int], thumbnail: bytes | None = None
 ) -> bytes:
     """The block for a picture that is upright and has this width and height.
 
-    The orientation becomes 1, and the sides are set. Nothing is moved.
+    The orientation becomes 1, the sides are set, and numbers of pixels follow them.
+    Nothing is moved.
 
     Args:
         block: of the source.
@@ -52,11 +68,71 @@ def upright(
         return block
     _set(changed, found.order, first.tags.get(ifd.ORIENTATION), 1)
     inner = found.inside(first.tags, ifd.EXIF_DIRECTORY)
+    if inner:
+        _scale(changed, found.order, inner.tags, orientation_of(block), size)
     for tag, side in zip(_SIDES, size, strict=True):
         _set(changed, found.order, inner.tags.get(tag) if inner else None, side)
     if first.next:
         _exchange_thumbnail(changed, found, first, thumbnail)
     return bytes(changed)
+
+
+def _scale(
+    block: bytearray, order: str, tags: ifd.Tags, turn: int, size: tuple[int, int]
+) -> None:
+    """Change what counts in pixels of the source, if that states its own sides."""
+    try:
+        old = [tags[tag].numbers(order)[0] for tag in _SIDES]
+    except (LookupError, struct.error):
+        return
+    if not all(old):
+        return
+    upright_sides = old[::-1] if turn > 4 else old
+    ratios = [
+        Fraction(new, side) for new, side in zip(size, upright_sides, strict=True)
+    ]
+    for tag in _SUBJECTS:
+        value = tags.get(tag)
+        if value and value.kind == _SHORT and value.count >= 2:
+            x, y, *extent = value.numbers(order)
+            place = _turned(x, y, old, turn)
+            numbers = (*place, *(extent[::-1] if turn > 4 else extent))
+            scaled = [round(n * r) for n, r in zip(numbers, ratios * 2, strict=False)]
+            if all(0 <= number < 2**16 for number in scaled):
+                struct.pack_into(f"{order}{len(scaled)}H", block, value.place, *scaled)
+    _scale_sensor(block, order, [tags.get(tag) for tag in _SENSOR], turn, ratios)
+
+
+def _scale_sensor(
+    block: bytearray,
+    order: str,
+    values: list[ifd.Value | None],
+    turn: int,
+    ratios: list[Fraction],
+) -> None:
+    """Change the pixels of the sensor for a length, across and down."""
+    known = [value for value in values if value and value.kind == _RATIONAL]
+    numbers = [value.numbers(order) for value in known]
+    if len(known) < 2 or not all(below for _, below, *_ in numbers):
+        return
+    stated = [Fraction(above, below) for above, below, *_ in numbers]
+    for value, density, ratio in zip(
+        known, stated[::-1] if turn > 4 else stated, ratios, strict=True
+    ):
+        scaled = (density * ratio).limit_denominator(10_000)
+        if scaled.numerator < 2**32:
+            pair = scaled.as_integer_ratio()
+            struct.pack_into(f"{order}2I", block, value.place, *pair)
+
+
+def _turned(x: int, y: int, old: list[int], turn: int) -> tuple[int, int]:
+    """Where a pixel of a picture with these sides is once it is upright."""
+    width, height = old
+    if turn in (2, 3, 7, 8):
+        x = width - 1 - x
+    if turn in (3, 4, 6, 7):
+        y = height - 1 - y
+    return (y, x) if turn > 4 else (x, y)
 
 
 def has_thumbnail(block: bytes) -> bool:

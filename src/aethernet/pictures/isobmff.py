@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from aethernet.pictures.colour import StatedColour
-from aethernet.pictures.metadata import Metadata, code_points, more_pictures
+from aethernet.pictures.metadata import (
+    MOST_FILLING,
+    Metadata,
+    code_points,
+    more_pictures,
+)
 from aethernet.pictures.timing import Timing
 
 _LARGEST_BOX = 2**28
@@ -80,6 +85,30 @@ def _outer(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
             return
         yield kind, at + size - start
         at = file.seek(at + size)
+
+
+def _end(file: BinaryIO) -> int:
+    """Where the last of the boxes ends that are in no other."""
+    end = 0
+    for _, length in _outer(file):
+        end = file.tell() + length
+    return end
+
+
+def is_premultiplied(path: Path) -> bool:
+    """Whether the colours of the main picture are multiplied by its alpha."""
+    meta = _content(path, b"meta")[4:]
+    try:
+        top = {box.kind: box for box in _boxes(meta, 0, len(meta))}
+        references, primary = top[b"iref"], _primary(meta, top)
+        letter = ">I" if meta[references.start] else ">H"
+        return any(
+            box.kind == b"prem"
+            and struct.unpack_from(letter, meta, box.start)[0] == primary
+            for box in _boxes(meta, references.start + 4, references.end)
+        )
+    except (struct.error, LookupError):
+        return False
 
 
 def _content(path: Path, wanted: bytes) -> bytes:
@@ -305,6 +334,9 @@ def _behind(path: Path) -> Iterator[str]:
                 yield "a film"
             elif kind not in _KNOWN_BOXES:
                 yield f"the box {kind.decode('latin-1')}"
+        behind = file.seek(0, 2) - _end(file)
+        if behind > MOST_FILLING:
+            yield f"{behind} bytes behind the picture"
 
 
 def with_metadata(content: bytes, metadata: Metadata) -> bytes:

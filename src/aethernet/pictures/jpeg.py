@@ -21,19 +21,21 @@ from aethernet.pictures.metadata import (
     Text,
     more_pictures,
     photoshop_of,
+    resources_by_pixels,
 )
 
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
 _ICC = b"ICC_PROFILE\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
+_DUCKY = b"Ducky"
 _PICTURES = b"MPF\0"
 _ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\0"
 # What is carried otherwise or describes the coding: by the marker and the beginning.
 _KNOWN = (
     *((0xE0, b"JFIF\0"), (0xE0, b"JFXX\0"), (0xE1, PREFIX), (0xE1, _XMP)),
     *((0xE1, _EXTENSION), (0xE2, _ICC), (0xE2, _PICTURES), (0xED, _PHOTOSHOP)),
-    *((0xE2, _ISO_GAIN_MAP), (0xEE, b"Adobe"), (0xEC, b"Ducky")),
+    *((0xE2, _ISO_GAIN_MAP), (0xEE, b"Adobe")),
 )
 _NAMES = {
     (0xEB, b"JP"): "content credentials (JUMBF)",
@@ -83,8 +85,10 @@ def read_from(
     behind = rest - sum(map(len, attached))
     if behind > MOST_FILLING:
         others.append(f"{behind} bytes behind the picture, a film perhaps")
-    if any(_is(s, 0xE0, b"JFXX\0") for s in segments):
+    if any(map(_has_thumbnail, segments)):
         others.append("the thumbnail")
+    if known.profile is None and any(_is(s, 0xE2, _ICC) for s in segments):
+        others.append("the colour profile, which is damaged")
     others += sorted({name for s in segments if (name := _unknown(s))})
     others += _twice(segments)
     # libvips takes other segments of this kind for XMP.
@@ -95,6 +99,7 @@ def read_from(
     photoshop = b"".join(
         s.data[len(_PHOTOSHOP) :] for s in segments if _is(s, 0xED, _PHOTOSHOP)
     )
+    others += resources_by_pixels(photoshop)
     return replace(
         known,
         xmp=_with_extension(packets[0] if packets else None, segments),
@@ -117,6 +122,24 @@ def _is(segment: _Segment, marker: int, start: bytes) -> bool:
     return segment.marker == marker and segment.data.startswith(start)
 
 
+def _has_thumbnail(segment: _Segment) -> bool:
+    """Whether JFIF, which states the sides of one at the end, has a thumbnail."""
+    if _is(segment, 0xE0, b"JFIF\0"):
+        return len(segment.data) >= 14 and all(segment.data[12:14])
+    return _is(segment, 0xE0, b"JFXX\0")
+
+
+def _has_texts(segment: _Segment) -> bool:
+    """Whether Photoshop's "save for the web" has put texts beside the quality."""
+    place = len(_DUCKY)
+    while place + 4 <= len(segment.data):
+        kind, size = struct.unpack_from(">2H", segment.data, place)
+        if kind in (2, 3):  # a comment, and who has the rights
+            return True
+        place += 4 + size
+    return False
+
+
 def _twice(segments: list[_Segment]) -> list[str]:
     """Names of what is there a second time, and differs."""
     names = {PREFIX: "another EXIF block", _XMP: "another XMP packet"}
@@ -129,6 +152,8 @@ def _twice(segments: list[_Segment]) -> list[str]:
 
 def _unknown(segment: _Segment) -> str | None:
     """The name of an application segment that is carried nowhere."""
+    if _is(segment, 0xEC, _DUCKY):
+        return "the texts of Ducky" if _has_texts(segment) else None
     if not 0xE0 <= segment.marker <= 0xEF or any(_is(segment, *k) for k in _KNOWN):
         return None
     for kind, name in _NAMES.items():

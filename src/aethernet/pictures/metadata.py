@@ -29,8 +29,10 @@ MOST_FILLING = 64
 """Bytes behind a picture that mean nothing; some programs fill up blocks."""
 
 _IIM_RESOURCE = 0x0404
-# Resources of Photoshop that do not describe the result: thumbnails, digests of IPTC.
+# Resources of Photoshop that do not describe the result: thumbnails, digests of IPTC;
+# guides and slices, which lie at pixels of the source.
 _STALE_RESOURCES = (0x0409, 0x040C, 0x0425)
+_BY_PIXELS = (0x0408, 0x041A)
 
 
 @dataclass(frozen=True)
@@ -51,22 +53,28 @@ class Text:
     @property
     def content(self) -> str | None:
         """The text itself; None where it is damaged, or longer than `_LONGEST`."""
+        found = self.unpacked(_LONGEST + 1)
+        try:
+            in_utf_8 = self.kind in (b"iTXt", b"COM")
+            text = (found or b"").decode("utf-8" if in_utf_8 else "latin-1")
+        except UnicodeDecodeError:
+            return None
+        return text if found is not None and len(text) <= _LONGEST else None
+
+    def unpacked(self, most: int) -> bytes | None:
+        """Its bytes, at most so many if it is compressed; None where it is damaged."""
+        if self.kind == b"COM":
+            return self.data.rstrip(b"\0")
         _, _, rest = self.data.partition(b"\0")
         try:
-            if self.kind == b"COM":
-                return self.data.rstrip(b"\0").decode()
             if self.kind == b"iTXt":
                 packed, rest = rest[0], rest[2:].split(b"\0", 2)[2]
             else:
                 packed = self.kind == b"zTXt"
                 rest = rest[1:] if packed else rest
-            if packed:
-                stream = zlib.decompressobj()
-                rest = stream.decompress(rest, _LONGEST + 1)
-            text = rest.decode("utf-8" if self.kind == b"iTXt" else "latin-1")
-        except (zlib.error, UnicodeDecodeError, IndexError):
+            return zlib.decompressobj().decompress(rest, most) if packed else rest
+        except (zlib.error, IndexError):
             return None
-        return text if len(text) <= _LONGEST else None
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,7 @@ def fitted(metadata: Metadata, room: Room, gray: bool) -> tuple[Metadata, list[s
         lost.append("XMP")
         kept = replace(kept, xmp=None)
     if kept.photoshop and not room.photoshop:
-        lost.append("IPTC")
+        lost.append("IPTC" if iim_of(kept.photoshop) else "what Photoshop added")
         kept = replace(kept, photoshop=None)
     return _fitted_texts(kept, room, lost), lost
 
@@ -376,9 +384,15 @@ def joined(found: Sequence[tuple[int, bytes, bytes]]) -> bytes | None:
         + data
         + bytes(len(data) % 2)
         for number, name, data in found
-        if number not in _STALE_RESOURCES
+        if number not in (*_STALE_RESOURCES, *_BY_PIXELS)
     ]
     return b"".join(blocks) or None
+
+
+def resources_by_pixels(photoshop: bytes) -> list[str]:
+    """The name of resources that are not true of a larger picture, if there are any."""
+    found = any(number in _BY_PIXELS for number, _, _ in resources(photoshop))
+    return ["Photoshop's guides and slices"] * found
 
 
 def photoshop_of(iptc: bytes) -> bytes | None:

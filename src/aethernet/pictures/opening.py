@@ -21,7 +21,7 @@ from aethernet.pictures import (
     tiff,
     webp,
 )
-from aethernet.pictures.exif import block_of, resolution_of
+from aethernet.pictures.exif import block_of, orientation_of, resolution_of
 from aethernet.pictures.limits import check_runs
 from aethernet.pictures.metadata import Metadata
 
@@ -90,15 +90,19 @@ class Opened:
             pyvips.Error, OSError, SyntaxError, ValueError: of the libraries.
         """
         self._path, self._limit_mp = path, limit_mp
-        self.turn = 1
+        self.turn, premultiplied = 1, False
         self.kind, self._animated = _kind_of(path), animated
         if self.kind == "jxl":
-            self._take(_opened_jxl(path, limit_mp))
+            decoded, premultiplied = _opened_jxl(path, limit_mp)
+            self._take(decoded)
         elif self.kind == "bmp":
             self.image = _opened_bmp(path, limit_mp)
             self.bits, self.metadata = 8, others.read_bmp(path)
         else:
             self._open()
+            premultiplied = self.kind == "heif" and isobmff.is_premultiplied(path)
+        if premultiplied and self.image.bands in (2, 4):
+            self.image = _divided_by_alpha(self.image, self.bits)
         self.metadata = _with_resolution(self.metadata, self.turn)
 
     def _take(self, decoded: plugins.Decoded) -> None:
@@ -122,11 +126,18 @@ class Opened:
             return
         if image.get_typeof("orientation"):
             self.turn = image.get("orientation")
+        self.metadata = _metadata(path, self.kind, image, self.turn)
+        if self.kind == "png" and self.metadata.exif and not _text(image, "exif-data"):
+            # It lies behind the pixels, or in a text, where libvips does not look.
+            self.turn = orientation_of(self.metadata.exif)
         if self.turn not in (1, 2):  # its first rows are not the first in the file
             image = self._loaded("random")
-        self.metadata = _metadata(path, self.kind, image, self.turn)
         self.bits = int(_text(image, "bits-per-sample") or 8)
-        self.image = image if self.turn == 1 else image.autorot()
+        if self.turn > 1:
+            image = image.copy()
+            image.set_type(pyvips.GValue.gint_type, "orientation", self.turn)
+            image = image.autorot()
+        self.image = image
 
     def _loaded(self, access: str) -> pyvips.Image:
         """Open the file with libvips.
@@ -281,12 +292,26 @@ def _more_metadata(
     return known
 
 
-def _opened_jxl(path: Path, limit_mp: float | None) -> plugins.Decoded:
+def _divided_by_alpha(image: pyvips.Image, bits: int) -> pyvips.Image:
+    """The image with its colours as they are without alpha.
+
+    Args:
+        image: its colours are multiplied by alpha.
+        bits: per value that are used, the upper ones.
+    """
+    peak = (2**bits - 1) << (16 - bits) if image.format == "ushort" else 255
+    divided = image.unpremultiply(max_alpha=peak)
+    divided = (divided > peak).ifthenelse(peak, divided).rint().cast(image.format)
+    return divided.copy(interpretation=image.interpretation)
+
+
+def _opened_jxl(path: Path, limit_mp: float | None) -> tuple[plugins.Decoded, bool]:
+    """The picture, and whether its colours are multiplied by alpha."""
     header = jxl.read_header(path)
     check_limit(path, (header.width, header.height), limit_mp)
     if header.animated:
         raise ImageError(_ANIMATION, path, _MAKE_A_VIDEO)
-    return plugins.decode_jxl(path, header)
+    return plugins.decode_jxl(path, header), header.premultiplied
 
 
 def _opened_bmp(path: Path, limit_mp: float | None) -> pyvips.Image:

@@ -124,8 +124,6 @@ def decode_jxl(path: Path, header: jxl.JxlHeader) -> Decoded:
     if mode.startswith("F"):
         raise ImageError("The picture holds values of the type float.", path)
     pixels = np.frombuffer(data, dtype).reshape(info.height, info.width, -1)
-    if header.premultiplied and pixels.shape[2] in (2, 4):
-        pixels = _divided_by_alpha(pixels)
     # The decoder makes a profile of what the file states by code points.
     cicp = code_points_in(bytes(profile or b""))
     found = {bytes(box.box_type): bytes(box.data) for box in reversed(boxes)}
@@ -150,14 +148,6 @@ def decode_jxl(path: Path, header: jxl.JxlHeader) -> Decoded:
             others=tuple(others),
         ),
     )
-
-
-def _divided_by_alpha(pixels: np.ndarray) -> np.ndarray:
-    """Colours that were multiplied by alpha, as they are without it."""
-    peak = np.iinfo(pixels.dtype).max
-    alpha = np.maximum(pixels[..., -1:].astype(np.float64), 1)
-    colours = np.minimum(np.rint(pixels[..., :-1] * (peak / alpha)), peak)
-    return np.concatenate([colours.astype(pixels.dtype), pixels[..., -1:]], axis=2)
 
 
 def _name_of(box: bytes) -> str:

@@ -72,12 +72,19 @@ def read(path: Path, known: Metadata) -> Metadata:
             if kind not in (*_KNOWN, *_TEXTS)
         }
     )
+    packets = [text for text in texts if _is_xmp(text)]
+    # libvips looks only at what comes before the pixels.
+    if known.xmp is None and packets:
+        known = replace(known, xmp=packets[0].unpacked(_LARGEST_PROFILE) or None)
+        others += ["XMP, which is damaged"] * (known.xmp is None)
+    if known.exif is None and b"eXIf" in first:
+        known = replace(known, exif=block_of(first[b"eXIf"]))
     depth = first[b"IHDR"][8]
     if any(bits < depth for bits in first.get(b"sBIT", b"")):
         others.append("the number of significant bits")
     if b"iCCP" in first and known.profile is None:  # by libpng's rules
         others.append("the colour profile, which is damaged or for other pixels")
-    if len({text.data for text in texts if _is_xmp(text)}) > 1:
+    if len({text.data for text in packets}) > 1:
         others.append("another XMP packet")
     if b"eXIf" in first and known.exif is None:
         others.append("EXIF, which is damaged")

@@ -18,6 +18,7 @@ from aethernet.pictures.metadata import (
     iim_of,
     more_pictures,
     photoshop_of,
+    resources_by_pixels,
 )
 
 _XMP, _IIM, _PHOTOSHOP, _PROFILE = 700, 33723, 34377, 34675
@@ -25,9 +26,9 @@ _TRANSFER, _WHITE, _CORNERS = 301, 318, 319
 # Tags that describe how the pixels are stored.
 _STRUCTURE = (
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 274, 277, 278, 279),
-    *(280, 281, 284, 285, 288, 289, 290, 291, 292, 293, 297, 301, 317, 318),
-    *(319, 320, 321, 322, 323, 324, 325, 330, 332, 334, 336, 337, 338, 339, 340, 341),
-    *(342, 343, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
+    *(280, 281, 284, 288, 289, 290, 291, 292, 293, 301, 317, 318),
+    *(319, 320, 321, 322, 323, 324, 325, 330, 332, 334, 336, 338, 339, 340, 341),
+    *(342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
     *(32997, 32998, 34016, 34017, 34019, 34020, 34021, 37724),
 )
 _RESOLUTION = (ifd.X_RESOLUTION, ifd.Y_RESOLUTION, ifd.RESOLUTION_UNIT)
@@ -41,13 +42,16 @@ _DESCRIBING = (
 _OF_EXIF = (range(33434, 33438), range(36864, 37523), range(40960, 42241))
 _LAYERS, _SUB_DIRECTORIES, _SUBFILE_TYPE = 37724, 330, 254
 _MOST_PICTURES = 100
-_EXTRA = 338
+_SAMPLES, _PHOTOMETRIC, _EXTRA = 277, 262, 338
+_CMYK = 5
 _IS_ALPHA = (1, 2)
 _NAMES = {
     frozenset((33550, 33922, 34264, 34735, 34736, 34737)): (
         "the geographic position (GeoTIFF)"
     ),
     frozenset((286, 287)): "the place on the page",
+    frozenset((297,)): "the number of the page",
+    frozenset((343, 344, 345, 346)): "the clipping path",
     frozenset((50838, 50839)): "ImageJ's metadata",
 }
 
@@ -80,7 +84,7 @@ def read(path: Path, known: Metadata) -> Metadata:
     taken = (*_STRUCTURE, *_RESOLUTION, *_CARRIED, *described, *inside)
     unknown = sorted(tag for tag in tags if tag not in taken)
     others += [name for some, name in _NAMES.items() if not some.isdisjoint(unknown)]
-    if _EXTRA in tags and tags[_EXTRA].numbers(order)[0] not in _IS_ALPHA:
+    if _is_doubtful(tags, order):
         others.append("the kind of the last channel (unknown, now transparency)")
     if _LAYERS in tags:
         others.append("Photoshop's layers")
@@ -92,6 +96,7 @@ def read(path: Path, known: Metadata) -> Metadata:
     if numbers:
         others.append(f"the TIFF tags {numbers}")
     photoshop = tags[_PHOTOSHOP].data if _PHOTOSHOP in tags else b""
+    others += resources_by_pixels(photoshop)
     if _IIM in tags and not (photoshop and iim_of(photoshop)):
         photoshop += photoshop_of(_iim(tags[_IIM], order)) or b""
     return replace(
@@ -102,6 +107,16 @@ def read(path: Path, known: Metadata) -> Metadata:
         unitless=_unitless(tags, order),
         others=tuple(others),
     )
+
+
+def _is_doubtful(tags: ifd.Tags, order: str) -> bool:
+    """Whether there is a channel beside the colours that is not said to be alpha."""
+    if _EXTRA in tags:
+        return tags[_EXTRA].numbers(order)[0] not in _IS_ALPHA
+    if not {_SAMPLES, _PHOTOMETRIC} <= tags.keys():
+        return False
+    channels, kind = (tags[tag].numbers(order)[0] for tag in (_SAMPLES, _PHOTOMETRIC))
+    return channels in (2, 4) and kind != _CMYK
 
 
 def _more(found: ifd.Structure, tags: ifd.Tags) -> int:

@@ -7,13 +7,14 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
-from aethernet.pictures.metadata import Metadata
+from aethernet.pictures.metadata import MOST_FILLING, Metadata
 
 _PROFILE, _ALPHA, _EXIF, _XMP, _ANIMATION = 0x20, 0x10, 0x08, 0x04, 0x02
 _PIXELS = (b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF")
 _KNOWN = (
     *(b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP "),
 )
+_ONCE = {b"EXIF": "another EXIF block", b"XMP ": "another XMP packet"}
 
 
 def read(path: Path, known: Metadata) -> Metadata:
@@ -23,8 +24,16 @@ def read(path: Path, known: Metadata) -> Metadata:
         path: of the file.
         known: profile, EXIF and XMP as libvips read them.
     """
-    kinds = {kind for kind, _ in _chunks(path.read_bytes())} - {*_KNOWN}
-    names = (f"the chunk {kind.decode('latin-1').strip()}" for kind in sorted(kinds))
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[4:8], "little")
+    chunks = _chunks(content[:end])
+    kinds = {kind for kind, _ in chunks} - {*_KNOWN}
+    names = [f"the chunk {kind.decode('latin-1').strip()}" for kind in sorted(kinds)]
+    for kind, name in _ONCE.items():
+        if len({data for found, data in chunks if found == kind}) > 1:
+            names.append(name)
+    if (behind := len(content) - end - end % 2) > MOST_FILLING:
+        names.append(f"{behind} bytes behind the picture")
     return replace(known, others=tuple(names))
 
 
