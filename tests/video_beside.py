@@ -121,6 +121,42 @@ def add_ordered_chapters(clip, flag=1):
     return clip
 
 
+def box(kind, *parts):
+    """A box of MP4."""
+    content = b"".join(parts)
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def add_boxes(clip, place, *added):
+    """The MP4 file with boxes at the end of the first one at a path of kinds, in place.
+
+    What is missing of the path is made. The movie has to be the last box of the file.
+    """
+    content = bytearray(clip.read_bytes())
+    start, end, outer = 0, len(content), []
+    for kind in place:
+        at = start
+        while at < end and content[at + 4 : at + 8] != kind:
+            at += struct.unpack_from(">I", content, at)[0]
+        if at >= end:
+            content[end:end] = box(kind)
+            at = end
+            _grow(content, outer, 8)
+        outer.append(at)
+        start, end = at + 8, at + struct.unpack_from(">I", content, at)[0]
+    made = b"".join(added)
+    content[end:end] = made
+    _grow(content, outer, len(made))
+    clip.write_bytes(content)
+    return clip
+
+
+def _grow(content, places, count):
+    for place in places:
+        (size,) = struct.unpack_from(">I", content, place)
+        struct.pack_into(">I", content, place, size + count)
+
+
 def cropping(bottom, top, left, right):
     sides = {0x54AA: bottom, 0x54BB: top, 0x54CC: left, 0x54DD: right}
     return Extra(CROPPING, tuple(number(*side) for side in sides.items()))

@@ -12,12 +12,14 @@ from video_beside import (
     CAPTION,
     T35,
     USER_DATA,
+    add_boxes,
     add_extras,
     add_ordered_chapters,
     add_sei,
     add_text,
     add_timecode,
     beside,
+    box,
     cropping,
     dolby_vision,
     facts,
@@ -245,6 +247,11 @@ def a_broadcast(folder):
     return target
 
 
+def from_an_action_camera(folder):
+    clip = h264(folder / "in.mp4", size=SIZE)
+    return add_boxes(clip, (b"moov", b"udta"), box(b"GPMF", b"settings"))
+
+
 def channel(path):
     with av.open(str(path)) as container:
         found = {key.lower(): value for key, value in container.metadata.items()}
@@ -319,6 +326,7 @@ ROWS = {
     "chapters": (a_film, chapter, ""),
     "order in which": (with_an_order, None, "the order in which chapters play"),
     "title": (a_film, titled, ""),
+    "metadata of a kind": (from_an_action_camera, None, "(GPMF)"),
     "name of the channel": (a_broadcast, channel, "service_name"),
     "other metadata": (a_film, of_the_making, "the metadata MADE_WITH"),
     "attachments": (a_film, font, "(attachment"),

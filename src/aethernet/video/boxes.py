@@ -12,6 +12,8 @@ _PARENTS = {
     **dict.fromkeys((b"avc1", b"hvc1", b"hev1", b"av01", b"vp09"), 78),
 }
 
+_ENCRYPTED = (b"encv", b"enca", b"enct", b"encs", b"drmi", b"drms")
+
 # That are looked at in a file, or in a box.
 _MOST_BOXES = 100_000
 
@@ -54,6 +56,52 @@ def boxes_of_pictures(file: BinaryIO, track: int) -> Iterator[Box]:
             return
 
 
+def tracks_of(file: BinaryIO) -> Iterator[tuple[Box, bytes]]:
+    """The tracks of a movie, and what each holds: b"vide", b"soun", b"text" ..
+
+    Args:
+        file: open for reading; of MP4 or MOV, else nothing is found.
+    """
+    for movie in outermost(file):
+        if movie.kind == b"moov":
+            for track in inside(file, movie):
+                if track.kind == b"trak":
+                    parts = _at(file, track, b"mdia")
+                    handler = next((b for b in parts if b.kind == b"hdlr"), None)
+                    file.seek(handler.first + 8 if handler else track.end)
+                    yield track, file.read(4) if handler else b""
+            return
+
+
+def chapter_tracks(file: BinaryIO) -> set[int]:
+    """Numbers of the tracks that hold the chapters of others.
+
+    Args:
+        file: open for reading; of MP4 or MOV, else nothing is found.
+    """
+    found: set[int] = set()
+    for track, _ in tracks_of(file):
+        for box in _at(file, track, b"tref"):
+            if box.kind == b"chap":
+                file.seek(box.first)
+                data = file.read(min(box.end - box.first, 4 * _MOST_BOXES))
+                found.update(each for (each,) in struct.iter_unpack(">I", _whole(data)))
+    return found
+
+
+def has_encrypted_track(file: BinaryIO) -> bool:
+    """Whether a track of MP4 or MOV is encrypted (ISO/IEC 23001-7)."""
+    return any(
+        entry.kind in _ENCRYPTED
+        for track, _ in tracks_of(file)
+        for entry in _at(file, track, b"mdia", b"minf", b"stbl", b"stsd")
+    )
+
+
+def _whole(data: bytes) -> bytes:
+    return data[: len(data) - len(data) % 4]
+
+
 def inside(file: BinaryIO, box: Box, skipped: int | None = None) -> Iterator[Box]:
     """The boxes in a box.
 
@@ -76,6 +124,12 @@ def outermost(file: BinaryIO) -> Iterator[Box]:
     file.seek(4)
     if file.read(4) == b"ftyp":
         yield from _boxes(file, 0, end)
+
+
+def behind(file: BinaryIO) -> int:
+    """How many bytes follow the last box of a file; 0 of another format."""
+    end = max((box.end for box in outermost(file)), default=None)
+    return 0 if end is None else file.seek(0, 2) - end
 
 
 def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[Box]:

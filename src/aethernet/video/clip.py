@@ -41,7 +41,7 @@ from aethernet.video.libav import (
     planes_of,
 )
 from aethernet.video.services import Broadcast, read_broadcast
-from aethernet.video.unread import unread
+from aethernet.video.unread import is_encrypted, unread
 from aethernet.video.yuv import (
     BT709,
     FULL,
@@ -142,6 +142,8 @@ def read_clip(path: Path) -> Clip:
         raise AetherError("The file is empty; expected a video.", path)
     try:
         with open_container(path) as container:
+            if is_encrypted(path):
+                raise AetherError("The video is encrypted.", path)
             stream = _video_stream(container, path)
             _check_whole(stream, path)
             decoder = _decoder_for(stream, path)

@@ -35,6 +35,20 @@ def kept_metadata(
             yield key, value
 
 
+def kept_of_stream(
+    stream: Any, skipped: Fraction, rate: Fraction
+) -> Iterator[tuple[str, str]]:
+    """As `kept_metadata`, of a stream, whose name is a title to all containers.
+
+    libav reads the name of a track of MP4 as another key than it writes it by.
+    """
+    for key, value in kept_metadata(stream.metadata, skipped, rate):
+        if key.lower() != "name":
+            yield key, value
+        elif "title" not in stream.metadata:
+            yield "title", value
+
+
 def _is_stale(key: str) -> bool:
     key = key.lower()
     return key in _STALE or key.startswith(_STALE_PREFIXES)

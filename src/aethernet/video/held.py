@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any, BinaryIO
 
 from aethernet.video.boxes import hide_boxes
-from aethernet.video.describe import kept_metadata
+from aethernet.video.describe import TIMECODE, kept_of_stream
 from aethernet.video.extras import Extra, open_unofficial, read_facts, with_extras
 from aethernet.video.libav import import_av, is_cover
 
@@ -101,7 +101,7 @@ def unheld_of_stream(stream: Any, format: str) -> Iterator[str]:
         yield f"the language {language}"
     metadata = {
         key: value
-        for key, value in kept_metadata(stream.metadata, Fraction(0), Fraction(1))
+        for key, value in kept_of_stream(stream, Fraction(0), Fraction(1))
         if key.lower() not in (*_UNIMPORTANT, _CREATED)
     }
     created = stream.metadata.get(_CREATED)
@@ -126,6 +126,8 @@ def unheld_metadata(metadata: Mapping[str, str], format: str) -> list[str]:
         metadata: of the source.
         format: libav's name of the container.
     """
+    # A timecode becomes a track there.
+    metadata = {k: v for k, v in metadata.items() if k.lower() != TIMECODE}
     return _unheld(metadata, format, of_stream=False)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from aethernet.errors import AetherError
 from aethernet.text import listed
+from aethernet.video.boxes import chapter_tracks
 from aethernet.video.clip import Clip, Cut
 from aethernet.video.describe import (
     ALPHA_MODE,
@@ -20,6 +21,7 @@ from aethernet.video.describe import (
     has_alpha_beside,
     is_timecode,
     kept_metadata,
+    kept_of_stream,
     moved_timecode,
     timecode_of,
 )
@@ -147,6 +149,15 @@ def _left_out_of_texts(source: Any, clip: Clip, suffix: str) -> list[str]:
     for stream in (*own, *copied):
         for name in unheld_of_stream(stream, format):
             lost.append(f"{name} of stream {stream.index}")
+    if suffix == ".mkv":
+        lost += [
+            f"the description of stream {stream.index}"
+            for stream in source.streams
+            if stream.type == "attachment" and stream.metadata.get("title")
+        ]
+    of_chapters = {key for each in source.chapters() for key in each["metadata"]}
+    if suffix != ".mkv" and of_chapters - {"title"}:
+        lost.append("metadata of chapters beside their titles")
     metadata = dict(_metadata(source, clip, suffix, Fraction(0)))
     if names := unheld_metadata(metadata, format):
         lost.append(f"the metadata {listed(names)}")
@@ -364,7 +375,7 @@ def _describe_copy(
     stream: Any, original: Any, skipped: Fraction, rate: Fraction
 ) -> None:
     stream.disposition = original.disposition
-    for key, value in kept_metadata(original.metadata, skipped, rate):
+    for key, value in kept_of_stream(original, skipped, rate):
         stream.metadata[key] = value
 
 
@@ -385,6 +396,7 @@ def _add_copies(
     """
     copies = {}
     held = _held_streams(clip, suffix)
+    told = _chapter_tracks(clip)
     for original in source.streams:
         if original.index == clip.index:
             continue
@@ -404,12 +416,20 @@ def _add_copies(
             stream = _add_copy(output, original)
             _describe_copy(stream, original, skipped, clip.rate)
             copies[original.index] = stream
-        elif not quiet and not is_timecode(original):
+        elif not (quiet or is_timecode(original) or original.id in told):
             _log.warning(
                 "%s: stream %d (%s) is left out, %s does not hold it",
                 *(clip.path, original.index, _kind(original), suffix),
             )
     return copies
+
+
+def _chapter_tracks(clip: Clip) -> set[int]:
+    """Numbers of the tracks that are written anew, as chapters."""
+    if clip.index is None:
+        return set()
+    with clip.path.open("rb") as file:
+        return chapter_tracks(file)
 
 
 def _cover(clip: Clip, index: int) -> bytes:

@@ -1,13 +1,25 @@
 """What a file holds and libav does not read, by name."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aethernet.video.boxes import Box, boxes_of_pictures, inside, outermost
-from aethernet.video.ebml import find_in_file
+from aethernet.video.boxes import (
+    Box,
+    behind,
+    boxes_of_pictures,
+    has_encrypted_track,
+    inside,
+    outermost,
+)
+from aethernet.video.ebml import elements, find, find_in_file
 from aethernet.video.extras import SPHERE, has_mesh
+from aethernet.video.user_data import names_of_user_data
 
 _MOST_NAMES = 8
+
+# Bytes behind the boxes that mean nothing; some programs fill up blocks.
+_MOST_FILLING = 64
 
 _EMPTY = (b"free", b"skip", b"wide")
 
@@ -32,8 +44,15 @@ _XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _CREDENTIALS = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 _UUIDS = {_XMP: "XMP", _CREDENTIALS: "content credentials (C2PA)"}
 
-# Matroska's flag of an edition whose chapters play in an order of their own.
-_ORDERED = (0x18538067, 0x1043A770, 0x45B9, 0x45DD)
+# Matroska's numbers: chapters, an edition of them, its flag of an order of their own,
+# a chapter, its names in each language, and whether players show it.
+_SEGMENT, _CHAPTERS, _EDITION, _ORDERED, _CHAPTER, _DISPLAY, _HIDDEN = (
+    *(0x18538067, 0x1043A770, 0x45B9, 0x45DD, 0xB6, 0x80, 0x98),
+)
+# And tracks, one of them, and how its packets are changed: 1 means encrypted.
+_TRACKS, _TRACK, _ENCODINGS, _ENCODING, _ENCODING_KIND = (
+    *(0x1654AE6B, 0xAE, 0x6D80, 0x6240, 0x5033),
+)
 
 # What turns a sphere, and the projections of one that libav reads.
 _PROJECTIONS = (b"prhd", b"cbmp", b"equi", *_EMPTY)
@@ -52,12 +71,58 @@ def unread(path: Path, stream: Any) -> frozenset[str]:
             names.add(_name_in_file(file, box))
             if box.kind == b"moov":
                 names.update(_name_in_file(file, each) for each in inside(file, box))
+        values, keys = _metadata(stream)
+        names.update(names_of_user_data(file, values, keys))
         if has_mesh(file):
             names.add(SPHERE)
-        if any(find_in_file(file, *_ORDERED) or b""):
-            names.add("the order in which chapters play")
+        names.update(_of_chapters(find_in_file(file, _SEGMENT, _CHAPTERS) or b""))
+        if behind(file) > _MOST_FILLING:
+            names.add("what lies behind the boxes")
     found = sorted(name for name in names if name)
     return frozenset(found[:_MOST_NAMES] + ["more boxes"] * (len(found) > _MOST_NAMES))
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether a track of MP4, MOV or Matroska is encrypted."""
+    with path.open("rb") as file:
+        if has_encrypted_track(file):
+            return True
+        tracks = find_in_file(file, _SEGMENT, _TRACKS) or b""
+    path_to_kind = _ENCODINGS, _ENCODING, _ENCODING_KIND
+    try:
+        inside = [each.content for each in elements(tracks) if each.number == _TRACK]
+        return any(any(find(track, *path_to_kind) or b"") for track in inside)
+    except ValueError:  # damaged in a way that libav puts up with
+        return False
+
+
+def _of_chapters(chapters: bytes) -> Iterator[str]:
+    """Names of what Matroska's chapters hold and libav does not read."""
+    try:
+        editions = [e.content for e in elements(chapters) if e.number == _EDITION]
+        if len(editions) > 1:
+            yield "which chapters belong to which of several editions"
+        for edition in editions:
+            if any(find(edition, _ORDERED) or b""):
+                yield "the order in which chapters play"
+            for chapter in elements(edition):
+                if chapter.number == _CHAPTER:
+                    parts = [each.number for each in elements(chapter.content)]
+                    if _CHAPTER in parts:
+                        yield "chapters inside of chapters"
+                    if parts.count(_DISPLAY) > 1:
+                        yield "names of chapters in other languages"
+                    if any(find(chapter.content, _HIDDEN) or b""):
+                        yield "that chapters are hidden"
+    except ValueError:
+        return
+
+
+def _metadata(stream: Any) -> tuple[set[str], set[str]]:
+    """Values and keys of all metadata that libav has read of a stream's file."""
+    holders = (stream.container, *stream.container.streams)
+    values = {value for holder in holders for value in holder.metadata.values()}
+    return values, {key for holder in holders for key in holder.metadata}
 
 
 def _name(file: BinaryIO, box: Box) -> str | None:

@@ -1,0 +1,260 @@
+"""Metadata that libav does not read, or reads by another name than it writes."""
+
+import contextlib
+import struct
+
+import pytest
+from video_beside import add_boxes, add_timecode, box, h264, number
+from video_helpers import MS, FrameRepeat, add_sound, av, make_clip
+
+from aethernet.errors import AetherError
+from aethernet.video.ebml import Element, elements, joined
+from aethernet.video.upscale import upscale_video
+
+MOVIE, TRACK = (b"moov",), (b"moov", b"trak")
+BYTES = bytes(range(1, 41))
+
+
+def lost(clip, name, caplog):
+    caplog.clear()
+    upscale_video(clip, clip.with_name(name), FrameRepeat())
+    texts = [record.getMessage() for record in caplog.records]
+    return [text.partition("left out ")[2].partition(", with")[0] for text in texts]
+
+
+def change_part(clip, kind, change):
+    """Change the content of the parts of that number of a Matroska file."""
+    head, segment = elements(clip.read_bytes())
+    parts = [
+        Element(kind, change(part.content)) if part.number == kind else part
+        for part in elements(segment.content)
+    ]
+    clip.write_bytes(joined([head, Element(segment.number, joined(parts))]))
+
+
+def text(kind, content):
+    """As QuickTime stores it: length and language come first."""
+    return box(kind, struct.pack(">HH", len(content), 0x15C7), content)
+
+
+def handler(kind):
+    return box(b"hdlr", bytes(8), kind, bytes(13))
+
+
+def keys(*names):
+    made = [struct.pack(">I4s", 8 + len(n), b"mdta") + n for n in names]
+    return box(b"keys", struct.pack(">II", 0, len(names)), *made)
+
+
+def value(place, content):
+    data = box(b"data", struct.pack(">II", 1, 0), content)
+    return struct.pack(">II", 8 + len(data), place) + data
+
+
+CASES = [
+    ((*MOVIE, b"udta"), box(b"XMP_", b"<x:xmpmeta/>"), "XMP"),
+    ((*MOVIE, b"udta"), box(b"GPMF", BYTES), "the settings of the camera (GPMF)"),
+    ((*MOVIE, b"udta"), box(b"Xtra", BYTES), "the metadata of Windows (Xtra)"),
+    ((*MOVIE, b"udta"), box(b"thmb", BYTES), "the thumbnail"),
+    ((*MOVIE, b"udta"), text(b"\xa9zzz", b"abc"), "the metadata ©zzz"),
+    ((*MOVIE, b"udta"), text(b"\xa9nam", b"A title"), ""),
+    ((*MOVIE, b"udta"), text(b"\xa9too", b"A program"), ""),
+    ((*MOVIE, b"udta"), box(b"free", BYTES), ""),
+    ((*TRACK, b"udta"), box(b"abcd", BYTES), "the metadata abcd"),
+    ((*TRACK, b"udta"), text(b"\xa9nam", b"A name"), ""),
+    (TRACK, box(b"tref", box(b"cdsc", bytes(4))), "which tracks belong together"),
+    (TRACK, box(b"imap", BYTES), "the box imap"),
+    (
+        TRACK,
+        box(b"meta", bytes(4), handler(b"ID32"), box(b"ID32", BYTES)),
+        "metadata of the type ID32",
+    ),
+    (
+        MOVIE,
+        box(b"meta", bytes(4), handler(b"mp7t"), box(b"xml ", BYTES)),
+        "metadata of the type mp7t",
+    ),
+    (
+        MOVIE,
+        box(
+            b"meta",
+            handler(b"mdta"),
+            keys(b"com.example.a", b"com.example.b"),
+            box(b"ilst", value(1, b"read")),
+        ),
+        "the metadata com.example.b",
+    ),
+    (
+        (*MOVIE, b"udta"),
+        box(
+            b"meta",
+            bytes(4),
+            handler(b"mdir"),
+            box(
+                b"ilst",
+                box(b"\xa9gen", box(b"data", bytes([0, 0, 0, 1, 0, 0, 0, 0]), b"Noir")),
+                box(b"xid ", box(b"data", bytes([0, 0, 0, 1, 0, 0, 0, 0]), b"a:b:c")),
+            ),
+        ),
+        "the metadata xid",
+    ),
+    ((), b"no box" * 20, "what lies behind the boxes"),
+    ((), box(b"udta", box(b"abcd", BYTES)), "the metadata abcd"),
+]
+
+
+@pytest.mark.parametrize(("place", "added", "name"), CASES)
+def test_what_libav_does_not_read_of_mp4_is_named(tmp_path, place, added, name, caplog):
+    clip = h264(tmp_path / "in.mp4", size=(64, 32))
+    add_boxes(clip, place, added)
+    assert lost(clip, "out.mkv", caplog) == [name] * bool(name)
+
+
+@pytest.mark.parametrize("length", [0, 3, 8, 20])
+def test_a_box_that_is_cut_short_is_no_traceback(tmp_path, length):
+    for place, added, _ in CASES:
+        clip = h264(tmp_path / "in.mp4", size=(64, 32))
+        cut = bytearray(added[: max(len(added) - length, 8)])
+        if place:
+            struct.pack_into(">I", cut, 0, len(cut))
+        add_boxes(clip, place, bytes(cut))
+        with contextlib.suppress(AetherError):
+            upscale_video(clip, tmp_path / "out.mkv", FrameRepeat())
+            (tmp_path / "out.mkv").unlink()
+
+
+def with_chapters(folder, **metadata):
+    def named(container, stream):
+        chapter = {"id": 1, "start": 0, "end": 90, "time_base": MS}
+        container.set_chapters([{**chapter, "metadata": {"title": "One", **metadata}}])
+
+    return make_clip(folder / "in.mkv", 4, codec="libx264", set_up=named)
+
+
+def test_chapters_of_mp4_are_carried_without_a_word(tmp_path, caplog):
+    clip = with_chapters(tmp_path)
+    assert lost(clip, "in.mp4", caplog) == []
+    for name in ("out.mkv", "out.mov"):
+        assert lost(tmp_path / "in.mp4", name, caplog) == []
+        with av.open(str(tmp_path / name)) as container:
+            titles = [each["metadata"]["title"] for each in container.chapters()]
+        assert titles == ["One"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "named"), [(".mkv", False), (".mp4", True), (".mov", True)]
+)
+def test_more_about_a_chapter(tmp_path, suffix, named, caplog):
+    clip = with_chapters(tmp_path, SUBTITLE="Two")
+    names = lost(clip, f"out{suffix}", caplog)
+    assert names == ["metadata of chapters beside their titles"] * named
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        (chapter,) = container.chapters()
+    assert (chapter["metadata"].get("SUBTITLE") == "Two") == (not named)
+
+
+def chapter(*parts):
+    display = Element(0x80, bytes(Element(0x85, b"One")))
+    times = [number(0x73C4, 1), number(0x91, 0), number(0x92, 9 * 10**7)]
+    return Element(0xB6, joined([*times, display, *parts]))
+
+
+@pytest.mark.parametrize(
+    ("editions", "name"),
+    [
+        ([[chapter()]], ""),
+        ([[chapter()], [chapter()]], "which chapters belong to which"),
+        ([[chapter(chapter())]], "chapters inside of chapters"),
+        (
+            [[chapter(Element(0x80, bytes(Element(0x85, b"Eins"))))]],
+            "names of chapters in other languages",
+        ),
+        ([[chapter(number(0x98, 1))]], "that chapters are hidden"),
+        ([[chapter(number(0x98, 0))]], ""),
+    ],
+)
+def test_chapters_of_matroska_that_libav_does_not_read(
+    tmp_path, editions, name, caplog
+):
+    clip = h264(tmp_path / "in.mkv")
+    head, segment = elements(clip.read_bytes())
+    made = [Element(0x45B9, joined(each)) for each in editions]
+    parts = segment.content + bytes(Element(0x1043A770, joined(made)))
+    clip.write_bytes(joined([head, Element(segment.number, parts)]))
+    names = lost(clip, "out.mkv", caplog)
+    assert len(names) == bool(name)
+    assert all(each.startswith(name) for each in names)
+
+
+def test_the_name_of_a_track_of_mp4_is_carried(tmp_path, caplog):
+    def extras(container):
+        packets = add_sound(container, "aac", 48000)
+        container.streams.audio[0].metadata["title"] = "Comments"
+        return packets
+
+    clip = make_clip(tmp_path / "in.mp4", codec="libx264", extras=extras)
+    for suffix, key in ((".mp4", "name"), (".mkv", "title")):
+        assert lost(clip, f"out{suffix}", caplog) == []
+        with av.open(str(tmp_path / f"out{suffix}")) as container:
+            assert container.streams.audio[0].metadata[key] == "Comments"
+
+
+def test_the_description_of_an_attachment_is_named(tmp_path, caplog):
+    def extras(container):
+        container.add_attachment("font.ttf", "font/ttf", b"not really a font")
+        return []
+
+    clip = make_clip(tmp_path / "in.mkv", 2, extras=extras)
+    assert lost(clip, "out.mkv", caplog) == []
+
+    def described(content):
+        (file,) = (e for e in elements(content) if e.number == 0x61A7)
+        text = Element(0x467E, b"For the titles")
+        return bytes(Element(file.number, file.content + bytes(text)))
+
+    change_part(clip, 0x1941A469, described)
+    target = "again.mkv"
+    assert lost(clip, target, caplog) == ["the description of stream 1"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_the_timecode_of_a_file_becomes_a_track(tmp_path, suffix, caplog):
+    def set_up(container, stream):
+        add_timecode(container, container)
+
+    clip = h264(tmp_path / "in.mkv", 25, set_up=set_up)
+    assert lost(clip, f"out{suffix}", caplog) == []
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        assert container.streams.video[0].metadata["timecode"] == "01:00:00:00"
+
+
+class TestEncrypted:
+    def check_refused(self, clip):
+        with pytest.raises(AetherError, match="The video is encrypted"):
+            upscale_video(clip, clip.with_name("out.mkv"), FrameRepeat())
+        assert not clip.with_name("out.mkv").exists()
+
+    def test_mp4(self, tmp_path):
+        clip = h264(tmp_path / "in.mp4")
+        content = clip.read_bytes()
+        place = content.index(b"avc1", content.index(b"stsd"))
+        clip.write_bytes(content[:place] + b"encv" + content[place + 4 :])
+        self.check_refused(clip)
+
+    @pytest.mark.parametrize("kind", [0, 1])
+    def test_matroska(self, tmp_path, kind):
+        clip = h264(tmp_path / "in.mkv")
+        # Nothing is stripped of the packets' heads.
+        packed = Element(0x5034, joined([number(0x4254, 3), Element(0x4255, b"")]))
+        encoding = Element(0x6240, joined([number(0x5033, kind), packed]))
+
+        def changed(content):
+            (track,) = (e for e in elements(content) if e.number == 0xAE)
+            added = track.content + bytes(Element(0x6D80, bytes(encoding)))
+            return bytes(Element(0xAE, added))
+
+        change_part(clip, 0x1654AE6B, changed)
+        if kind:
+            self.check_refused(clip)
+            return
+        upscale_video(clip, tmp_path / "out.mkv", FrameRepeat())
