@@ -313,6 +313,74 @@ class TestNamed:
         assert re.search(r"in\.ts: from 0\.\d\d s on, the clip", caplog.text)
 
 
+class TestChanges:
+    """What a target says once is what the first frame said."""
+
+    def joined(self, folder, *clips):
+        """Broadcasts that follow each other, of three frames each."""
+        content = b""
+        for n, options in enumerate(clips):
+            part = h264(
+                folder / f"{n}.ts",
+                times=[3600 * (3 * n + i) for i in range(3)],
+                time_base=Fraction(1, 90000),
+                size=(64, 32),
+                **options,
+            )
+            content += part.read_bytes()
+        (folder / "in.ts").write_bytes(content)
+        return folder / "in.ts"
+
+    def messages(self, clip, caplog, **options):
+        caplog.clear()
+        options = VideoOptions("libx264", overwrite=True, **options)
+        upscale_video(clip, clip.with_name("out.mkv"), FrameRepeat(), options)
+        return [
+            record.getMessage().partition("in.ts: ")[2] for record in caplog.records
+        ]
+
+    def test_other_colours_are_named_once_when_they_come(self, tmp_path, caplog):
+        sdr, hdr = ({"colour": each} for each in ((1, 1, 1, 1), (9, 1, 9, 18)))
+        clip = self.joined(tmp_path, sdr, hdr, sdr, hdr)
+        (message,) = self.messages(clip, caplog)
+        assert re.fullmatch(
+            r"from 0\.\d\d s on, the clip has other colours; the target does not",
+            message,
+        )
+
+    def test_a_part_that_begins_behind_the_change(self, tmp_path, caplog):
+        clip = self.joined(tmp_path, *({"colour": (n, 1, n, n)} for n in (1, 6)))
+        (message,) = self.messages(clip, caplog, start=0.12)
+        assert "has other colours" in message
+
+    def test_other_formats_and_light_levels(self, tmp_path, caplog):
+        deep = {
+            "kind": "yuv420p10le",
+            "codec": "libx265",
+            "options": {"x265-params": "log-level=none:bframes=0:max-cll=1000,400"},
+        }
+        plain = {**deep, "kind": "yuv420p"}
+        plain["options"] = {"x265-params": "log-level=none:bframes=0"}
+        clip = self.joined(tmp_path, plain, deep)
+        (message,) = self.messages(clip, caplog)
+        assert "other light levels and pixel formats" in message
+
+    def test_another_aspect(self, tmp_path, caplog):
+        def aspect(above):
+            def set_up(container, stream):
+                stream.codec_context.sample_aspect_ratio = Fraction(above, 11)
+
+            return {"set_up": set_up}
+
+        (message,) = self.messages(
+            self.joined(tmp_path, aspect(12), aspect(16)), caplog
+        )
+        assert "pixels have another aspect" in message
+        assert (
+            self.messages(self.joined(tmp_path, aspect(12), aspect(12)), caplog) == []
+        )
+
+
 class TestSiting:
     @pytest.mark.parametrize("siting", ["topleft", "left"])
     def test_chroma_is_read_where_the_file_says(self, tmp_path, siting):

@@ -26,7 +26,13 @@ from aethernet.video.animated import (
     time_base_of,
 )
 from aethernet.video.describe import has_alpha_beside
-from aethernet.video.extras import Extra, TrackFacts, read_facts, side_data
+from aethernet.video.extras import (
+    Extra,
+    TrackFacts,
+    read_facts,
+    side_data,
+    stated_by,
+)
 from aethernet.video.libav import (
     as_fraction,
     av_errors,
@@ -68,6 +74,8 @@ _USUAL_RATE = Fraction(25)  # frames per second, where a file does not name its 
 
 # Codec with its transparency beside its packets -> the decoder of libav that reads it.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+_ASPECTS = "aspects of pixels"
 
 INTERLACED = (
     "is interlaced. Its frames are upscaled as they are, with both fields in one "
@@ -116,6 +124,8 @@ class Clip:
     """What a user should know before the work begins; each completes "The clip ..."."""
     service: Mapping[str, str] = field(default_factory=dict)
     """Texts about the channel that broadcast it, by libav's keys of metadata."""
+    stated: Mapping[str, object] = field(default_factory=dict)
+    """What the first frame says of the clip, by names; empty for an animation."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +247,8 @@ def _describe(
     assert time_base
     rate = as_fraction(stream.guessed_rate) or as_fraction(stream.average_rate)
     facts = read_facts(stream, first)
-    matrix = side_data(first, stream).get("DISPLAYMATRIX")
+    data = side_data(first, stream)
+    matrix = data.get("DISPLAYMATRIX")
     is_broadcast = container.format.name == "mpegts"
     said = read_broadcast(path, stream.id) if is_broadcast else Broadcast()
     start = container.start_time or 0  # microseconds
@@ -268,7 +279,13 @@ def _describe(
         beside=facts.beside | unread(path, stream) | said.others,
         remarks=_remarks(first, facts),
         service=said.metadata,
+        stated={**stated_by(first, data), _ASPECTS: _coded_aspect(stream)},
     )
+
+
+def _coded_aspect(stream: Any) -> Fraction | None:
+    """Width of a pixel over its height, as the stream itself said last."""
+    return as_fraction(stream.codec_context.sample_aspect_ratio)
 
 
 def _describe_animation(path: Path) -> Clip:
@@ -460,7 +477,7 @@ def _all_frames(clip: Clip, seek: int | None) -> Any:
         stream.thread_type = "AUTO"
         if seek is not None:
             container.seek(seek, stream=stream)
-        sought = seek is not None
+        sought, aspect = seek is not None, clip.stated.get(_ASPECTS)
         for frame in _decoded(container, stream, clip.path, clip.decoder, sought):
             if (frame.width, frame.height) != (clip.width, clip.height):
                 raise AetherError(
@@ -469,6 +486,14 @@ def _all_frames(clip: Clip, seek: int | None) -> Any:
                     f"{float(frame.pts * clip.time_base):.3f} s.",
                     clip.path,
                     "Cut it there.",
+                )
+            now = _coded_aspect(stream)
+            if now not in (None, aspect):
+                aspect = now
+                _log.warning(
+                    "%s: from about %.2f s on, pixels have another aspect; the target "
+                    "keeps that of the beginning",
+                    *(clip.path, float((frame.pts - clip.origin) * clip.time_base)),
                 )
             yield frame
 

@@ -83,6 +83,15 @@ _AS_EXTRAS = {
     "SPHERICAL": SPHERE,
 }
 
+# The same in the plural, of a clip whose frames do not all say the same.
+_STATED = {
+    "MASTERING_DISPLAY_METADATA": "mastering displays",
+    "CONTENT_LIGHT_LEVEL": "light levels",
+    "STEREO3D": "stereo 3D layouts",
+    "SPHERICAL": "spherical projections",
+    "DISPLAYMATRIX": "rotations",
+}
+
 # libav's numbers of side data that PyAV has no names for.
 _UNNAMED = {
     28: "LCEVC",
@@ -245,6 +254,21 @@ def _pans(data: bytes, size: tuple[int, int]) -> bool:
     _, width, height, *positions = struct.unpack_from("=3i6h", data)
     is_smaller = width and (width // 16, height // 16) != size
     return bool(is_smaller or any(positions))
+
+
+def stated_by(frame: Any, data: Mapping[str, bytes]) -> dict[str, object]:
+    """What a frame says of the whole clip, by names; other frames may say otherwise.
+
+    Args:
+        frame: a decoded one.
+        data: its side data.
+    """
+    colours = frame.colorspace, frame.color_range, frame.color_primaries
+    found: dict[str, object] = {
+        "colours": (*colours, frame.color_trc),
+        "pixel formats": frame.format.name,
+    }
+    return found | {name: data[kind] for kind, name in _STATED.items() if kind in data}
 
 
 def read_facts(stream: Any, frame: Any) -> TrackFacts:

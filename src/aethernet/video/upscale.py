@@ -8,7 +8,7 @@ whole segment.
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -32,7 +32,7 @@ from aethernet.video.clip import (
     read_clip,
 )
 from aethernet.video.encode import CODECS, Segment, VideoEncoding, encoding_for
-from aethernet.video.extras import CAPTIONS, names_beside, side_data
+from aethernet.video.extras import CAPTIONS, names_beside, side_data, stated_by
 from aethernet.video.libav import av_errors, has_alpha, pixel_format
 from aethernet.video.mux import CONTAINERS, check_muxable, join
 from aethernet.video.parts import Frame, Parts, VideoJob
@@ -358,6 +358,7 @@ class _Latecomers:
         self._clip = clip
         self._known = {*clip.beside, *([CAPTIONS] if stores_captions else [])}
         self._interlaced = INTERLACED in clip.remarks
+        self._stated = {*clip.stated.items()}
 
     def of(self, frame: Any) -> bool:
         """Look at a frame; returns whether it carries captions."""
@@ -372,7 +373,17 @@ class _Latecomers:
             self._known.update(new)
             message = "%s: left out %s, from %.2f s on"
             _log.warning(message, self._clip.path, listed(new), at)
+        if self._clip.stated:
+            self._look_at_changes(stated_by(frame, data), at)
         return CAPTIONS in names
+
+    def _look_at_changes(self, stated: Mapping[str, object], at: float) -> None:
+        """Warn of what the target says by the first frame, once for each value."""
+        if changed := sorted({*stated.items()} - self._stated):
+            self._stated.update(changed)
+            names = listed([name for name, _ in changed])
+            message = "%s: from %.2f s on, the clip has other %s; the target does not"
+            _log.warning(message, self._clip.path, at, names)
 
 
 def _decoded_after(clip: Clip, cut: Cut, done: list[Segment]) -> Iterator[Any]:
