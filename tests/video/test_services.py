@@ -160,6 +160,14 @@ def test_what_has_no_place_is_named_in_one_warning(tmp_path, caplog):
         assert name in line
 
 
+def test_the_program_guide_is_named(tmp_path, caplog):
+    event = struct.pack(">H5s3sH", 1, bytes(5), b"\0\1\0", 0x8000)
+    table = section(0x4E, 1, struct.pack(">HHBB", 1, 1, 0, 0x4E) + event)
+    clip = broadcast(tmp_path / "in.ts", packets(EVENTS, table))
+    upscale_video(clip, tmp_path / "out.mkv", FrameRepeat())
+    assert "(data, program guide) is left out" in caplog.text
+
+
 @pytest.mark.parametrize("network", [4, 0x7FE0])
 def test_texts_of_japan_are_not_read_as_others(tmp_path, network):
     path = tmp_path / "tables.ts"

@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+from fractions import Fraction
 
 import pytest
 from video_beside import add_boxes, add_timecode, box, h264, number
@@ -228,6 +229,42 @@ def test_the_timecode_of_a_file_becomes_a_track(tmp_path, suffix, caplog):
         assert container.streams.video[0].metadata["timecode"] == "01:00:00:00"
 
 
+def riff_chunk(kind, content):
+    size = struct.pack("<I", len(content))
+    return kind + size + content + bytes(len(content) % 2)
+
+
+@pytest.mark.parametrize(
+    ("added", "name"),
+    [
+        (riff_chunk(b"_PMX", b"<x:xmpmeta/>"), "XMP"),
+        (riff_chunk(b"LIST", b"Tdat" + riff_chunk(b"tc_O", BYTES)), "Adobe's timecode"),
+        (riff_chunk(b"LIST", b"abcd" + riff_chunk(b"efgh", BYTES)), "the chunk abcd"),
+        (riff_chunk(b"LIST", b"INFO" + riff_chunk(b"INAM", b"A\0")), ""),
+        (riff_chunk(b"JUNK", BYTES), ""),
+    ],
+)
+def test_chunks_of_avi_that_libav_does_not_read(tmp_path, added, name, caplog):
+    clip = make_clip(tmp_path / "in.avi", 3, codec="mpeg4", time_base=Fraction(1, 25))
+    content = bytearray(clip.read_bytes()) + added
+    struct.pack_into("<I", content, 4, len(content) - 8)
+    clip.write_bytes(content)
+    assert lost(clip, "out.mkv", caplog) == [name] * bool(name)
+    clip.write_bytes(content + bytes(range(1, 101)))
+    behind = "what lies behind the chunks"
+    assert lost(clip, "again.mkv", caplog) == [
+        " and ".join([name] * bool(name) + [behind])
+    ]
+
+
+@pytest.mark.parametrize("element", [0x3CB923, 0x3E83BB, 0x4444])
+def test_links_of_matroska_to_other_files(tmp_path, element, caplog):
+    clip = h264(tmp_path / "in.mkv")
+    added = bytes(Element(element, b"another.mkv"))
+    change_part(clip, 0x1549A966, lambda content: content + added)
+    assert lost(clip, "out.mkv", caplog) == ["links to other files"]
+
+
 class TestEncrypted:
     def check_refused(self, clip):
         with pytest.raises(AetherError, match="The video is encrypted"):
@@ -239,6 +276,15 @@ class TestEncrypted:
         content = clip.read_bytes()
         place = content.index(b"avc1", content.index(b"stsd"))
         clip.write_bytes(content[:place] + b"encv" + content[place + 4 :])
+        self.check_refused(clip)
+
+    def test_a_broadcast(self, tmp_path):
+        clip = h264(tmp_path / "in.ts", 9)
+        content = bytearray(clip.read_bytes())
+        for at in range(0, len(content), 188):
+            if content[at + 1] & 0x1F:  # no table of programs
+                content[at + 3] |= 0x80
+        clip.write_bytes(content)
         self.check_refused(clip)
 
     @pytest.mark.parametrize("kind", [0, 1])

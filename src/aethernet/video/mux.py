@@ -51,6 +51,7 @@ from aethernet.video.libav import (
     is_cover,
     open_container,
 )
+from aethernet.video.services import GUIDE
 
 _log = logging.getLogger(__name__)
 
@@ -492,6 +493,8 @@ def _is_held(stream: Any, suffix: str, packet: Any | None) -> bool:
 def _kind(stream: Any) -> str:
     """Type, codec and language, e.g. "subtitle, srt, eng"."""
     name = stream.codec_context.name if stream.codec_context else None
+    if stream.container.format.name == "mpegts" and stream.id == GUIDE:
+        name = "program guide"
     parts = [stream.type, name, stream.language]
     return ", ".join(part for part in parts if part)
 

@@ -14,6 +14,8 @@ from aethernet.video.transport import sections
 
 # Numbers of packets, and of tables in them.
 _PROGRAMS, _NETWORK, _SERVICES, _TIME, _CHANNELS = 0, 0x10, 0x11, 0x14, 0x1FFB
+GUIDE = 0x12
+"""The number of the packets with the titles of broadcasts."""
 _PROGRAM_TABLE, _STREAM_TABLE, _SERVICE_TABLE = 0, 2, 0x42
 _CHANNEL_TABLES = (0xC8, 0xC9)
 _NAMED_TABLES = {

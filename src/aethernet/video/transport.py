@@ -18,6 +18,9 @@ _IN_A_ROW = 4
 # sooner. Bytes of a section, and different sections that are looked at.
 _MOST_BYTES, _LARGEST_SECTION, _MOST_SECTIONS = 2**23, 4098, 1000
 
+# Bytes by which to tell whether a file is encrypted.
+_A_FEW = 2**18
+
 _POLYNOMIAL = 0x04C11DB7
 
 
@@ -41,6 +44,19 @@ def sections(file: BinaryIO, streams: set[int]) -> Iterator[tuple[int, bytes]]:
             # Only those of the time of day come without a checksum.
             if not section[1] & 0x80 or _checksum(section) == 0:
                 yield number, section
+
+
+def is_scrambled(file: BinaryIO) -> bool:
+    """Whether most of the packets at the beginning of a file are encrypted.
+
+    Args:
+        file: open for reading; of another format, none are.
+    """
+    count = scrambled = 0
+    for packet in _packets(file, _A_FEW):
+        count += 1
+        scrambled += bool(packet[3] & 0xC0)
+    return 2 * scrambled > count
 
 
 def _all_sections(file: BinaryIO, streams: set[int]) -> Iterator[tuple[int, bytes]]:
@@ -83,9 +99,9 @@ def _whole(data: bytes) -> tuple[list[bytes], bytes]:
     return found, data
 
 
-def _packets(file: BinaryIO) -> Iterator[bytes]:
+def _packets(file: BinaryIO, most: int = _MOST_BYTES) -> Iterator[bytes]:
     file.seek(0)
-    data = file.read(_MOST_BYTES)
+    data = file.read(most)
     at, step = _first(data, 0)
     while at + _PACKET <= len(data):
         if data[at] == _SYNC:

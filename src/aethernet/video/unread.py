@@ -14,6 +14,8 @@ from aethernet.video.boxes import (
 )
 from aethernet.video.ebml import elements, find, find_in_file
 from aethernet.video.extras import SPHERE, has_mesh
+from aethernet.video.riff import names_in_avi
+from aethernet.video.transport import is_scrambled
 from aethernet.video.user_data import names_of_user_data
 
 _MOST_NAMES = 8
@@ -49,6 +51,8 @@ _UUIDS = {_XMP: "XMP", _CREDENTIALS: "content credentials (C2PA)"}
 _SEGMENT, _CHAPTERS, _EDITION, _ORDERED, _CHAPTER, _DISPLAY, _HIDDEN = (
     *(0x18538067, 0x1043A770, 0x45B9, 0x45DD, 0xB6, 0x80, 0x98),
 )
+# What leads to files that continue this one, or belong to it.
+_INFO, _LINKS = 0x1549A966, (0x3CB923, 0x3C83AB, 0x3EB923, 0x3E83BB, 0x4444, 0x6924)
 # And tracks, one of them, and how its packets are changed: 1 means encrypted.
 _TRACKS, _TRACK, _ENCODINGS, _ENCODING, _ENCODING_KIND = (
     *(0x1654AE6B, 0xAE, 0x6D80, 0x6240, 0x5033),
@@ -76,6 +80,7 @@ def unread(path: Path, stream: Any) -> frozenset[str]:
         if has_mesh(file):
             names.add(SPHERE)
         names.update(_of_chapters(find_in_file(file, _SEGMENT, _CHAPTERS) or b""))
+        names |= names_in_avi(file) | _of_links(file)
         if behind(file) > _MOST_FILLING:
             names.add("what lies behind the boxes")
     found = sorted(name for name in names if name)
@@ -83,9 +88,9 @@ def unread(path: Path, stream: Any) -> frozenset[str]:
 
 
 def is_encrypted(path: Path) -> bool:
-    """Whether a track of MP4, MOV or Matroska is encrypted."""
+    """Whether MP4, MOV, Matroska or MPEG-TS is encrypted, or a track of it."""
     with path.open("rb") as file:
-        if has_encrypted_track(file):
+        if has_encrypted_track(file) or is_scrambled(file):
             return True
         tracks = find_in_file(file, _SEGMENT, _TRACKS) or b""
     path_to_kind = _ENCODINGS, _ENCODING, _ENCODING_KIND
@@ -94,6 +99,16 @@ def is_encrypted(path: Path) -> bool:
         return any(any(find(track, *path_to_kind) or b"") for track in inside)
     except ValueError:  # damaged in a way that libav puts up with
         return False
+
+
+def _of_links(file: BinaryIO) -> set[str]:
+    """The name of what leads from a Matroska file to others."""
+    info = find_in_file(file, _SEGMENT, _INFO) or b""
+    try:
+        linked = any(part.number in _LINKS for part in elements(info))
+    except ValueError:
+        linked = False
+    return {"links to other files"} if linked else set()
 
 
 def _of_chapters(chapters: bytes) -> Iterator[str]:
