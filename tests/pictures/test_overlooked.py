@@ -145,6 +145,29 @@ class TestExif:
         stated = float(found[41486]), float(found[41487])
         assert stated == pytest.approx(sensor[::-1] if turn > 4 else sensor, rel=1e-6)
 
+    def test_sides_in_the_first_directory_are_those_of_the_result(self, tmp_path):
+        exif = Image.Exif()
+        exif[256], exif[257] = 80, 16
+        Image.fromarray(patches()).save(tmp_path / "in.jpg", exif=exif)
+        assert upscaled(tmp_path / "in.jpg", tmp_path / "out.jpg") == 0
+        with Image.open(tmp_path / "out.jpg") as image:
+            found = image.getexif()
+        assert (found[256], found[257]) == (160, 32)
+
+    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp", ".avif"])
+    def test_sides_in_xmp_are_those_of_the_result(self, tmp_path, suffix):
+        stated = (
+            b"tiff:ImageWidth=\"80\" tiff:ImageLength='16'><exif:PixelXDimension> 80"
+            b"</exif:PixelXDimension><exif:PixelYDimension>16</exif:PixelYDimension>"
+            b"<x:Width>80</x:Width>"
+        )
+        packet = b"<rdf:Description " + stated + b"</rdf:Description>"
+        source = png(tmp_path / "in.png", (b"iTXt", PACKET + bytes(5) + packet))
+        assert upscaled(source, tmp_path / f"out{suffix}") == 0
+        wanted = packet.replace(b"16", b"32").replace(b"80", b"160")
+        wanted = wanted.replace(b"<x:Width>160", b"<x:Width>80")
+        assert wanted in (tmp_path / f"out{suffix}").read_bytes()
+
 
 class TestWebp:
     def file(self, path, *chunks, behind=b""):

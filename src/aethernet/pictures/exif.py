@@ -14,7 +14,7 @@ from aethernet.pictures import ifd
 PREFIX = b"Exif\0\0"
 """What goes before a block in JPEG, and before it in `exif-data` of libvips."""
 
-_SIDES = (40962, 40963)
+_STORED_SIDES, _SIDES = (256, 257), (40962, 40963)
 # Where the subject is: x, y, and its diameter or its width and height. And pixels of
 # the sensor for a length, across and down.
 _SUBJECTS = (37396, 41492)
@@ -70,6 +70,8 @@ def upright(
     inner = found.inside(first.tags, ifd.EXIF_DIRECTORY)
     if inner:
         _scale(changed, found.order, inner.tags, orientation_of(block), size)
+    for tag, side in zip(_STORED_SIDES, size, strict=True):
+        _set(changed, found.order, first.tags.get(tag), side)
     for tag, side in zip(_SIDES, size, strict=True):
         _set(changed, found.order, inner.tags.get(tag) if inner else None, side)
     if first.next:

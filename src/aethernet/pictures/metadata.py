@@ -22,6 +22,11 @@ from aethernet.pictures.colour import (
 _TAGS = {"Description": 270, "Software": 305, "Author": 315, "Copyright": 33432}
 _COMMENTS = ("parameters", "Comment")
 
+_SIDES_IN_XMP = (
+    rb"tiff:ImageWidth|exif:PixelXDimension",
+    rb"tiff:ImageLength|exif:PixelYDimension",
+)
+
 _LONGEST = 25_000
 """Characters of texts that are put into EXIF, which has 64 KB in JPEG."""
 
@@ -312,6 +317,14 @@ def upright_xmp(xmp: bytes) -> bytes:
         rb"\g<1>1",
         xmp,
     )
+
+
+def xmp_of_size(xmp: bytes, size: tuple[int, int]) -> bytes:
+    """The XMP of a picture of that width and height, where it states them."""
+    for names, side in zip(_SIDES_IN_XMP, size, strict=True):
+        stated = rb"((?:" + names + rb")(?:\s*=\s*[\"']\s*|>\s*))\d+"
+        xmp = re.sub(stated, rb"\g<1>%d" % side, xmp)
+    return xmp
 
 
 # What XMP says of pictures and films that lie in the same file: namespaces by prefix.

@@ -34,7 +34,13 @@ from aethernet.pictures.files import (
     in_8_bits,
     stored_depth,
 )
-from aethernet.pictures.metadata import GainMap, Metadata, fitted, shown_profile
+from aethernet.pictures.metadata import (
+    GainMap,
+    Metadata,
+    fitted,
+    shown_profile,
+    xmp_of_size,
+)
 from aethernet.pictures.plugins import check_jxl, encode_jxl
 from aethernet.pictures.timing import Timing
 
@@ -348,6 +354,8 @@ def _fitted(
 ) -> tuple[Metadata, tuple[str, ...]]:
     """What a format can hold of a picture's metadata, and names of what is lost."""
     metadata, lost = fitted(header.metadata, kind.room, header.bands < 3)
+    if metadata.xmp:
+        metadata = replace(metadata, xmp=xmp_of_size(metadata.xmp, size))
     if metadata.exif and not has_thumbnail(metadata.exif):
         metadata = replace(metadata, exif=upright(metadata.exif, size))
     if kind.name == "JPEG":
