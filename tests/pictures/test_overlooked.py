@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import run
 from picture_files import (
+    IIM,
     XMP,
     chunk,
     chunks_of,
@@ -17,7 +18,7 @@ from picture_files import (
     upscaled,
     with_segments,
 )
-from PIL import Image, TiffImagePlugin
+from PIL import Image, IptcImagePlugin, TiffImagePlugin
 
 from aethernet.pictures.files import read_picture
 
@@ -68,6 +69,18 @@ class TestPng:
         source = png(tmp_path / "in.png", (b"eXIf", b"Exif\0\0" + exif_block()))
         assert upscaled(source, tmp_path / "out.png") == 0
         assert (b"eXIf", exif_block()) in chunks_of(tmp_path / "out.png")
+        assert lost(caplog) == []
+
+    @pytest.mark.parametrize("line", [b"iptc", b"IPTC profile", b"generic profile"])
+    def test_iptc_as_each_program_writes_it(self, tmp_path, line, caplog):
+        resource = b"8BIM" + struct.pack(">H2xI", 0x404, len(IIM)) + IIM + b"\0"
+        digits = b"\n%s\n%8d\n%s\n" % (line, len(resource), resource.hex().encode())
+        text = b"Raw profile type iptc\0\0" + zlib.compress(digits)
+        source = png(tmp_path / "in.png", (b"zTXt", text))
+        assert upscaled(source, tmp_path / "out.jpg") == 0
+        with Image.open(tmp_path / "out.jpg") as image:
+            found = IptcImagePlugin.getiptcinfo(image)
+        assert found[2, 120] == b"Written below"
         assert lost(caplog) == []
 
 
@@ -246,11 +259,12 @@ class TestTiff:
         assert upscaled(source, tmp_path / "out.tif") == 0
         assert lost(caplog) == [name]
 
-    def test_the_name_of_the_page_is_carried(self, tmp_path, caplog):
-        source = self.with_tag(tmp_path / "in.tif", 285, "cover")
+    @pytest.mark.parametrize("tag", [11, 285])
+    def test_names_of_program_and_page_are_carried(self, tmp_path, tag, caplog):
+        source = self.with_tag(tmp_path / "in.tif", tag, "cover")
         assert upscaled(source, tmp_path / "out.tif") == 0
         with Image.open(tmp_path / "out.tif") as image:
-            assert image.tag_v2[285] == "cover"
+            assert image.tag_v2[tag] == "cover"
         assert lost(caplog) == []
 
     def test_a_fourth_channel_without_a_kind_is_named(self, tmp_path, caplog):

@@ -197,7 +197,7 @@ def _raw_profile(text: Text) -> bytes | None:
     try:
         if text.kind == b"zTXt":
             content = zlib.decompressobj().decompress(content[1:], _LARGEST_PROFILE)
-        match = re.fullmatch(rb"\s*\w+\s+\d+\s+([0-9a-fA-F\s]*)", content)
+        match = re.fullmatch(rb"\s*[^\n]+\n\s*\d+\s+([0-9a-fA-F\s]*)", content)
         return bytes.fromhex(match[1].decode()) if match else None
     except (zlib.error, ValueError):
         return None

@@ -35,7 +35,23 @@ _RESOLUTION = (ifd.X_RESOLUTION, ifd.Y_RESOLUTION, ifd.RESOLUTION_UNIT)
 _CARRIED = (_XMP, _IIM, _PHOTOSHOP, _PROFILE)
 # Tags of the picture as a whole: as in EXIF's first directory, and copyright.
 _DESCRIBING = (
-    *(269, 270, 271, 272, 285, 305, 306, 315, 316, 33432, 40091, 40092, 40093, 40094),
+    *(
+        11,
+        269,
+        270,
+        271,
+        272,
+        285,
+        305,
+        306,
+        315,
+        316,
+        33432,
+        40091,
+        40092,
+        40093,
+        40094,
+    ),
     *(40095, 18246, 18249, 50341),
 )
 # Tags of EXIF's own directory, which some programs put into the first one.
