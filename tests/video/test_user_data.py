@@ -52,7 +52,25 @@ def value(place, content):
     return struct.pack(">II", 8 + len(data), place) + data
 
 
+def data(kind, content):
+    return box(b"data", struct.pack(">II", kind, 0), content)
+
+
+def listed(*items):
+    """The metadata of iTunes."""
+    return box(b"meta", bytes(4), handler(b"mdir"), box(b"ilst", *items))
+
+
+def free(name, content):
+    mean = box(b"mean", bytes(4), b"com.apple.iTunes")
+    return box(b"----", mean, box(b"name", bytes(4), name), data(1, content))
+
+
 CASES = [
+    ((*MOVIE, b"udta"), listed(box(b"tmpo", data(21, b"\0\x5a"))), "the metadata tmpo"),
+    ((*MOVIE, b"udta"), listed(box(b"tmpo", data(21, bytes(2)))), ""),
+    ((*MOVIE, b"udta"), listed(box(b"stik", data(21, b"\x09"))), ""),
+    ((*MOVIE, b"udta"), listed(free(b"MOOD", b"calm")), ""),
     ((*MOVIE, b"udta"), box(b"XMP_", b"<x:xmpmeta/>"), "XMP"),
     ((*MOVIE, b"udta"), box(b"GPMF", BYTES), "the settings of the camera (GPMF)"),
     ((*MOVIE, b"udta"), box(b"Xtra", BYTES), "the metadata of Windows (Xtra)"),
@@ -87,17 +105,12 @@ CASES = [
     ),
     (
         (*MOVIE, b"udta"),
-        box(
-            b"meta",
-            bytes(4),
-            handler(b"mdir"),
-            box(
-                b"ilst",
-                box(b"\xa9gen", box(b"data", bytes([0, 0, 0, 1, 0, 0, 0, 0]), b"Noir")),
-                box(b"xid ", box(b"data", bytes([0, 0, 0, 1, 0, 0, 0, 0]), b"a:b:c")),
-            ),
+        listed(
+            box(b"\xa9gen", data(1, b"Noir")),
+            box(b"xid ", data(1, b"a:b:c")),
+            box(b"apID", data(0, bytes([200]))),
         ),
-        "the metadata xid",
+        "the metadata apID and xid",
     ),
     ((), b"no box" * 20, "what lies behind the boxes"),
     ((), box(b"udta", box(b"abcd", BYTES)), "the metadata abcd"),
@@ -122,6 +135,47 @@ def test_a_box_that_is_cut_short_is_no_traceback(tmp_path, length):
         with contextlib.suppress(AetherError):
             upscale_video(clip, tmp_path / "out.mkv", FrameRepeat())
             (tmp_path / "out.mkv").unlink()
+
+
+PHONE = {
+    b"com.apple.quicktime.make": b"Acme",
+    b"com.apple.quicktime.model": b"P 1",
+    b"com.apple.quicktime.creationdate": b"2020-01-02T03:04:05+0100",
+    b"com.apple.quicktime.location.ISO6709": b"+52.5000+013.4000/",
+    b"com.apple.quicktime.title": b"A walk",
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "carried"),
+    [
+        (".mov", ("make", "model", "date", "location", "title")),
+        (".mp4", ("date", "location", "title")),
+    ],
+)
+def test_what_a_phone_states_by_keys_of_its_own(tmp_path, suffix, carried, caplog):
+    clip = h264(tmp_path / "in.mp4", size=(64, 32))
+    values = [value(n, text) for n, text in enumerate(PHONE.values(), 1)]
+    stated = box(b"meta", handler(b"mdta"), keys(*PHONE), box(b"ilst", *values))
+    add_boxes(clip, MOVIE, stated)
+    names = lost(clip, f"out{suffix}", caplog)
+    makers = "com.apple.quicktime.make and com.apple.quicktime.model"
+    assert names == [f"the metadata {makers}"] * (suffix == ".mp4")
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        found = container.metadata
+    usual = {key.decode().rpartition(".")[2]: each for key, each in PHONE.items()}
+    usual["date"] = usual["creationdate"]
+    usual["location"] = usual["ISO6709"]
+    for key in carried:
+        assert found[key] == usual[key].decode()
+
+
+def test_what_libav_tells_twice_is_named_once(tmp_path, caplog):
+    clip = h264(tmp_path / "in.mp4", size=(64, 32))
+    add_boxes(clip, (*MOVIE, b"udta"), text(b"\xa9dir", b"Me"), text(b"\xa9too", b"It"))
+    with av.open(str(clip)) as container:
+        assert {"director", "director-eng", "encoder-eng"} <= {*container.metadata}
+    assert lost(clip, "out.mp4", caplog) == ["the metadata director"]
 
 
 def with_chapters(folder, **metadata):

@@ -13,6 +13,23 @@ _STALE = (
     *("encoder", "major_brand", "minor_version", "compatible_brands", "duration"),
     *("stereo_mode", ALPHA_MODE, "vendor_id"),
 )
+# Keys of metadata that begin with Apple's name -> what libav calls the same.
+_APPLE = "com.apple.quicktime."
+_USUAL = {
+    "title": "title",
+    "author": "author",
+    "artist": "artist",
+    "album": "album",
+    "comment": "comment",
+    "copyright": "copyright",
+    "description": "description",
+    "genre": "genre",
+    "keywords": "keywords",
+    "make": "make",
+    "model": "model",
+    "creationdate": "date",
+    "location.ISO6709": "location",
+}
 _STALE_PREFIXES = ("_statistics", "bps", "number_of_")
 
 
@@ -49,8 +66,23 @@ def kept_of_stream(
             yield "title", value
 
 
+def in_usual_keys(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What Apple's programs state by keys of their own, by those that libav writes."""
+    stated = {_USUAL.get(key.removeprefix(_APPLE), ""): key for key in metadata}
+    return {
+        usual: metadata[key]
+        for usual, key in stated.items()
+        if usual and usual not in metadata and key.startswith(_APPLE)
+    }
+
+
+def without_language(key: str) -> str:
+    """A key without the language that libav adds to it: "title" of "title-eng"."""
+    return re.sub(r"-[a-z]{3}$", "", key)
+
+
 def _is_stale(key: str) -> bool:
-    key = key.lower()
+    key = without_language(key.lower())
     return key in _STALE or key.startswith(_STALE_PREFIXES)
 
 

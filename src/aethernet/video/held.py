@@ -7,7 +7,12 @@ from fractions import Fraction
 from typing import Any, BinaryIO
 
 from aethernet.video.boxes import hide_boxes
-from aethernet.video.describe import TIMECODE, kept_of_stream
+from aethernet.video.describe import (
+    TIMECODE,
+    in_usual_keys,
+    kept_of_stream,
+    without_language,
+)
 from aethernet.video.extras import Extra, open_unofficial, read_facts, with_extras
 from aethernet.video.libav import import_av, is_cover
 
@@ -128,18 +133,32 @@ def unheld_metadata(metadata: Mapping[str, str], format: str) -> list[str]:
     """
     # A timecode becomes a track there.
     metadata = {k: v for k, v in metadata.items() if k.lower() != TIMECODE}
-    return _unheld(metadata, format, of_stream=False)
+    usual = in_usual_keys(metadata)
+    return _unheld(metadata, format, usual, of_stream=False)
 
 
-def _unheld(metadata: Mapping[str, str], format: str, *, of_stream: bool) -> list[str]:
-    """Keys whose values are not found again in a file that was written with them."""
+def _unheld(
+    metadata: Mapping[str, str],
+    format: str,
+    more: Mapping[str, str] | None = None,
+    *,
+    of_stream: bool,
+) -> list[str]:
+    """Keys whose values are not found again in a file that was written with them.
+
+    Args:
+        metadata: of the source.
+        format: libav's name of the container.
+        more: is written, too.
+        of_stream: whether it is that of a stream.
+    """
     if format in _MATROSKA or not metadata:
         return []
     av = import_av()
     file = io.BytesIO()
     with av.open(file, "w", format=format) as output:
         stream = output.add_stream("mpeg4", rate=25, width=16, height=16)
-        for key, value in metadata.items():
+        for key, value in {**metadata, **(more or {})}.items():
             (stream if of_stream else output).metadata[key] = value
         frame = av.VideoFrame(16, 16, "yuv420p")
         output.mux([*stream.encode(frame), *stream.encode(None)])
@@ -147,6 +166,9 @@ def _unheld(metadata: Mapping[str, str], format: str, *, of_stream: bool) -> lis
         place = written.streams[0] if of_stream else written
         found = set(place.metadata.values())
     lost = [key for key, value in metadata.items() if value not in found]
+    # libav tells many twice, with a language and without.
+    plain = {key: without_language(key) for key in lost}
+    lost = [key for key, base in plain.items() if key == base or base not in plain]
     if len(lost) > _MOST_NAMES:
         lost = [*lost[:_MOST_NAMES], f"{len(lost) - _MOST_NAMES} more"]
     return lost

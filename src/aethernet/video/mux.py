@@ -19,6 +19,7 @@ from aethernet.video.describe import (
     ALPHA_MODE,
     TIMECODE,
     has_alpha_beside,
+    in_usual_keys,
     is_timecode,
     kept_metadata,
     kept_of_stream,
@@ -223,6 +224,8 @@ def join(segments: Sequence[Segment], clip: Clip, cut: Cut, target: Path) -> Non
         copies = _add_copies(output, source, clip, suffix, skipped, quiet=True)
         for key, value in _metadata(source, clip, suffix, skipped):
             output.metadata[key] = value
+        if suffix not in _MATROSKA:
+            output.metadata.update(in_usual_keys(output.metadata))
         output.set_chapters(_chapters(source, span.begin, span.end))
         packets = heapq.merge(
             _joined_packets(segments, clip, begin, stream),

@@ -1,9 +1,10 @@
 """What a file holds and libav does not read, by name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from aethernet.text import listed
 from aethernet.video.boxes import (
     Box,
     behind,
@@ -18,7 +19,7 @@ from aethernet.video.riff import names_in_avi
 from aethernet.video.transport import is_scrambled
 from aethernet.video.user_data import names_of_user_data
 
-_MOST_NAMES = 8
+_MOST_NAMES, _KEY = 8, "the metadata "
 
 # Bytes behind the boxes that mean nothing; some programs fill up blocks.
 _MOST_FILLING = 64
@@ -83,7 +84,7 @@ def unread(path: Path, stream: Any) -> frozenset[str]:
         names |= names_in_avi(file) | _of_links(file)
         if behind(file) > _MOST_FILLING:
             names.add("what lies behind the boxes")
-    found = sorted(name for name in names if name)
+    found = _shortened(name for name in names if name)
     return frozenset(found[:_MOST_NAMES] + ["more boxes"] * (len(found) > _MOST_NAMES))
 
 
@@ -131,6 +132,16 @@ def _of_chapters(chapters: bytes) -> Iterator[str]:
                         yield "that chapters are hidden"
     except ValueError:
         return
+
+
+def _shortened(names: Iterable[str]) -> list[str]:
+    """The names in order, with all keys of metadata in one of them."""
+    names = sorted(names)
+    keys = [name.removeprefix(_KEY) for name in names if name.startswith(_KEY)]
+    if len(keys) > _MOST_NAMES:
+        keys = [*keys[:_MOST_NAMES], f"{len(keys) - _MOST_NAMES} more"]
+    others = [name for name in names if not name.startswith(_KEY)]
+    return [*others, f"{_KEY}{listed(keys)}"] if keys else others
 
 
 def _metadata(stream: Any) -> tuple[set[str], set[str]]:

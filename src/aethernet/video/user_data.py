@@ -27,11 +27,22 @@ _OF_USER_DATA = (
     *(b"meta", b"chpl", b"kind", b"WLOC", b"SelO", b"AllF", b"LOOP", b"loci", b"hnti"),
     *(b"hinf", *_PROGRAMS, *_EMPTY),
 )
-# In iTunes' list: numbers, which libav writes in a form of its own, and covers.
-_OF_LIST = (
-    *(b"covr", b"trkn", b"disk", b"gnre", b"cpil", b"pgap", b"tmpo", b"hdvd", b"stik"),
-    *(b"rtng", b"pcst", *_PROGRAMS, *_EMPTY),
-)
+# In iTunes' list: covers, and numbers -> the keys by which libav tells them.
+_COVER, _OTHER = b"covr", b"----"
+_NUMBERS = {
+    b"trkn": "track",
+    b"disk": "disc",
+    b"gnre": "genre",
+    b"cpil": "compilation",
+    b"pgap": "gapless_playback",
+    b"hdvd": "hd_video",
+    b"stik": "media_type",
+    b"rtng": "rating",
+    b"pcst": "podcast",
+    b"tmpo": "tempo",
+    b"tves": "episode_sort",
+    b"tvsn": "season_number",
+}
 _NAMES = {
     b"XMP_": "XMP",
     b"thmb": "the thumbnail",
@@ -107,13 +118,38 @@ def _of_meta(
         for key in _stated_keys(file, parts.get(b"keys")):
             if key not in keys:
                 yield f"the metadata {key}"
-    elif kind == b"mdir":
-        for each in inside(file, parts[b"ilst"]) if b"ilst" in parts else ():
-            known = (*_OF_LIST, b"----")
-            if each.kind not in known and not _is_read(file, each, values):
-                yield f"the metadata {_text(each.kind)}"
+    elif kind == b"mdir" and b"ilst" in parts:
+        for each in inside(file, parts[b"ilst"]):
+            if not _is_of_list_read(file, each, values, keys):
+                yield f"the metadata {_key(file, each)}"
     elif {*parts} - {b"hdlr", *_EMPTY}:
         yield f"metadata of the type {_text(kind)}"
+
+
+def _is_of_list_read(
+    file: BinaryIO, box: Box, values: Container[str], keys: Container[str]
+) -> bool:
+    """Whether libav has read what a box of iTunes' list says, or it says nothing."""
+    if box.kind in (_COVER, *_PROGRAMS, *_EMPTY):
+        return True
+    if box.kind == _OTHER:
+        return _key(file, box) in keys
+    if box.kind in _NUMBERS:
+        file.seek(box.first + 16)
+        number = file.read(min(box.end - box.first - 16, 8))
+        return _NUMBERS[box.kind] in keys or not any(number)
+    return _is_read(file, box, values)
+
+
+def _key(file: BinaryIO, box: Box) -> str:
+    """The name of a box, or the one that it states itself."""
+    for part in inside(file, box) if box.kind == _OTHER else ():
+        if part.kind == b"name":
+            file.seek(part.first + 4)
+            return file.read(min(part.end - part.first - 4, 256)).decode(
+                "utf-8", "replace"
+            )
+    return _text(box.kind)
 
 
 def _stated_keys(file: BinaryIO, box: Box | None) -> Iterator[str]:
@@ -146,8 +182,7 @@ def _is_read(file: BinaryIO, box: Box, values: Container[str]) -> bool:
             text = data.decode("utf-8", "replace")
         if text.strip("\0").split("\0")[0] in values:
             return True
-    number = str(int.from_bytes(content[16:24], "big"))
-    return not content.strip(b"\0") or number in values
+    return not content.strip(b"\0")
 
 
 def _text(kind: bytes) -> str:
