@@ -294,6 +294,25 @@ class TestNamed:
         assert "left out EXIF, with libx264 in .mp4" in caplog.text
         assert abs(first_frame(target).rotation) == 90
 
+    @pytest.mark.parametrize("flag", [1, 2])
+    def test_interlaced_frames_that_only_the_container_names(
+        self, tmp_path, flag, caplog
+    ):
+        clip = make_clip(tmp_path / "in.mkv", 2, codec="jpeg2000")
+        head, segment = elements(clip.read_bytes())
+        parts = []
+        for part in elements(segment.content):
+            content = part.content
+            if part.number == 0x1654AE6B:
+                track = find(content, 0xAE)
+                video = find(track, 0xE0) + b"\x9a\x81" + bytes([flag]) + b"\x9d\x81\1"
+                rest = [e for e in elements(track) if e.number != 0xE0]
+                content = bytes(Element(0xAE, joined([*rest, Element(0xE0, video)])))
+            parts.append(Element(part.number, content))
+        clip.write_bytes(joined([head, Element(segment.number, joined(parts))]))
+        upscale_video(clip, tmp_path / "out.mkv", FrameRepeat(), LOSSLESS)
+        assert ("is interlaced" in caplog.text) == (flag == 1)
+
     def test_interlaced_frames_after_a_progressive_start(self, tmp_path, caplog):
         parts = [
             h264(tmp_path / "one.ts", 3, time_base=Fraction(1, 90000)),

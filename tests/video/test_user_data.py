@@ -358,3 +358,29 @@ class TestEncrypted:
             self.check_refused(clip)
             return
         upscale_video(clip, tmp_path / "out.mkv", FrameRepeat())
+
+
+@pytest.mark.parametrize(
+    ("layout", "suffix", "named"),
+    [
+        ("5.1(side)", ".mkv", True),
+        ("5.1", ".mkv", False),
+        ("stereo", ".mkv", False),
+        ("5.1(side)", ".mov", False),
+    ],
+)
+def test_channels_of_pcm_that_matroska_does_not_tell(
+    tmp_path, layout, suffix, named, caplog
+):
+    def extras(container):
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        stream.layout = layout
+        frame = av.AudioFrame("s16", layout, 800)
+        frame.sample_rate, frame.pts, frame.time_base = 8000, 0, Fraction(1, 8000)
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        return stream.encode(frame) + stream.encode(None)
+
+    clip = make_clip(tmp_path / "in.mov", 2, codec="libx264", extras=extras)
+    names = lost(clip, f"out{suffix}", caplog)
+    assert names == [f"the layout {layout} of the channels of stream 1"] * named

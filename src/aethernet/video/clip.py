@@ -75,6 +75,12 @@ _USUAL_RATE = Fraction(25)  # frames per second, where a file does not name its 
 # Codec with its transparency beside its packets -> the decoder of libav that reads it.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
+# Codecs whose frames do not say whether they are interlaced.
+_WITHOUT_FIELDS = (
+    *("rawvideo", "v210", "v410", "v308", "v408", "r210", "r10k", "huffyuv", "ffvhuff"),
+    *("utvideo", "magicyuv", "qtrle", "png", "jpeg2000", "cfhd", "dnxhd", "hap"),
+)
+
 _ASPECTS = "aspects of pixels"
 
 INTERLACED = (
@@ -277,7 +283,7 @@ def _describe(
         frames=frames,
         extras=facts.extras,
         beside=facts.beside | unread(path, stream) | said.others,
-        remarks=_remarks(first, facts),
+        remarks=_remarks(first, facts, stream.codec_context.name),
         service=said.metadata,
         stated={**stated_by(first, data), _ASPECTS: _coded_aspect(stream)},
     )
@@ -344,9 +350,10 @@ def _is_transparent_palette(frame: Any) -> bool:
     return bool((colours >> 24 < 255).any())
 
 
-def _remarks(first: Any, facts: TrackFacts) -> tuple[str, ...]:
+def _remarks(first: Any, facts: TrackFacts, codec: str) -> tuple[str, ...]:
     remarks = []
-    if first.interlaced_frame:
+    by_container = facts.interlaced and codec in _WITHOUT_FIELDS
+    if first.interlaced_frame or by_container:
         remarks.append(INTERLACED)
     if facts.dolby_vision_only:
         remarks.append(

@@ -21,7 +21,7 @@ from aethernet.video.libav import entries, import_av
 _INFO, _CLUSTER, _SEGMENT, _TRACKS, _TRACK = (
     *(0x1549A966, 0x1F43B675, 0x18538067, 0x1654AE6B, 0xAE),
 )
-_VIDEO, _COLOUR = 0xE0, 0x55B0
+_VIDEO, _COLOUR, _INTERLACED = 0xE0, 0x55B0, 0x9A
 _SITING_ACROSS, _SITING_DOWN = 0x55B7, 0x55B8
 _MOST_LIGHT, _MEAN_LIGHT, _MASTERING = 0x55BC, 0x55BD, 0x55D0
 _STEREO, _PROJECTION, _PROJECTION_KIND, _PROJECTION_DATA = (
@@ -165,6 +165,8 @@ class TrackFacts:
     """Names of what has no element that could be written again."""
     dolby_vision_only: bool
     """Whether the colours mean nothing without Dolby Vision's metadata."""
+    interlaced: bool = False
+    """Whether the container says that frames are; codecs may know better."""
 
 
 def side_data(frame: Any, stream: Any | None = None) -> dict[str, bytes]:
@@ -304,6 +306,7 @@ def read_facts(stream: Any, frame: Any) -> TrackFacts:
         frozenset(beside),
         # The last four bits: what the colours are without the metadata; 0: nothing.
         dolby is not None and len(dolby) > 4 and not dolby[4] >> 4,
+        int.from_bytes(find(video, _INTERLACED) or b"", "big") == 1,
     )
 
 

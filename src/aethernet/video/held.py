@@ -32,6 +32,18 @@ _OF_SUBTITLES = {
 # Containers that hold any metadata.
 _MATROSKA = ("matroska", "webm")
 
+# What players assume, by the number of channels. Matroska stores no other for PCM.
+_LAYOUTS = {
+    1: "mono",
+    2: "stereo",
+    3: "2.1",
+    4: "4.0",
+    5: "5.0",
+    6: "5.1",
+    7: "6.1",
+    8: "7.1",
+}
+
 # Metadata of a stream that says nothing about its content.
 _UNIMPORTANT = ("handler_name", "timecode", "language")
 
@@ -101,6 +113,9 @@ def unheld_of_stream(stream: Any, format: str) -> Iterator[str]:
         name = str(purpose.name)
         if purpose & stream.disposition and name not in held and not is_cover(stream):
             yield f"the purpose {name.replace('_', ' ')}"
+    layout = stream.layout.name if stream.type == "audio" else ""
+    if format in _MATROSKA and _is_unusual(stream, layout):
+        yield f"the layout {layout} of the channels"
     language = stream.language
     if language and not _is_language_held(language, format):
         yield f"the language {language}"
@@ -114,6 +129,14 @@ def unheld_of_stream(stream: Any, format: str) -> Iterator[str]:
         yield "the time of creation"
     if names := _unheld(metadata, format, of_stream=True):
         yield f"the metadata {', '.join(names)}"
+
+
+def _is_unusual(stream: Any, layout: str) -> bool:
+    """Whether PCM has other channels than players assume for their number."""
+    is_pcm = stream.codec_context.name.startswith("pcm_")
+    count = stream.layout.nb_channels if is_pcm else 0
+    unknown = f"{count} channels"
+    return is_pcm and layout not in (_LAYOUTS.get(count, unknown), unknown)
 
 
 @functools.cache
