@@ -5,7 +5,7 @@ import struct
 from fractions import Fraction
 
 import pytest
-from video_beside import add_boxes, add_timecode, box, h264, number
+from video_beside import add_boxes, add_text, add_timecode, box, h264, number
 from video_helpers import MS, FrameRepeat, add_sound, av, make_clip
 
 from aethernet.errors import AetherError
@@ -281,6 +281,16 @@ def test_the_timecode_of_a_file_becomes_a_track(tmp_path, suffix, caplog):
     assert lost(clip, f"out{suffix}", caplog) == []
     with av.open(str(tmp_path / f"out{suffix}")) as container:
         assert container.streams.video[0].metadata["timecode"] == "01:00:00:00"
+
+
+def test_a_stream_without_a_known_codec_is_named_as_its_maker_does(tmp_path, caplog):
+    clip = h264(tmp_path / "in.mp4", size=(64, 32), extras=add_text)
+    content = clip.read_bytes()
+    assert content.count(b"tx3g") == 1
+    content = content.replace(b"tx3g", b"gpmd").replace(b"SubtitleH", b"GoPro MET")
+    clip.write_bytes(content)
+    lost(clip, "out.mkv", caplog)
+    assert "GoPro METandler, " in caplog.text
 
 
 def riff_chunk(kind, content):

@@ -494,8 +494,12 @@ def _is_held(stream: Any, suffix: str, packet: Any | None) -> bool:
 
 
 def _kind(stream: Any) -> str:
-    """Type, codec and language, e.g. "subtitle, srt, eng"."""
-    name = stream.codec_context.name if stream.codec_context else None
+    """Type, codec and language, e.g. "subtitle, srt, eng".
+
+    A stream without a known codec may have a name, as cameras give it.
+    """
+    named = stream.metadata.get("handler_name")
+    name = stream.codec_context.name if stream.codec_context else named
     if stream.container.format.name == "mpegts" and stream.id == GUIDE:
         name = "program guide"
     parts = [stream.type, name, stream.language]
