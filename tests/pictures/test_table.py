@@ -82,6 +82,17 @@ def with_iptc(folder):
     return with_segments(folder / "in.jpg", (0xED, b"Photoshop 3.0\0" + block))
 
 
+def with_guides(folder):
+    block = b"8BIM" + struct.pack(">H2xI", 0x408, 16) + bytes(16)
+    return with_segments(folder / "in.jpg", (0xED, b"Photoshop 3.0\0" + block))
+
+
+def with_a_subject(folder):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({40962: 80, 40963: 16, 41492: (10, 3)})
+    return saved(folder / "in.jpg", exif=exif)
+
+
 def with_gain_map(folder):
     path = with_segments(folder / "in.jpg")
     name = b"http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version='1' "
@@ -138,6 +149,8 @@ SOURCES = {
     "gamma and primaries": lambda f: png(f / "in.png", *gamma_chunks()),
     "EXIF": with_exif,
     "MakerNote": lambda f: with_exif(f, maker_note=True),
+    "numbers of pixels in EXIF": with_a_subject,
+    "guides and slices": with_guides,
     "orientation": lambda f: saved(f / "in.tif", tiffinfo={274: 6}),
     "thumbnail in EXIF": lambda f: with_exif(
         f, thumbnail=pyvips.Image.black(16, 12).jpegsave_buffer()
@@ -174,6 +187,8 @@ NAMED = {
     "gamma and primaries": "the colour space (gamma",
     "EXIF": "EXIF",
     "MakerNote": "MakerNote",
+    "numbers of pixels in EXIF": "EXIF",
+    "guides and slices": "Photoshop's guides and slices",
     "thumbnail in EXIF": ("the thumbnail", "EXIF"),
     "XMP": "XMP",
     "IPTC": "IPTC",
@@ -290,6 +305,7 @@ FOUND = {
     ),
     "EXIF": lambda p: exif_of(p)[0x010F] == "Camera maker",
     "MakerNote": lambda p: MAKER_NOTE in content_of(p),
+    "numbers of pixels in EXIF": lambda p: exif_of(p).get_ifd(0x8769)[41492] == (20, 6),
     "orientation": lambda p: (
         exif_of(p).get(0x0112, 1) == 1 and opened(p).size == (32, 160)
     ),
