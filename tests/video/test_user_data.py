@@ -394,3 +394,52 @@ def test_channels_of_pcm_that_matroska_does_not_tell(
     clip = make_clip(tmp_path / "in.mov", 2, codec="libx264", extras=extras)
     names = lost(clip, f"out{suffix}", caplog)
     assert names == [f"the layout {layout} of the channels of stream 1"] * named
+
+
+def dv(path, packs):
+    """A clip of DV whose first blocks tell the time of the recording."""
+    clip = make_clip(path, 2, codec="dvvideo", size=(720, 576), time_base=DV_TIME)
+    content = bytearray(clip.read_bytes())
+    with av.open(str(clip)) as container:
+        frame = bytes(next(container.demux(video=0)))
+    start = content.index(frame)
+    at = next(n for n in range(0, len(frame), 80) if frame[n] >> 5 == 2)
+    for n, pack in enumerate(packs):
+        first = start + at + 3 + 5 * n
+        content[first : first + 5] = pack
+    clip.write_bytes(content)
+    return clip
+
+
+DV_TIME = Fraction(1, 25)
+DATE, TIME = bytes.fromhex("62ffd70503"), bytes.fromhex("63ffa283d4")
+
+
+@pytest.mark.parametrize(
+    ("packs", "expected"),
+    [
+        ((DATE, TIME), "2003-05-17T14:03:22"),
+        ((DATE,), "2003-05-17"),
+        ((TIME,), None),
+        ((b"\x62\xff\xff\xff\xff",), None),
+        ((bytes.fromhex("62ffc10170"), TIME), None),
+        ((bytes.fromhex("62ffd70597"),), "1997-05-17"),
+        ((bytes.fromhex("62ffc01503"),), None),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".avi", ".mov"])
+def test_when_dv_was_recorded(tmp_path, packs, expected, suffix):
+    from aethernet.video.dv import recorded
+
+    clip = dv(tmp_path / f"in{suffix}", packs)
+    assert recorded(clip, 0) == ({"date": expected} if expected else {})
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov"])
+def test_the_time_of_the_recording_is_carried(tmp_path, suffix):
+    clip = dv(tmp_path / "in.avi", (DATE, TIME))
+    target = tmp_path / f"out{suffix}"
+    upscale_video(clip, target, FrameRepeat())
+    with av.open(str(target)) as container:
+        found = {key.lower(): text for key, text in container.metadata.items()}
+    assert found["date"] == "2003-05-17T14:03:22"

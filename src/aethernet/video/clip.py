@@ -26,6 +26,7 @@ from aethernet.video.animated import (
     time_base_of,
 )
 from aethernet.video.describe import has_alpha_beside
+from aethernet.video.dv import recorded
 from aethernet.video.extras import (
     Extra,
     TrackFacts,
@@ -128,8 +129,9 @@ class Clip:
     """Names of what the first frame carries besides, such as captions."""
     remarks: tuple[str, ...]
     """What a user should know before the work begins; each completes "The clip ..."."""
-    service: Mapping[str, str] = field(default_factory=dict)
-    """Texts about the channel that broadcast it, by libav's keys of metadata."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """What PyAV does not tell of its metadata, by libav's keys: of the channel that
+    broadcast it, and when DV was recorded."""
     stated: Mapping[str, object] = field(default_factory=dict)
     """What the first frame says of the clip, by names; empty for an animation."""
 
@@ -284,7 +286,7 @@ def _describe(
         extras=facts.extras,
         beside=facts.beside | unread(path, stream) | said.others,
         remarks=_remarks(first, facts, stream.codec_context.name),
-        service=said.metadata,
+        texts={**said.metadata, **recorded(path, stream.index)},
         stated={**stated_by(first, data), _ASPECTS: _coded_aspect(stream)},
     )
 

@@ -176,8 +176,10 @@ def _metadata(
     """
     yield from kept_metadata(source.metadata, skipped, clip.rate)
     own_keys = _OF_SERVICES.get(CONTAINERS[suffix], {})
-    for key, value in clip.service.items():
-        yield own_keys.get(key, key), value
+    for key, value in clip.texts.items():
+        own_key = own_keys.get(key, key)
+        if own_key not in source.metadata:
+            yield own_key, value
 
 
 def _only_turns(matrix: Sequence[int]) -> bool:
