@@ -83,6 +83,12 @@ CASES = [
     ((*TRACK, b"udta"), text(b"\xa9nam", b"A name"), ""),
     (TRACK, box(b"tref", box(b"cdsc", bytes(4))), "which tracks belong together"),
     (TRACK, box(b"imap", BYTES), "the box imap"),
+    (TRACK, box(b"tapt", *(box(k, bytes(12)) for k in (b"clef", b"enof"))), ""),
+    (
+        TRACK,
+        box(b"tapt", box(b"clef", bytes(12)), box(b"enof", bytes(11) + b"\1")),
+        "the apertures of the picture",
+    ),
     (
         TRACK,
         box(b"meta", bytes(4), handler(b"ID32"), box(b"ID32", BYTES)),

@@ -85,8 +85,17 @@ def _of_part(
         for each in inside(file, part):
             if each.kind not in _OF_REFERENCES:
                 yield "which tracks belong together"
+    elif part.kind == b"tapt":
+        # Its boxes state sides by which players may show less than the whole frame.
+        if len({_content(file, each) for each in inside(file, part)}) > 1:
+            yield "the apertures of the picture"
     elif part.kind not in _OF_TRACK:
         yield f"the box {_text(part.kind)}"
+
+
+def _content(file: BinaryIO, box: Box) -> bytes:
+    file.seek(box.first)
+    return file.read(min(box.end - box.first, _LARGEST))
 
 
 def _of_holder(
@@ -156,9 +165,7 @@ def _stated_keys(file: BinaryIO, box: Box | None) -> Iterator[str]:
     """The keys that a box lists."""
     if box is None:
         return
-    file.seek(box.first)
-    content = file.read(min(box.end - box.first, _LARGEST))
-    at = 8
+    content, at = _content(file, box), 8
     for _ in range(_MOST_KEYS):
         if at + 8 > len(content):
             return
@@ -171,8 +178,7 @@ def _stated_keys(file: BinaryIO, box: Box | None) -> Iterator[str]:
 
 def _is_read(file: BinaryIO, box: Box, values: Container[str]) -> bool:
     """Whether what a box says is among the values that libav has read."""
-    file.seek(box.first)
-    content = file.read(min(box.end - box.first, _LARGEST))
+    content = _content(file, box)
     # A text begins behind its length and language, its flags, or in a box of its own.
     for start in (4, 6, 0, 16):
         data = content[start:]
