@@ -19,7 +19,7 @@ import picture_files
 import PIL.Image
 from helpers import lively_network, photo, repeating_onnx, write
 from limited import Attempt, serving
-from picture_files import XMP, exif_block
+from picture_files import XMP, exif_block, jxl_file
 
 from aethernet.checkpoints.checkpoint import save_checkpoint
 
@@ -125,12 +125,21 @@ def animation(path: Path) -> None:
     first.save(path, save_all=True, append_images=rest, duration=[100, 50])
 
 
+def jxl(path: Path) -> None:
+    pytest.importorskip("pillow_jxl", reason="needs the extra formats")
+    jxl_file(path, "many")
+
+
+VIDEOS = (".mkv", ".mp4", ".ts", ".avi")
+
+
 def video(path: Path) -> None:
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as file:
         stream = file.add_stream(
             "ffv1" if path.suffix == ".mkv" else "libx264", rate=25
         )
+        file.metadata["title"] = file.metadata["service_name"] = "A title"
         stream.width, stream.height, stream.pix_fmt = 50, 40, "yuv420p"
         for _ in range(3):
             frame = av.VideoFrame.from_ndarray(photo(40, 50), format="rgb24")
@@ -148,8 +157,8 @@ KINDS = {
     **{f"in{s}": picture for s in (".webp", ".tif", ".avif", ".bmp")},
     "in.gif": gif,
     **{f"moving{s}": animation for s in (".gif", ".png", ".webp", ".avif")},
-    "in.mkv": video,
-    "in.mp4": video,
+    "in.jxl": jxl,
+    **{f"in{s}": video for s in VIDEOS},
 }
 
 
@@ -159,7 +168,7 @@ def words(path: Path, model: Path) -> list[object]:
     if path.suffix == ".onnx":
         source = write(photo(), path.with_name("good.png"))
         return ["upscale", source, "-o", path.with_name("out.png"), "--model", path]
-    out = path.with_name("out.mkv" if path.suffix in (".mkv", ".mp4") else "out.png")
+    out = path.with_name("out.mkv" if path.suffix in VIDEOS else "out.png")
     plainly = ["--runtime", "pytorch", "--device", "cpu", "--overwrite"]
     return ["upscale", path, "-o", out, "--model", model, *plainly]
 
