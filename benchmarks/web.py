@@ -36,34 +36,28 @@ SAMPLE = Path(__file__).resolve().parents[1] / "assets/sample.png"
 
 FLAGS = ("--disable-gpu", "--disable-background-networking", "--no-first-run")
 
-# Starts the page's worker with two threads at most, and loads the first model.
-LOAD = """async (threads) => {
-  const page = document.querySelector('script[type=module]').src;
-  const name = (await (await fetch(page)).text()).match(/worker-[\\w-]+\\.js/)[0];
-  const start = performance.now();
-  window.measured = new Worker(new URL(name, page), {type: 'module'});
-  window.told = (kind) => new Promise((resolve, reject) => {
-    window.measured.onmessage = ({data}) => {
-      if (data.kind === 'failed') reject(new Error(data.text));
-      if (data.kind === kind) resolve(data);
-    };
-  });
-  const loaded = window.told('loaded');
-  const [model] = await (await fetch('models.json')).json();
-  const root = location.href;
-  window.measured.postMessage({kind: 'load', model, device: 'wasm', root});
-  const {engine} = await loaded;
-  if (!engine.includes(`${threads} thread`)) throw new Error(engine);
-  return performance.now() - start;
-}"""
-
+# Enlarges a picture on the page, as a visitor does, and removes it from the list.
 RUN = """async (values) => {
-  const file = new Blob([new Uint8Array(values)]);
+  const files = document.querySelector('#files');
+  const list = document.querySelector('#list');
+  const picture = new DataTransfer();
+  picture.items.add(new File([new Uint8Array(values)], 'picture.png'));
   const start = performance.now();
-  const done = window.told('done');
-  window.measured.postMessage({kind: 'upscale', file});
-  await done;
-  return performance.now() - start;
+  const done = new Promise((resolve, reject) => {
+    const observer = new MutationObserver(() => {
+      const {className, textContent} = list.firstElementChild;
+      if (className === 'failed') reject(new Error(textContent));
+      if (className !== 'done') return;
+      observer.disconnect();
+      resolve(performance.now());
+    });
+    observer.observe(list, {attributes: true, subtree: true});
+  });
+  files.files = picture.files;
+  files.dispatchEvent(new Event('change'));
+  const seconds = ((await done) - start) / 1000;
+  list.querySelector('.stop').click();
+  return seconds;
 }"""
 
 
@@ -95,15 +89,22 @@ def served(folder: Path, isolated: bool) -> Iterator[str]:
 
 
 def opened(browser: Browser, address: str, threads: int) -> Page:
-    """A page on which `RUN` enlarges a picture; prints what loading takes."""
+    """A page on which `RUN` enlarges a picture; prints what loading takes.
+
+    Raises:
+        AssertionError: when the page takes another number of threads on this computer.
+    """
     context = browser.new_context(service_workers="block")  # it would isolate the page
     page = context.new_page()
-    page.add_init_script(
-        f"Object.defineProperty(navigator, 'hardwareConcurrency', {{value: {threads}}})"
-    )
+    page.add_init_script("localStorage.device = 'wasm'")
+    start = time.perf_counter()
     page.goto(address)
-    loaded = page.evaluate(LOAD, threads)
-    print(f"page, {threads} thread(s): loaded in {loaded / 1000:.2f} s")
+    engine = page.locator("#engine", has_text="Runs on")
+    engine.wait_for()
+    loaded = time.perf_counter() - start
+    used = engine.inner_text()
+    assert f"({threads} thread" in used, used
+    print(f"page, {threads} thread(s): loaded in {loaded:.2f} s")
     return page
 
 
@@ -146,7 +147,7 @@ def main() -> None:
             page = opened(browser, address, threads)
             values = [*file.getvalue()]
             runs[f"page, {threads}"] = lambda page=page, values=values: (  # type: ignore[misc]
-                page.evaluate(RUN, values) / 1000
+                page.evaluate(RUN, values)
             )
             runs[f"ONNX Runtime, {threads}"] = library(content, threads, image)
         report(runs, arguments.rounds, side * side / 1e6)

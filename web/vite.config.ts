@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
-import { gzipSync } from 'node:zlib';
+import { deflateSync } from 'node:zlib';
 import { defineConfig, type Plugin } from 'vite';
 
 const library = dirname(createRequire(import.meta.url).resolve('onnxruntime-web'));
@@ -16,7 +16,7 @@ function files(): Plugin {
     name: 'files',
     generateBundle() {
       const read = (name: string) => readFileSync(join(library, name));
-      const source = gzipSync(read(`${name}.wasm`), { level: 9 });
+      const source = deflateSync(read(`${name}.wasm`), { level: 9 });
       this.emitFile({ type: 'asset', fileName: `${runtime}card.bin`, source });
       this.emitFile({ type: 'asset', fileName: `${runtime}card.mjs`, source: read(`${name}.mjs`) });
     },
@@ -34,6 +34,7 @@ export default defineConfig({
     outDir: 'build',
     modulePreload: false,
     assetsInlineLimit: 0,
+    license: { fileName: 'licenses.md' },
     rollupOptions: {
       input: { main: 'index.html', sw: 'src/sw.ts' },
       output: {

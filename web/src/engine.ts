@@ -1,81 +1,45 @@
 // A model on the graphics card or on the processor.
 import { threads, type Compute } from './load';
-import { Refusal, type Device, type Model } from './model';
+import { refusal, type Device, type Model } from './model';
 import { onProcessor } from './processor';
-import { largestWindow } from './tiles';
 
-export interface Engine {
-  describe: string;
-  /** Largest window along each side. */
-  most: number;
-  /** Planes of any number, height x width, 0..1, to the same at `scale` times the size. */
-  run(planes: Float32Array[], height: number, width: number): Promise<Float32Array[]>;
-}
-
-// Of the largest tensor, in bytes; the kernels for the processor never hold a whole one.
-const [MOST_ON_CARD, MOST_ON_PROCESSOR] = [2 ** 27, 2 ** 26];
-
-type Start = (most: number) => Promise<[Compute, Promise<unknown>?]>;
+export type Engine = Awaited<ReturnType<typeof open>>;
 
 /**
- * Open a model on the best device that computes it correctly.
- * `root` is the address of the page. Returns what went wrong before, too.
+ * Open a model on the best device that computes it correctly. `root` is the address of the page.
+ * Returns also the largest window along each side, and what went wrong before.
  */
-export async function open(root: string, model: Model, device: Device, lost: () => void): Promise<[Engine, string[]]> {
+export async function open(root: string, model: Model, device: Device, lost: () => void) {
   const notes: string[] = [];
-  const ways: [string, number, Start][] = [];
-  const fast = { powerPreference: 'high-performance' } as const;
-  const adapter = device === 'wasm' ? null : await navigator.gpu?.requestAdapter(fast);
+  const files: [string, string][] = [];
+  const gpu = device === 'wasm' ? null : navigator.gpu;
+  const adapter = await gpu?.requestAdapter({ powerPreference: 'high-performance' });
   if (device === 'webgpu' && !adapter) notes.push('This browser offers no graphics card.');
-  if (adapter) {
-    const onCard = async (file: string) => (await import('./card')).onCard(root, file);
-    const { maxBufferSize, maxStorageBufferBindingSize } = adapter.limits;
-    const bytes = Math.min(maxBufferSize, maxStorageBufferBindingSize, MOST_ON_CARD);
-    const card = `${adapter.info?.vendor ?? ''} ${adapter.info?.architecture ?? ''}`.trim() || 'unnamed';
-    const { file, half } = model;
-    if (half && adapter.features.has('shader-f16'))
-      ways.push([`Graphics card (${card}, float16)`, bytes, () => onCard(half)]);
-    ways.push([`Graphics card (${card}, float32)`, bytes, () => onCard(file)]);
-  }
-  const processor = `Processor (${threads()} ${threads() > 1 ? 'threads' : 'thread'})`;
-  const withoutCard: Start = async (most) => [await onProcessor(root, model, most)];
-  ways.push([processor, MOST_ON_PROCESSOR, withoutCard]);
-  for (const [describe, bytes, start] of ways) {
+  if (adapter && model.half && adapter.features.has('shader-f16')) files.push(['float16', model.half]);
+  if (adapter) files.push(['float32', model.file]);
+  const card = `${adapter?.info?.vendor ?? ''} ${adapter?.info?.architecture ?? ''}`.trim() || 'unnamed';
+  for (const [precision, file] of files) {
+    const describe = `Graphics card (${card}, ${precision})`;
     try {
-      const most = largestWindow(bytes, model.widest);
-      const [compute, stopped] = await start(most);
-      const engine = { describe, most, run: runner(compute, model.channels) };
-      await check(engine, model);
-      void stopped?.then(lost);
-      return [engine, notes];
+      const [compute, stopped] = await (await import('./card')).onCard(root, file);
+      await check(compute, model);
+      void stopped.then(lost);
+      return { model, describe, most: model.most.card, compute, notes };
     } catch (error) {
-      if (start === withoutCard) throw error;
       notes.push(`${describe} is not used: ${(error as Error).message}`);
     }
   }
-  throw new Error('there is always a processor');
-}
-
-function runner(compute: Compute, channels: number): Engine['run'] {
-  return async (planes, height, width) => {
-    const results: Float32Array[] = [];
-    for (let first = 0; first < planes.length; first += channels) {
-      const input = new Float32Array(channels * height * width);
-      for (let c = 0; c < channels; c++) input.set(planes[first + c], c * height * width);
-      const values = await compute(input, height, width);
-      const step = values.length / channels;
-      for (let c = 0; c < channels; c++) results.push(values.subarray(c * step, (c + 1) * step));
-    }
-    return results;
-  };
+  const compute = await onProcessor(root, model);
+  await check(compute, model);
+  const describe = `Processor (${threads()} ${threads() > 1 ? 'threads' : 'thread'})`;
+  return { model, describe, most: model.most.processor, compute, notes };
 }
 
 /** Compare the result for a small picture with that of the network. */
-async function check(engine: Engine, model: Model): Promise<void> {
-  const [given, expected] = model.check.map((text) => Float32Array.from(atob(text), (c) => c.charCodeAt(0) / 255));
-  const size = given.length / model.channels;
-  const planes = Array.from({ length: model.channels }, (_, c) => given.subarray(c * size, (c + 1) * size));
-  const values = (await engine.run(planes, Math.sqrt(size), Math.sqrt(size))).flatMap((plane) => [...plane]);
+async function check(compute: Compute, { check, channels }: Model): Promise<void> {
+  const [given, expected] = check.map((text) => Float32Array.from(atob(text), (c) => c.charCodeAt(0) / 255));
+  const side = Math.sqrt(given.length / channels);
+  const values = await compute(given, side, side);
   const right = (value: number, i: number) => Math.abs(Math.min(Math.max(value, 0), 1) - expected[i]) <= 1 / 255;
-  if (!values.every(right)) throw new Refusal('its result for a small picture is wrong.');
+  if (!values.every(right)) throw refusal('its result for a small picture is wrong.');
 }

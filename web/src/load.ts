@@ -1,5 +1,5 @@
 // What every engine needs: files of the page, and the count of threads.
-import { Refusal } from './model';
+import { refusal } from './model';
 
 /** Channels x height x width, one after another, to the same at `scale` times the size. */
 export type Compute = (input: Float32Array, height: number, width: number) => Promise<Float32Array>;
@@ -13,15 +13,12 @@ export function threads(): number {
 
 export async function fetched(url: string): Promise<ArrayBuffer> {
   const response = await fetch(url);
-  if (!response.ok) throw new Refusal(`A file of this page is missing: ${url}`);
+  if (!response.ok) throw refusal(`A file of this page is missing: ${url}`);
   return response.arrayBuffer();
 }
 
-/** A file that is packed by gzip, unless the server has unpacked it. */
+/** A file that `deflate` has packed. No server unpacks that on its way, as some do with gzip. */
 export async function unpacked(url: string): Promise<ArrayBuffer> {
-  const packed = await fetched(url);
-  const [first, second] = new Uint8Array(packed, 0, 2);
-  if (first !== 0x1f || second !== 0x8b) return packed;
-  const content = new Blob([packed]).stream().pipeThrough(new DecompressionStream('gzip'));
+  const content = new Blob([await fetched(url)]).stream().pipeThrough(new DecompressionStream('deflate'));
   return new Response(content).arrayBuffer();
 }

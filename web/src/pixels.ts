@@ -1,55 +1,47 @@
 // Pictures as pixels: decoded by the browser, read in strips.
-import { Refusal } from './model';
+import { refusal } from './model';
 
 /** RGBA of rows `start` to `stop`; colours are not multiplied by alpha. */
 type Rows = (start: number, stop: number) => Promise<Uint8ClampedArray<ArrayBuffer>>;
 
-export interface Picture {
-  width: number;
-  height: number;
-  /** Whether a pixel is transparent, and whether every one is gray. */
-  alpha: boolean;
-  gray: boolean;
-  notes: string[];
-  rows: Rows;
-}
-
 const STRIP = 2 ** 22; // pixels that are looked at together
+const MOST = 100; // megapixels of a result
 
-/** Decode a picture: upright, in sRGB, 8 bits. `isFine` refuses sizes. */
-export async function openPicture(file: Blob, isFine: (width: number, height: number) => void): Promise<Picture> {
+/**
+ * Decode a picture that a model makes `scale` times as large: upright, in sRGB, 8 bits.
+ * `alpha` and `gray`: whether a pixel is transparent, and whether every one is gray.
+ */
+export async function openPicture(file: Blob, scale: number) {
   const bitmap = await createImageBitmap(file).catch(() => {
-    throw new Refusal('This browser cannot read it: it is damaged, or no picture.');
+    throw refusal('This browser cannot read it: it is damaged, or no picture.');
   });
   const { width, height } = bitmap;
-  isFine(width, height);
-  const context = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true })!;
+  const size = Math.ceil((width * height * scale ** 2) / 1e6);
+  if (size > MOST) throw refusal(`The result would have ${size} megapixels. This page makes at most ${MOST}.`);
   const rows: Rows = async (start, stop) => {
-    Object.assign(context.canvas, { width, height: stop - start }); // this empties it, too
+    const context = new OffscreenCanvas(width, stop - start).getContext('2d', { willReadFrequently: true })!;
     context.drawImage(bitmap, 0, -start);
     return context.getImageData(0, 0, width, stop - start).data as Uint8ClampedArray<ArrayBuffer>;
   };
-  const picture: Picture = { width, height, alpha: false, gray: true, notes: [], rows };
+  let [alpha, gray] = [false, true];
   const step = Math.max(Math.floor(STRIP / width), 1);
   for (let start = 0; start < height; start += step) {
     const data = await rows(start, Math.min(start + step, height));
     for (let i = 0; i < data.length; i += 4) {
-      if (data[i] !== data[i + 1] || data[i] !== data[i + 2]) picture.gray = false;
-      if (data[i + 3] !== 255) picture.alpha = true;
+      if (data[i] !== data[i + 1] || data[i] !== data[i + 2]) gray = false;
+      if (data[i + 3] !== 255) alpha = true;
     }
   }
-  if (!picture.alpha) return picture;
-  const exact = await unmultiplied(file);
-  if (!exact) picture.notes.push('Colours of nearly transparent pixels are rounded: this browser has no WebGL');
-  return { ...picture, rows: spread(exact ?? rows, height, width) };
+  const exact = alpha ? await unmultiplied(file, width) : rows;
+  const notes = exact ? [] : ['Colours of nearly transparent pixels are rounded: this browser has no WebGL'];
+  return { width, height, alpha, gray, notes, rows: alpha ? spread(exact ?? rows, height, width) : rows };
 }
 
 /** Exact colours of transparent pixels. A 2D canvas rounds them, WebGL does not. */
-async function unmultiplied(file: Blob): Promise<Rows | null> {
+async function unmultiplied(file: Blob, width: number): Promise<Rows | null> {
   const gl = new OffscreenCanvas(1, 1).getContext('webgl');
   const options = { premultiplyAlpha: 'none' } as const;
   const bitmap = await createImageBitmap(file, options);
-  const { width } = bitmap;
   if (!gl || width > gl.getParameter(gl.MAX_TEXTURE_SIZE)) return null;
   const texture = gl.createTexture();
   gl.bindTexture(gl.TEXTURE_2D, texture);

@@ -1,153 +1,101 @@
 // The processor: AetherNet's own kernels in WebAssembly, in threads that share memory.
-// `src/aethernet/publish/page_model.py` writes the weights and the calls; the memory is
-// laid out as in `src/aethernet/runtimes/native/library.py`.
+// `src/aethernet/publish/page_model.py` lays out the memory and writes the calls.
+import { connect } from './calls';
 import { fetched, threads, unpacked, type Compute } from './load';
-import type { Argument, Model } from './model';
+import type { Model, Program } from './model';
+import type { Work } from './worker';
 
-/** What a thread has to know. */
+/** What all threads have to know. */
 export interface Share {
   module: WebAssembly.Module;
   memory: WebAssembly.Memory;
-  model: Model;
-  /** Pixels along each side of the largest picture. */
-  most: number;
-  /** Of this thread, and of all. */
-  thread: number;
+  program: Program;
   threads: number;
 }
 
-type Kernel = (...words: (number | bigint)[]) => bigint;
-
-const [PAGE, MOST_PAGES, STACK, EDGES] = [2 ** 16, 2 ** 14, 2 ** 14, 16]; // `build.py` says the same of the memory
-// Numbers that the threads share: at a barrier, the size of the picture, and the row
-// after those that are taken, for each step.
-const [ROUND, WAITING, HEIGHT, WIDTH, TAKEN] = [0, 1, 2, 3, 4];
+const [PAGE, EDGES] = [2 ** 16, 16];
+// Numbers that the threads share: how often one has come to a barrier, the size of the
+// picture, and the row after those that are taken, for each step.
+const [MET, HEIGHT, WIDTH, TAKEN] = [0, 1, 2, 3];
 
 /** Open a model; the calling thread works, too. */
-export async function onProcessor(root: string, model: Model, most: number): Promise<Compute> {
-  const { halves, singles, steps } = model.program;
-  const content = await unpacked(root + model.weights);
-  const module = await compiled(root, model);
-  const memory = new WebAssembly.Memory({ initial: 16, maximum: MOST_PAGES, shared: true });
-  const share = { module, memory, model, most, thread: 0, threads: threads() };
-  const { words, work, barrier, weights, tables, image, result, maps } = await join(share);
-  const at = (place: number, count: number) => new Float32Array(memory.buffer, place, count);
-  const [floats, bits] = [at(weights, halves + singles), new Uint32Array(memory.buffer, weights, halves)];
-  new Uint16Array(content, 0, halves).forEach((value, i) => {
-    bits[i] = ((value & 0x8000) << 16) | ((value & 0x7fff) << 13);
-    floats[i] *= 2 ** 112; // the exponents' biases differ so much
-  });
-  floats.set(new Float32Array(content.slice(2 * halves)), halves);
-  for (const { place, count } of tables) {
-    const arrays = at(place, EDGES * count);
-    arrays.slice().forEach((value, i) => (arrays[(i % EDGES) * count + Math.floor(i / EDGES)] = value));
-  }
-  await Promise.all(Array.from({ length: share.threads - 1 }, (_, i) => helper({ ...share, thread: i + 1 })));
+export async function onProcessor(root: string, { kernels, weights, program, scale }: Model): Promise<Compute> {
+  const content = await unpacked(root + weights);
+  const module = await compiled(root, kernels);
+  const pages = Math.ceil((program.scratch + threads() * program.each) / PAGE);
+  const memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
+  const share = { module, memory, program, threads: threads() };
+  const { words, barrier, work } = await join(share, 0);
+  unpack(content, share);
+  const helper = () => connect<Work>(new Worker(location.href, { type: 'module' }));
+  await Promise.all(Array.from({ length: threads() - 1 }, (_, i) => helper().help(share, i + 1)));
   return async (input, height, width) => {
-    if (words[HEIGHT] !== height || words[WIDTH] !== width) at(maps, (image - maps) / 4).fill(0);
-    at(image, input.length).set(input);
-    words.set([height, width, ...steps.map(() => 0)], HEIGHT);
+    if (words[HEIGHT] !== height || words[WIDTH] !== width) new Float32Array(memory.buffer, ...program.maps).fill(0);
+    new Float32Array(memory.buffer, program.image).set(input);
+    words.set([height, width, ...program.steps.map(() => 0)], HEIGHT);
     barrier();
     work();
-    return at(result, input.length * model.scale ** 2).slice();
+    return new Float32Array(memory.buffer, program.result, input.length * scale ** 2).slice();
   };
 }
 
 /** The kernels with multiply-adds in one instruction, where the browser has them. */
-async function compiled(root: string, { kernels: [best, plain] }: Model): Promise<WebAssembly.Module> {
+async function compiled(root: string, [best, plain]: [string, string]): Promise<WebAssembly.Module> {
   const content = await fetched(root + best);
   return WebAssembly.compile(WebAssembly.validate(content) ? content : await fetched(root + plain));
 }
 
-/** Start another thread: this script, in a worker of its own that ends with this one. */
-function helper(share: Share): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const worker = new Worker(location.href, { type: 'module' });
-    worker.onmessage = () => resolve();
-    worker.onerror = () => reject(new Error('a thread does not start.'));
-    worker.postMessage({ kind: 'help', share });
+/** Put the weights into the memory, in float32. */
+function unpack(content: ArrayBuffer, { memory, program: { weights, halves, mixed } }: Share): void {
+  const [floats, bits] = [new Float32Array(memory.buffer, ...weights), new Int32Array(memory.buffer, ...weights)];
+  new Int16Array(content, 0, halves).forEach((value, i) => {
+    bits[i] = (value << 13) & 0x8fffffff; // sign, exponent and mantissa in their places
+    floats[i] *= 2 ** 112; // the exponents' biases differ so much
+  });
+  floats.set(new Float32Array(content, 2 * halves), halves);
+  // The kernels of the edges: the first number of each, then the second.
+  const place = (i: number) => (i % EDGES) * (mixed / EDGES) + Math.floor(i / EDGES);
+  floats.slice(0, mixed).forEach((value, i) => (floats[place(i)] = value));
+}
+
+/** What a helper does: its part of every picture. It answers that it is ready, then nothing more. */
+export async function help(share: Share, thread: number): Promise<void> {
+  const { barrier, work } = await join(share, thread);
+  setTimeout(() => {
+    for (;;) {
+      barrier();
+      work();
+    }
   });
 }
 
-/** What a helper does: its part of every picture. Never returns once it is ready. */
-export async function help(share: Share, ready: () => void): Promise<void> {
-  const { work, barrier } = await join(share);
-  ready();
-  for (;;) {
-    barrier();
-    work();
-  }
-}
-
-/** One thread's instance of the kernels. The same places for all, but stack and scratch. */
-async function join({ module, memory, model, most, thread, threads }: Share) {
+/** One thread's instance of the kernels. */
+async function join({ module, memory, program, threads }: Share, thread: number) {
   const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
-  const { halves, singles, margin, groups, steps } = model.program;
-  const kernel = (name: string) => exports[`aether_${name}_page`] as Kernel;
-  const [lanes, pixels, tileRows, tile, line] = [0n, 1n, 2n, 3n, 4n].map((i) => Number(kernel('constant')(i)));
-  let end = (exports.__heap_base as WebAssembly.Global).value as number;
-  const take = (bytes: number) => {
-    const at = Math.ceil(end / 64) * 64;
-    end = at + bytes;
-    return at;
-  };
-  const shared = take(4 * (TAKEN + steps.length));
-  const weights = take(4 * (halves + singles));
-  const row = (most + margin) * lanes;
-  const map = 4 * ((margin + groups.map * (most + margin) + pixels) * row + (2 * margin + pixels) * lanes);
-  const [a, b] = [take(map), take(map)];
-  const image = take(4 * model.channels * most ** 2);
-  const result = take(4 * model.channels * (most * model.scale) ** 2);
-  const patch = 3 * groups.image * (line + 2 + pixels);
-  const scratch = 4 * lanes * Math.max(tile * groups.tile, patch + 2 * (line + pixels));
-  const own = Array.from({ length: threads }, () => take(STACK + scratch))[thread] + STACK;
-  const tables: Record<'table' | 'place' | 'count', number>[] = [];
-  const prepared = (argument: Argument) => {
-    if (typeof argument === 'string') return argument; // it depends on the picture
-    if (typeof argument === 'number') return BigInt(argument);
-    const [section, value, count] = argument;
-    if (section === 'float') return value;
-    const place = weights + 4 * (section === 'half' ? value : halves + value);
-    if (!count) return place;
-    const table = take(4 * EDGES);
-    tables.push({ table, place, count });
-    return table;
-  };
-  const calls = steps.map((step) => step.map(([name, ...rest]) => ({ run: kernel(name), rest: rest.map(prepared) })));
-  memory.grow(Math.max(Math.ceil((end - memory.buffer.byteLength) / PAGE), 0));
-  (exports.__stack_pointer as WebAssembly.Global).value = own;
-  const words = new Int32Array(memory.buffer, shared, TAKEN + steps.length);
-  for (const { table, place, count } of tables)
-    new Int32Array(memory.buffer, table, EDGES).forEach((_, i, all) => (all[i] = place + 4 * i * count));
+  const kernels = exports as Record<string, (...words: unknown[]) => void>;
+  const words = new Int32Array(memory.buffer, ...program.words);
+  const scratch = program.scratch + thread * program.each;
+  (exports.__stack_pointer as WebAssembly.Global).value = scratch; // the stack lies before it
 
+  let expected = 0;
   /** Wait for all threads. */
   const barrier = () => {
-    const round = Atomics.load(words, ROUND);
-    if (Atomics.add(words, WAITING, 1) < threads - 1) {
-      while (Atomics.load(words, ROUND) === round) Atomics.wait(words, ROUND, round);
-      return;
-    }
-    Atomics.store(words, WAITING, 0);
-    Atomics.add(words, ROUND, 1);
-    Atomics.notify(words, ROUND);
+    expected += threads;
+    if (Atomics.add(words, MET, 1) + 1 === expected) Atomics.notify(words, MET);
+    for (let met; (met = Atomics.load(words, MET)) < expected; ) Atomics.wait(words, MET, met);
   };
 
   /** Take rows of each step until there are none. */
   const work = () => {
     const [height, width] = words.subarray(HEIGHT, TAKEN);
-    const row = (width + margin) * lanes;
-    const [plane, corner] = [(height + margin) * row, 4 * margin * (row + lanes)];
-    const numbers = { row, plane, height, width, left: 0, right: width };
-    const known: Record<string, number | bigint> = { a: a + corner, b: b + corner, image, result, scratch: own };
-    for (const [name, value] of Object.entries(numbers)) known[name] = BigInt(value);
-    const rows = Math.max(Math.floor(Math.ceil(height / 8 / threads) / tileRows), 1) * tileRows;
-    calls.forEach((step, i) => {
-      for (let y; (y = Atomics.add(words, TAKEN + i, rows)) < height; ) {
-        [known.top, known.bottom] = [BigInt(y), BigInt(Math.min(y + rows, height))];
-        for (const { run, rest } of step) run(...rest.map((word) => (typeof word === 'string' ? known[word] : word)));
+    const rows = Math.max(Math.floor(Math.ceil(height / 8 / threads) / program.tileRows), 1) * program.tileRows;
+    program.steps.forEach((step, i) => {
+      for (let top; (top = Atomics.add(words, TAKEN + i, rows)) < height; ) {
+        const known: Record<string, number> = { height, width, top, bottom: Math.min(top + rows, height), scratch };
+        for (const [name, ...rest] of step) kernels[`aether_${name}_page`](...rest.map((word) => known[word] ?? word));
       }
       barrier();
     });
   };
-  return { words, work, barrier, weights, tables, image, result, maps: a };
+  return { words, barrier, work };
 }

@@ -1,45 +1,32 @@
 // The service worker: keeps the page for use without a network, and isolates it, which
 // threads need. Static hosts cannot set these headers.
 
-const CACHE = 'aethernet';
 const scope = self as unknown as ServiceWorkerGlobalScope;
+const home = scope.registration.scope;
 
 scope.addEventListener('install', () => void scope.skipWaiting());
 scope.addEventListener('activate', (event) => event.waitUntil(scope.clients.claim()));
 scope.addEventListener('fetch', (event) => {
-  const isOurs = event.request.method === 'GET' && event.request.url.startsWith(scope.registration.scope);
-  if (isOurs) event.respondWith(answer(event.request));
+  const { method, url } = event.request;
+  if (method === 'GET' && url.startsWith(home)) event.respondWith(answer(event.request));
 });
 
-const address = (name: string) => new URL(name, scope.registration.scope).href;
-
 async function answer(request: Request): Promise<Response> {
-  const cache = await caches.open(CACHE);
-  const key = request.mode === 'navigate' ? address('./') : request.url;
+  const cache = await caches.open('aethernet');
+  const isPage = request.mode === 'navigate';
+  const key = isPage ? home : request.url;
   const kept = await cache.match(key);
   // All other names change with their content.
-  const changes = request.mode === 'navigate' || request.url === address('models.json');
-  if (kept && !changes) return isolated(kept);
-  try {
-    const response = await fetch(request);
-    if (response.type === 'opaqueredirect') return response;
-    if (response.ok) {
-      const isNew = changes && kept && (await kept.clone().text()) !== (await response.clone().text());
-      if (isNew) await forget(request.mode === 'navigate' ? './' : 'models/');
-      await cache.put(key, response.clone());
-    }
-    return isolated(response);
-  } catch (error) {
-    if (kept) return isolated(kept);
-    throw error;
+  if (kept && !isPage && key !== `${home}models.json`) return isolated(kept);
+  const response = await fetch(request).catch((error) => kept ?? Promise.reject(error));
+  if (response.type === 'opaqueredirect') return response;
+  if (response.ok && response !== kept) {
+    const isNew = kept && (await kept.text()) !== (await response.clone().text());
+    const isOld = ({ url }: Request) => isNew && url.startsWith(isPage ? home : `${home}models/`);
+    await Promise.all((await cache.keys()).filter(isOld).map((request) => cache.delete(request)));
+    await cache.put(key, response.clone());
   }
-}
-
-/** Remove the files whose names begin so: the page, or its list of models, has changed. */
-async function forget(start: string): Promise<void> {
-  const cache = await caches.open(CACHE);
-  const old = (await cache.keys()).filter(({ url }) => url.startsWith(address(start)));
-  await Promise.all(old.map((request) => cache.delete(request)));
+  return isolated(response);
 }
 
 function isolated(response: Response): Response {

@@ -17,9 +17,3 @@ export function windows(length: number, most: number): Window[] {
   const edges = [0, ...meets, length];
   return starts.map((start, i) => ({ start, stop: start + size, keepStart: edges[i], keepStop: edges[i + 1] }));
 }
-
-/** Pixels along each side of a window whose largest tensor takes so many bytes. */
-export function largestWindow(bytes: number, widest: number): number {
-  const side = Math.floor(Math.sqrt(bytes / (4 * widest)) / 16) * 16;
-  return Math.min(Math.max(side, 64), 512);
-}

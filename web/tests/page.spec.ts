@@ -112,8 +112,9 @@ test.describe('on the processor', () => {
     await row(page, 'sample.png').getByRole('button', { name: 'Compare' }).press('Enter');
     await expect(page.locator('.tag').first()).toBeInViewport();
     await page.setViewportSize({ width: 1280, height: 800 });
-    await page.getByRole('button', { name: '1:1' }).focus();
-    await page.keyboard.press('Enter');
+    await page.getByRole('radio', { name: 'Fit' }).focus();
+    await page.keyboard.press('ArrowRight');
+    await expect(page.getByRole('radio', { name: '1:1' })).toBeChecked();
     await expect(page.locator('.after')).toHaveJSProperty('clientWidth', 512);
     for (const width of [390, 768, 1280]) {
       await page.setViewportSize({ width, height: 800 });
@@ -181,6 +182,23 @@ for (const kernels of ['relaxed', 'plain'])
     expect(errors).toEqual([]);
     await context.close();
   });
+
+test('the memory is laid out for these kernels', async () => {
+  const folder = join(work, 'site/models');
+  const name = readdirSync(folder).find((file) => file.startsWith('kernels.plain'))!;
+  const memory = new WebAssembly.Memory({ initial: 1, maximum: 2 ** 14, shared: true });
+  const { instance } = await WebAssembly.instantiate(readFileSync(join(folder, name)), { env: { memory } });
+  const { aether_constant_page, __heap_base } = instance.exports;
+  const said = [0, 1, 2, 3, 4].map((i) => (aether_constant_page as (i: number) => number)(i));
+  const script = 'from aethernet.publish.page_model import CONSTANTS; print(*vars(CONSTANTS).values())';
+  expect(said.join(' ')).toBe(execFileSync(python, ['-c', script], { encoding: 'utf-8' }).trim());
+  expect((__heap_base as WebAssembly.Global).value).toBeLessThanOrEqual(2 ** 16);
+});
+
+test('the folder holds the licences of the libraries in the page', () => {
+  const text = readFileSync(join(work, 'site/licenses.md'), 'utf-8');
+  for (const name of ['birpc', 'client-zip']) expect(text).toMatch(new RegExp(`## ${name} - .*MIT[^]*Copyright`));
+});
 
 test('the graphics card makes the same pictures; when it stops, the processor goes on', async ({ page }) => {
   page.on('worker', (worker) => {

@@ -8,12 +8,13 @@ which the page checks every device before it uses it.
 """
 
 import base64
-import gzip
 import hashlib
 import json
 import logging
+import math
 import shutil
 import subprocess
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ LIST = "models.json"
 
 CHECK_SIDE = 12
 """Pixels along each side of the picture with which a device is checked."""
+
+CARD_BYTES, PROCESSOR_BYTES = 2**27, 2**26
+"""Of the largest tensor of a tile. Every graphics card with WebGPU takes one of 2**27
+bytes; the kernels for the processor never hold a whole one."""
 
 _NEEDS_NODE = (
     "Install Node.js 20.19 or newer, which has npm: AetherNet builds the page with it."
@@ -191,13 +196,16 @@ def _add_model(folder: Path, name: str, checkpoint: Checkpoint) -> dict[str, Any
             (folder / full).unlink()
         full = _export(folder, name, checkpoint, ExportOptions(True))
     half = ExportOptions(True, precision="float16", float32_io=True)
-    weights, program = page_model(folded, in_half)
-    packed = gzip.compress(weights, mtime=0)
+    on_card, on_processor = (
+        largest_window(size, _widest(folded)) for size in (CARD_BYTES, PROCESSOR_BYTES)
+    )
+    weights, program = page_model(folded, in_half, on_processor)
+    packed = zlib.compress(weights, 9)
     return {
         "name": name,
         "scale": checkpoint.scale,
         "channels": checkpoint.in_chans,
-        "widest": _widest(folded),
+        "most": {"card": on_card, "processor": on_processor},
         "file": full,
         "half": _export(folder, f"{name}-half", checkpoint, half),
         "weights": _add_file(folder, f"{name}.bin", packed),
@@ -246,6 +254,20 @@ def _is_exact(path: Path, picture: np.ndarray, expected: np.ndarray) -> bool:
     """Whether a file computes what is expected to half an 8-bit step."""
     output = session_run(open_session(path.read_bytes()))(picture)
     return float(np.abs(output - expected).max()) <= 0.5 / 255
+
+
+def largest_window(size: int, widest: int) -> int:
+    """Pixels along each side of a tile whose largest tensor takes `size` bytes.
+
+    Args:
+        size: in bytes.
+        widest: values of that tensor, in float32, for each pixel of the picture.
+
+    Returns:
+        A multiple of 16 from 64 to 512.
+    """
+    side = math.isqrt(size // (4 * widest)) // 16 * 16
+    return min(max(side, 64), 512)
 
 
 def _widest(folded: Folded) -> int:

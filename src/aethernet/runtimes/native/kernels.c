@@ -85,6 +85,8 @@ with what `publish/page_model.py` writes.
 #define NAME_OF(name, variant) PASTE(name, variant)
 #define NAME(name) NAME_OF(name, VARIANT)
 
+/* Sizes and distances: 64 bits, but 32 in WebAssembly, whose addresses have 32. */
+typedef ptrdiff_t num;
 typedef float vec __attribute__((vector_size(4 * L), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(4 * L), aligned(4)));
 
@@ -105,8 +107,8 @@ typedef int32_t ivec __attribute__((vector_size(4 * L), aligned(4)));
 registers that it does not have: it would keep sums in memory instead. */
 #define HIDE(p) __asm__("" : "+r"(p))
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t parts(int64_t all, int64_t one) { return (all + one - 1) / one; }
+INLINE num smaller(num a, num b) { return a < b ? a : b; }
+INLINE num parts(num all, num one) { return (all + one - 1) / one; }
 
 INLINE vec broadcast(float a) { return a - (vec){0}; }
 
@@ -154,8 +156,8 @@ INLINE vec gelu(vec x) {
 /* Adds the products of `lanes` input channels: pixel i of `a` is at a + i * step, the
 weights are [lane][2 L]. */
 INLINE void add_lanes(vec c[PIXELS][2], const float *a, size_t step, const float *b,
-                      int64_t lanes) {
-  for (int64_t k = 0; k < lanes; k++, b += 2 * L) {
+                      num lanes) {
+  for (num k = 0; k < lanes; k++, b += 2 * L) {
     const vec b0 = LOAD(b), b1 = LOAD(b + L);
     UNROLL for (int i = 0; i < PIXELS; i++) {
       const vec x = broadcast(a[i * step + k]);
@@ -179,13 +181,13 @@ INLINE void add_group(vec c[PIXELS][2], const float *a, size_t step, const float
 }
 
 /* PIXELS pixels of a tile times a panel [channel][2 L], on top of a bias [2 L]. */
-INLINE void product(vec c[PIXELS][2], const float *a, int64_t channels, const float *b,
+INLINE void product(vec c[PIXELS][2], const float *a, num channels, const float *b,
                     const float *bias) {
   UNROLL for (int i = 0; i < PIXELS; i++) {
     c[i][0] = LOAD(bias);
     c[i][1] = LOAD(bias + L);
   }
-  for (int64_t g = 0; g < channels / L; g++, a += TILE * L, b += 2 * L * L)
+  for (num g = 0; g < channels / L; g++, a += TILE * L, b += 2 * L * L)
     add_group(c, a, L, b);
   add_lanes(c, a, L, b, channels % L);
 }
@@ -194,21 +196,21 @@ INLINE void product(vec c[PIXELS][2], const float *a, int64_t channels, const fl
 
 /* 2 rows x PIXELS columns of one group, K x K depthwise; weights [ky][kx][L]. Row r of
 the input is row r of the kernel for the first row, r - 1 for the second. */
-INLINE void depthwise(const float *in, size_t row, int64_t kernel, const float *w,
+INLINE void depthwise(const float *in, size_t row, num kernel, const float *w,
                       const float *bias, float *t) {
   const size_t w_row = (size_t)kernel * L;
   vec a[PIXELS], b[PIXELS];
   UNROLL for (int i = 0; i < PIXELS; i++) a[i] = b[i] = LOAD(bias);
   const float *p = in, *q = w;
-  UNROLL_TAPS for (int64_t kx = 0; kx < kernel; kx++, p += L, q += L) {
+  UNROLL_TAPS for (num kx = 0; kx < kernel; kx++, p += L, q += L) {
     HIDE(p);
     const vec w0 = LOAD(q);
     UNROLL for (int i = 0; i < PIXELS; i++) a[i] += LOAD(p + i * L) * w0;
   }
-  for (int64_t r = 1; r < kernel; r++) {
+  for (num r = 1; r < kernel; r++) {
     p = in + r * row;
     q = w + (r - 1) * w_row;
-    UNROLL_TAPS for (int64_t kx = 0; kx < kernel; kx++, p += L, q += L) {
+    UNROLL_TAPS for (num kx = 0; kx < kernel; kx++, p += L, q += L) {
       HIDE(p);
       const vec w1 = LOAD(q), w0 = LOAD(q + w_row);
       UNROLL for (int i = 0; i < PIXELS; i++) {
@@ -220,7 +222,7 @@ INLINE void depthwise(const float *in, size_t row, int64_t kernel, const float *
   }
   p = in + kernel * row;
   q = w + (kernel - 1) * w_row;
-  UNROLL_TAPS for (int64_t kx = 0; kx < kernel; kx++, p += L, q += L) {
+  UNROLL_TAPS for (num kx = 0; kx < kernel; kx++, p += L, q += L) {
     HIDE(p);
     const vec w1 = LOAD(q);
     UNROLL for (int i = 0; i < PIXELS; i++) b[i] += LOAD(p + i * L) * w1;
@@ -231,18 +233,18 @@ INLINE void depthwise(const float *in, size_t row, int64_t kernel, const float *
   }
 }
 
-INLINE void depthwise_all(const float *in, size_t row, int64_t kernel, const float *w,
-                          const float *bias, float *t, int64_t rows, int64_t columns) {
-  for (int64_t y = 0; y < rows; y += 2)
-    for (int64_t x = 0; x < columns; x += PIXELS)
+INLINE void depthwise_all(const float *in, size_t row, num kernel, const float *w,
+                          const float *bias, float *t, num rows, num columns) {
+  for (num y = 0; y < rows; y += 2)
+    for (num x = 0; x < columns; x += PIXELS)
       depthwise(in + y * row + x * L, row, kernel, w, bias,
                 t + (y * TILE_COLUMNS + x) * L);
 }
 
 /* One group of a tile. The kernels of the known variants have loops of known length,
 which saves a third of this function's time. */
-APART void depthwise_tile(const float *in, size_t row, int64_t kernel, const float *w,
-                          const float *bias, float *t, int64_t rows, int64_t columns) {
+APART void depthwise_tile(const float *in, size_t row, num kernel, const float *w,
+                          const float *bias, float *t, num rows, num columns) {
   if (kernel == 11)
     depthwise_all(in, row, 11, w, bias, t, rows, columns);
   else if (kernel == 13)
@@ -252,7 +254,7 @@ APART void depthwise_tile(const float *in, size_t row, int64_t kernel, const flo
 }
 
 /* The lanes of the last group that hold channels: ones, then zeros. */
-INLINE vec used_lanes(int64_t channels) {
+INLINE vec used_lanes(num channels) {
   vec mask;
   for (int i = 0; i < L; i++) mask[i] = i < channels - (parts(channels, L) - 1) * L;
   return mask;
@@ -260,13 +262,13 @@ INLINE vec used_lanes(int64_t channels) {
 
 /* Mean over the channels of one pixel, whose groups are `apart` floats apart, and what
 to multiply by for a variance of one. */
-INLINE void moments(const float *q, size_t apart, int64_t channels, vec mask, float eps,
+INLINE void moments(const float *q, size_t apart, num channels, vec mask, float eps,
                     vec *mean, vec *inverse) {
-  const int64_t last = parts(channels, L) - 1;
+  const num last = parts(channels, L) - 1;
   vec total = LOAD(q), square = {0};
-  for (int64_t g = 1; g <= last; g++) total += LOAD(q + g * apart);
+  for (num g = 1; g <= last; g++) total += LOAD(q + g * apart);
   *mean = broadcast(sum(total) / (float)channels);
-  for (int64_t g = 0; g < last; g++) {
+  for (num g = 0; g < last; g++) {
     const vec d = LOAD(q + g * apart) - *mean;
     square += d * d;
   }
@@ -277,25 +279,24 @@ INLINE void moments(const float *q, size_t apart, int64_t channels, vec mask, fl
 }
 
 /* LayerNorm of a tile without scale and shift, which the next product holds. */
-APART void norm_tile(float *t, int64_t channels, float eps, int64_t rows,
-                     int64_t columns) {
+APART void norm_tile(float *t, num channels, float eps, num rows, num columns) {
   const vec mask = used_lanes(channels);
-  const int64_t groups = parts(channels, L);
-  for (int64_t y = 0; y < rows; y++)
-    for (int64_t x = 0; x < columns; x++) {
+  const num groups = parts(channels, L);
+  for (num y = 0; y < rows; y++)
+    for (num x = 0; x < columns; x++) {
       float *q = t + (y * TILE_COLUMNS + x) * L;
       vec mean, inverse;
       moments(q, TILE * L, channels, mask, eps, &mean, &inverse);
-      for (int64_t g = 0; g < groups; g++, q += TILE * L)
+      for (num g = 0; g < groups; g++, q += TILE * L)
         STORE(q, (LOAD(q) - mean) * inverse);
     }
 }
 
 /* One panel of the first product: GELU(gate) * main, L hidden channels. */
-APART void expand_panel(const float *t, int64_t channels, const float *panel,
-                        const float *bias, float *h, int64_t rows, int64_t columns) {
-  for (int64_t y = 0; y < rows; y++)
-    for (int64_t x = 0; x < columns; x += PIXELS) {
+APART void expand_panel(const float *t, num channels, const float *panel,
+                        const float *bias, float *h, num rows, num columns) {
+  for (num y = 0; y < rows; y++)
+    for (num x = 0; x < columns; x += PIXELS) {
       const size_t pixel = (size_t)(y * TILE_COLUMNS + x) * L;
       vec c[PIXELS][2];
       product(c, t + pixel, channels, panel, bias);
@@ -306,15 +307,15 @@ APART void expand_panel(const float *t, int64_t channels, const float *panel,
 
 /* One panel of the second product, and the residual: out = in + product. `second` says
 whether the panel's second half belongs to the map. */
-APART void project_panel(const float *h, int64_t hidden, const float *panel,
+APART void project_panel(const float *h, num hidden, const float *panel,
                          const float *bias, const float *in, float *out, size_t row,
-                         size_t plane, int second, int64_t rows, int64_t columns) {
-  for (int64_t y = 0; y < rows; y++)
-    for (int64_t x = 0; x < columns; x += PIXELS) {
+                         size_t plane, int second, num rows, num columns) {
+  for (num y = 0; y < rows; y++)
+    for (num x = 0; x < columns; x += PIXELS) {
       vec c[PIXELS][2];
       product(c, h + (y * TILE_COLUMNS + x) * L, hidden, panel, bias);
       const size_t at = y * row + x * L;
-      const int64_t n = columns - x;
+      const num n = columns - x;
       UNROLL for (int i = 0; i < PIXELS; i++) if (i < n) {
         STORE(out + at + i * L, LOAD(in + at + i * L) + c[i][0]);
         if (second)
@@ -331,31 +332,30 @@ expand_w         [panel][channel][L gate, L main], bias [panel][2 L]: LayerNorm'
                  and shift are in them
 project_w        [panel][hidden][2 L], bias [panel][2 L]
 scratch          TILE * L * (groups of channels + groups of hidden) floats */
-EXPORT void NAME(block)(const float *restrict in, float *restrict out, int64_t row,
-                        int64_t plane, int64_t y0, int64_t y1, int64_t x0, int64_t x1,
-                        int64_t channels, int64_t hidden, int64_t kernel,
-                        const float *depthwise_w, const float *depthwise_b,
-                        const float *expand_w, const float *expand_b,
-                        const float *project_w, const float *project_b, float eps,
-                        float *restrict scratch) {
-  const int64_t groups = parts(channels, L), hidden_groups = parts(hidden, L);
-  const int64_t radius = kernel / 2;
+EXPORT void NAME(block)(const float *restrict in, float *restrict out, num row,
+                        num plane, num y0, num y1, num x0, num x1, num channels,
+                        num hidden, num kernel, const float *depthwise_w,
+                        const float *depthwise_b, const float *expand_w,
+                        const float *expand_b, const float *project_w,
+                        const float *project_b, float eps, float *restrict scratch) {
+  const num groups = parts(channels, L), hidden_groups = parts(hidden, L);
+  const num radius = kernel / 2;
   float *t = scratch, *h = scratch + groups * TILE * L;
-  for (int64_t x = x0; x < x1; x += TILE_COLUMNS)
-    for (int64_t y = y0; y < y1; y += TILE_ROWS) {
-      const int64_t rows = smaller(y1 - y, TILE_ROWS);
-      const int64_t columns = smaller(x1 - x, TILE_COLUMNS);
+  for (num x = x0; x < x1; x += TILE_COLUMNS)
+    for (num y = y0; y < y1; y += TILE_ROWS) {
+      const num rows = smaller(y1 - y, TILE_ROWS);
+      const num columns = smaller(x1 - x, TILE_COLUMNS);
       const float *corner = in + (y - radius) * row + (x - radius) * L;
-      for (int64_t g = 0; g < groups; g++)
+      for (num g = 0; g < groups; g++)
         depthwise_tile(corner + g * plane, row, kernel,
                        depthwise_w + g * kernel * kernel * L, depthwise_b + g * L,
                        t + g * TILE * L, rows, columns);
       norm_tile(t, channels, eps, rows, parts(columns, PIXELS) * PIXELS);
-      for (int64_t j = 0; j < hidden_groups; j++)
+      for (num j = 0; j < hidden_groups; j++)
         expand_panel(t, channels, expand_w + j * channels * 2 * L, expand_b + j * 2 * L,
                      h + j * TILE * L, rows, columns);
       const size_t here = y * row + x * L;
-      for (int64_t j = 0; j < groups; j += 2)
+      for (num j = 0; j < groups; j += 2)
         project_panel(h, hidden, project_w + j * hidden * L, project_b + j * L,
                       in + j * plane + here, out + j * plane + here, row, plane,
                       j + 1 < groups, rows, columns);
@@ -363,17 +363,17 @@ EXPORT void NAME(block)(const float *restrict in, float *restrict out, int64_t r
 }
 
 /* LayerNorm with scale and shift, [group][L] each, zero in unused lanes; in place. */
-EXPORT void NAME(norm)(float *map, int64_t row, int64_t plane, int64_t y0, int64_t y1,
-                       int64_t x0, int64_t x1, int64_t channels, const float *scale,
-                       const float *shift, float eps) {
+EXPORT void NAME(norm)(float *map, num row, num plane, num y0, num y1, num x0, num x1,
+                       num channels, const float *scale, const float *shift,
+                       float eps) {
   const vec mask = used_lanes(channels);
-  const int64_t groups = parts(channels, L);
-  for (int64_t y = y0; y < y1; y++)
-    for (int64_t x = x0; x < x1; x++) {
+  const num groups = parts(channels, L);
+  for (num y = y0; y < y1; y++)
+    for (num x = x0; x < x1; x++) {
       float *q = map + y * row + x * L;
       vec mean, inverse;
       moments(q, plane, channels, mask, eps, &mean, &inverse);
-      for (int64_t g = 0; g < groups; g++, q += plane) {
+      for (num g = 0; g < groups; g++, q += plane) {
         const vec normal = (LOAD(q) - mean) * inverse;
         STORE(q, normal * LOAD(scale + g * L) + LOAD(shift + g * L));
       }
@@ -390,11 +390,11 @@ weights  [ky][group][kx][lane][2 L], of the panel; the last group has only the l
 One row of the kernel at a time: its weights, 18 KiB with 96 channels and K = 3, are
 read from the second cache once for all pixels of the line. */
 INLINE void conv_line(const float *in, size_t step, size_t row, size_t plane,
-                      int64_t channels, int64_t kernel, const float *weights,
-                      const float *bias, float *sums, int64_t n) {
-  const int64_t full = channels / L, rest = channels % L;
-  for (int64_t ky = 0; ky < kernel; ky++) {
-    for (int64_t x = 0; x < n; x += PIXELS) {
+                      num channels, num kernel, const float *weights, const float *bias,
+                      float *sums, num n) {
+  const num full = channels / L, rest = channels % L;
+  for (num ky = 0; ky < kernel; ky++) {
+    for (num x = 0; x < n; x += PIXELS) {
       float *s = sums + x * 2 * L;
       vec c[PIXELS][2];
       UNROLL for (int i = 0; i < PIXELS; i++) {
@@ -403,10 +403,10 @@ INLINE void conv_line(const float *in, size_t step, size_t row, size_t plane,
         c[i][1] = LOAD(from + L);
       }
       const float *a = in + ky * row + x * step, *b = weights;
-      for (int64_t g = 0; g < full; g++, a += plane)
-        for (int64_t kx = 0; kx < kernel; kx++, b += 2 * L * L)
+      for (num g = 0; g < full; g++, a += plane)
+        for (num kx = 0; kx < kernel; kx++, b += 2 * L * L)
           add_group(c, a + kx * L, step, b);
-      for (int64_t kx = 0; rest && kx < kernel; kx++, b += 2 * L * rest)
+      for (num kx = 0; rest && kx < kernel; kx++, b += 2 * L * rest)
         add_lanes(c, a + kx * L, step, b, rest);
       UNROLL for (int i = 0; i < PIXELS; i++) {
         STORE(s + i * 2 * L, c[i][0]);
@@ -418,24 +418,23 @@ INLINE void conv_line(const float *in, size_t step, size_t row, size_t plane,
 }
 
 /* Along a row. */
-APART void conv_row(const float *in, size_t row, size_t plane, int64_t channels,
-                    int64_t kernel, const float *weights, const float *bias,
-                    float *sums, int64_t n) {
+APART void conv_row(const float *in, size_t row, size_t plane, num channels, num kernel,
+                    const float *weights, const float *bias, float *sums, num n) {
   conv_line(in, L, row, plane, channels, kernel, weights, bias, sums, n);
 }
 
 /* Down a column. */
-APART void conv_column(const float *in, size_t row, size_t plane, int64_t channels,
-                       int64_t kernel, const float *weights, const float *bias,
-                       float *sums, int64_t n) {
+APART void conv_column(const float *in, size_t row, size_t plane, num channels,
+                       num kernel, const float *weights, const float *bias, float *sums,
+                       num n) {
   conv_line(in, row, row, plane, channels, kernel, weights, bias, sums, n);
 }
 
 enum { PLAIN, ADD, LEAKY };
 
 /* One group of n pixels of sums [pixel][2 L] into a map. */
-INLINE void store_group(float *out, const float *sums, int64_t n, int64_t mode) {
-  for (int64_t i = 0; i < n; i++) {
+INLINE void store_group(float *out, const float *sums, num n, num mode) {
+  for (num i = 0; i < n; i++) {
     vec v = LOAD(sums + i * 2 * L);
     if (mode == ADD) v += LOAD(out + i * L);
     if (mode == LEAKY) v = most(v, v * LEAKY_SLOPE);
@@ -449,16 +448,16 @@ mode     0: out = conv(in); 1: out += conv(in); 2: out = LeakyReLU(conv(in))
 weights  [panel][ky][group][kx][lane][2 L] as in `conv_line`, bias [panel][2 L]
 sums     scratch of (LINE + PIXELS) * 2 * L floats, here and below: not on the stack,
          where Windows wants help from its C library for more than 4 KiB */
-EXPORT void NAME(conv)(const float *restrict in, float *restrict out, int64_t row,
-                       int64_t plane, int64_t y0, int64_t y1, int64_t x0, int64_t x1,
-                       int64_t channels, int64_t out_channels, const float *weights,
-                       const float *bias, int64_t mode, float *restrict sums) {
-  const int64_t groups = parts(out_channels, L), size = 9 * channels * 2 * L;
-  for (int64_t y = y0; y < y1; y++)
-    for (int64_t x = x0; x < x1; x += LINE) {
-      const int64_t n = smaller(x1 - x, LINE);
+EXPORT void NAME(conv)(const float *restrict in, float *restrict out, num row,
+                       num plane, num y0, num y1, num x0, num x1, num channels,
+                       num out_channels, const float *weights, const float *bias,
+                       num mode, float *restrict sums) {
+  const num groups = parts(out_channels, L), size = 9 * channels * 2 * L;
+  for (num y = y0; y < y1; y++)
+    for (num x = x0; x < x1; x += LINE) {
+      const num n = smaller(x1 - x, LINE);
       const float *corner = in + (y - 1) * row + (x - 1) * L;
-      for (int64_t j = 0; j < groups; j++) {
+      for (num j = 0; j < groups; j++) {
         if (j % 2 == 0)
           conv_row(corner, row, plane, channels, CONV_KERNEL, weights + j / 2 * size,
                    bias + j * L, sums, n);
@@ -470,31 +469,31 @@ EXPORT void NAME(conv)(const float *restrict in, float *restrict out, int64_t ro
 /* The first convolution, 3x3: image (channels, height, width), row after row, minus
 `mean`, to a map. Weights as in `conv`.
 scratch  sums, and groups of channels * 3 * (LINE + 2 + PIXELS) * L floats */
-EXPORT void NAME(first)(const float *restrict image, float *restrict out, int64_t row,
-                        int64_t plane, int64_t height, int64_t width, int64_t y0,
-                        int64_t y1, int64_t x0, int64_t x1, int64_t channels,
-                        int64_t out_channels, float mean, const float *weights,
-                        const float *bias, float *restrict scratch) {
-  const int64_t groups = parts(out_channels, L), size = 9 * channels * 2 * L;
-  const int64_t patch_row = (LINE + 2 + PIXELS) * L, patch_plane = 3 * patch_row;
+EXPORT void NAME(first)(const float *restrict image, float *restrict out, num row,
+                        num plane, num height, num width, num y0, num y1, num x0,
+                        num x1, num channels, num out_channels, float mean,
+                        const float *weights, const float *bias,
+                        float *restrict scratch) {
+  const num groups = parts(out_channels, L), size = 9 * channels * 2 * L;
+  const num patch_row = (LINE + 2 + PIXELS) * L, patch_plane = 3 * patch_row;
   float *sums = scratch + parts(channels, L) * patch_plane;
   for (float *p = scratch; p < sums; p++) *p = 0;
-  for (int64_t y = y0; y < y1; y++)
-    for (int64_t x = x0; x < x1; x += LINE) {
-      const int64_t n = smaller(x1 - x, LINE);
-      for (int64_t c = 0; c < channels; c++)
-        for (int64_t r = 0; r < 3; r++) {
-          const int64_t from_y = y + r - 1;
+  for (num y = y0; y < y1; y++)
+    for (num x = x0; x < x1; x += LINE) {
+      const num n = smaller(x1 - x, LINE);
+      for (num c = 0; c < channels; c++)
+        for (num r = 0; r < 3; r++) {
+          const num from_y = y + r - 1;
           const int row_inside = from_y >= 0 && from_y < height;
           const float *line = image + (c * height + (row_inside ? from_y : 0)) * width;
           float *p = scratch + c / L * patch_plane + r * patch_row + c % L;
-          for (int64_t i = 0; i < n + 2; i++) {
-            const int64_t from_x = x + i - 1;
+          for (num i = 0; i < n + 2; i++) {
+            const num from_x = x + i - 1;
             const int inside = row_inside && from_x >= 0 && from_x < width;
             p[i * L] = inside ? line[from_x] - mean : 0;
           }
         }
-      for (int64_t j = 0; j < groups; j++) {
+      for (num j = 0; j < groups; j++) {
         if (j % 2 == 0)
           conv_row(scratch, patch_row, patch_plane, channels, CONV_KERNEL,
                    weights + j / 2 * size, bias + j * L, sums, n);
@@ -506,30 +505,27 @@ EXPORT void NAME(first)(const float *restrict image, float *restrict out, int64_
 /* Where the last convolution's sums go. */
 struct picture {
   float *data; /* (channels, scale * height, scale * width) */
-  int64_t height, width, channels, scale;
+  num height, width, channels, scale;
   float mean;
 };
 
 /* PixelShuffle: sums of output channel (c, sy, sx) of the map's pixel (y, x) become
 image[c, scale * y + sy, scale * x + sx]. `down`: the pixels are below each other. */
-APART void shuffle(const struct picture *to, int64_t panel, const float *sums, int64_t y,
-                   int64_t x, int64_t n, int down) {
-  const int64_t s = to->scale, wide = s * to->width;
-  const int64_t step = down ? s * wide : s;
-  const int64_t end = smaller(to->channels * s * s, (panel + 1) * 2 * L);
-  for (int64_t k = panel * 2 * L; k < end; k++) {
-    const int64_t c = k / (s * s), sy = k / s % s, sx = k % s;
-    float *out =
-        to->data + (c * s * to->height + s * y + sy) * wide + s * x + sx;
+APART void shuffle(const struct picture *to, num panel, const float *sums, num y, num x,
+                   num n, int down) {
+  const num s = to->scale, wide = s * to->width;
+  const num step = down ? s * wide : s;
+  const num end = smaller(to->channels * s * s, (panel + 1) * 2 * L);
+  for (num k = panel * 2 * L; k < end; k++) {
+    const num c = k / (s * s), sy = k / s % s, sx = k % s;
+    float *out = to->data + (c * s * to->height + s * y + sy) * wide + s * x + sx;
     const float *from = sums + (k - panel * 2 * L);
-    for (int64_t i = 0; i < n; i++) out[i * step] = from[i * 2 * L] + to->mean;
+    for (num i = 0; i < n; i++) out[i * step] = from[i * 2 * L] + to->mean;
   }
 }
 
 /* First, last, or both, of `size`: bits 1 and 2. */
-INLINE int64_t edge(int64_t at, int64_t size) {
-  return (at == 0) | (int64_t)(at == size - 1) << 1;
-}
+INLINE num edge(num at, num size) { return (at == 0) | (num)(at == size - 1) << 1; }
 
 /* Everything behind the last activation: one K x K convolution (K is 3 or 5) and a
 PixelShuffle, plus `mean`. `in` is a map of `channels` with margin K / 2.
@@ -538,33 +534,32 @@ The network pads with zeros on every grid on its way to the output's, which the 
 convolution cannot do for the outermost pixels; they have weights of their own.
 weights[edge of y * 4 + edge of x]  for those pixels, [panel][ky][group][kx][lane][2 L];
 biases[...]                         [panel][2 L]; null where no pixel has that edge */
-EXPORT void NAME(tail)(const float *restrict in, float *restrict image, int64_t row,
-                       int64_t plane, int64_t height, int64_t width, int64_t y0,
-                       int64_t y1, int64_t x0, int64_t x1, int64_t channels,
-                       int64_t image_channels, int64_t scale, int64_t kernel, float mean,
-                       const float *const *weights, const float *const *biases,
-                       float *restrict sums) {
+EXPORT void NAME(tail)(const float *restrict in, float *restrict image, num row,
+                       num plane, num height, num width, num y0, num y1, num x0, num x1,
+                       num channels, num image_channels, num scale, num kernel,
+                       float mean, const float *const *weights,
+                       const float *const *biases, float *restrict sums) {
   const struct picture to = {image, height, width, image_channels, scale, mean};
-  const int64_t panels = parts(image_channels * scale * scale, 2 * L);
-  const int64_t size = kernel * kernel * channels * 2 * L, radius = kernel / 2;
+  const num panels = parts(image_channels * scale * scale, 2 * L);
+  const num size = kernel * kernel * channels * 2 * L, radius = kernel / 2;
   in -= radius * row + radius * L; /* the corner of each pixel's window */
-  const int64_t left = x0 == 0, right = x1 == width && width > 1;
-  for (int64_t y = y0; y < y1; y++)
-    for (int64_t x = x0 + left; x < x1 - right; x += LINE) {
-      const int64_t n = smaller(x1 - right - x, LINE), at = edge(y, height) * 4;
-      for (int64_t j = 0; j < panels; j++) {
+  const num left = x0 == 0, right = x1 == width && width > 1;
+  for (num y = y0; y < y1; y++)
+    for (num x = x0 + left; x < x1 - right; x += LINE) {
+      const num n = smaller(x1 - right - x, LINE), at = edge(y, height) * 4;
+      for (num j = 0; j < panels; j++) {
         conv_row(in + y * row + x * L, row, plane, channels, kernel,
                  weights[at] + j * size, biases[at] + j * 2 * L, sums, n);
         shuffle(&to, j, sums, y, x, n, 0);
       }
     }
-  for (int64_t side = 0; side < 2; side++) {
+  for (num side = 0; side < 2; side++) {
     if (!(side ? right : left)) continue;
-    const int64_t x = side ? width - 1 : 0;
-    for (int64_t y = y0, n; y < y1; y += n) {
-      const int64_t at = edge(y, height) * 4 + edge(x, width);
+    const num x = side ? width - 1 : 0;
+    for (num y = y0, n; y < y1; y += n) {
+      const num at = edge(y, height) * 4 + edge(x, width);
       for (n = 1; n < LINE && y + n < y1 && edge(y + n, height) == edge(y, height);) n++;
-      for (int64_t j = 0; j < panels; j++) {
+      for (num j = 0; j < panels; j++) {
         conv_column(in + y * row + x * L, row, plane, channels, kernel,
                     weights[at] + j * size, biases[at] + j * 2 * L, sums, n);
         shuffle(&to, j, sums, y, x, n, 1);
@@ -575,10 +570,10 @@ EXPORT void NAME(tail)(const float *restrict in, float *restrict image, int64_t 
 
 /* What the processor can do at most: `rounds` times PIXELS * 2 * L * 8 multiply-adds that
 read and write registers only. For benchmarks. */
-EXPORT void NAME(peak)(int64_t rounds, float *out) {
+EXPORT void NAME(peak)(num rounds, float *out) {
   vec c[PIXELS][2], a = LOAD(out), b = LOAD(out + L);
   UNROLL for (int i = 0; i < PIXELS; i++) c[i][0] = c[i][1] = a + (float)i;
-  for (int64_t r = 0; r < rounds; r++) {
+  for (num r = 0; r < rounds; r++) {
     UNROLL for (int k = 0; k < 8; k++) {
       UNROLL for (int i = 0; i < PIXELS; i++) {
         c[i][0] = c[i][0] * a + b;
@@ -594,7 +589,7 @@ EXPORT void NAME(peak)(int64_t rounds, float *out) {
 }
 
 /* What the layouts above depend on: L, PIXELS, TILE_ROWS, TILE, LINE. */
-EXPORT int64_t NAME(constant)(int64_t which) {
-  const int64_t all[] = {L, PIXELS, TILE_ROWS, TILE, LINE};
+EXPORT num NAME(constant)(num which) {
+  const num all[] = {L, PIXELS, TILE_ROWS, TILE, LINE};
   return all[which];
 }

@@ -113,7 +113,33 @@ def _size(values: Floats, least: int, what: str) -> int:
     return values.ctypes.data
 
 
-class Kernels:
+@dataclass(eq=False)
+class Constants:
+    """What memory layouts depend on: the constants of kernels.c for one variant."""
+
+    lanes: int
+    pixels: int
+    tile_rows: int
+    tile: int
+    line: int
+
+    def groups(self, channels: int) -> int:
+        """Groups of L that this many channels fill."""
+        return -(-channels // self.lanes)
+
+    def scratch_floats(self, in_chans: int, channels: int, hidden: int) -> int:
+        """Numbers of scratch that a thread needs for everything."""
+        block = self.tile * (self.groups(channels) + self.groups(hidden))
+        first = self.groups(in_chans) * 3 * (self.line + 2 + self.pixels)
+        return max(block * self.lanes, first * self.lanes + self.sums)
+
+    @property
+    def sums(self) -> int:
+        """Numbers of scratch for a line of a convolution."""
+        return (self.line + self.pixels) * 2 * self.lanes
+
+
+class Kernels(Constants):
     """The functions of one variant."""
 
     def __init__(self, path: Path, variant: str) -> None:
@@ -136,8 +162,7 @@ class Kernels:
         for name, function in self._functions.items():
             function.argtypes, function.restype = ARGUMENTS[name], None
         constant.argtypes, constant.restype = [_N], _N
-        found = map(constant, range(5))
-        self.lanes, self.pixels, self.tile_rows, self.tile, self.line = found
+        super().__init__(*map(constant, range(5)))
         self._peak = library[f"aether_peak_{variant}"]
         self._peak.argtypes, self._peak.restype = [_N, _P], None
 
@@ -151,10 +176,6 @@ class Kernels:
         self._peak(rounds, data.ctypes.data)
         return rounds * self.pixels * 2 * self.lanes * 8
 
-    def groups(self, channels: int) -> int:
-        """Groups of L that this many channels fill."""
-        return -(-channels // self.lanes)
-
     def new_map(
         self, channels: int, height: int, width: int, margin: int
     ) -> FeatureMap:
@@ -165,17 +186,6 @@ class Kernels:
         """
         groups = self.groups(channels)
         return FeatureMap(groups, height, width, margin, self.lanes, self.pixels)
-
-    def scratch_floats(self, in_chans: int, channels: int, hidden: int) -> int:
-        """Numbers of scratch that a thread needs for everything."""
-        block = self.tile * (self.groups(channels) + self.groups(hidden))
-        first = self.groups(in_chans) * 3 * (self.line + 2 + self.pixels)
-        return max(block * self.lanes, first * self.lanes + self._sums)
-
-    @property
-    def _sums(self) -> int:
-        """Numbers of scratch for a line of a convolution."""
-        return (self.line + self.pixels) * 2 * self.lanes
 
     def block(
         self,
@@ -264,7 +274,7 @@ class Kernels:
             weights.out_channels,
             *weights.addresses,
             mode,
-            _size(scratch, self._sums, "scratch"),
+            _size(scratch, self.sums, "scratch"),
         )
 
     def first(
@@ -352,7 +362,7 @@ class Kernels:
             mean,
             pointers(*[p.addresses[0] if p else 0 for p in by_edge]),
             pointers(*[p.addresses[1] if p else 0 for p in by_edge]),
-            _size(scratch, self._sums, "scratch"),
+            _size(scratch, self.sums, "scratch"),
         )
 
     def _check_maps(
