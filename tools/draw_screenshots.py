@@ -156,7 +156,7 @@ def _enlarged(page: Page, address: str) -> bytes:
     page.locator("#engine", has_text="threads").wait_for(timeout=300_000)
     page.locator("#files").set_input_files(SAMPLE)
     page.locator("li.done").wait_for(timeout=300_000)
-    page.locator(".zoom button").nth(2).click()  # show the face, which has most detail
+    page.locator(".zoom label").nth(2).click()  # show the face, which has most detail
     page.evaluate("document.querySelector('.stage').scrollTo(200, 130)")
     page.wait_for_timeout(500)
     return page.screenshot()
