@@ -455,6 +455,36 @@ def test_a_signal_ends_a_long_run(tmp_path, number, code):
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+@pytest.mark.parametrize("entry", ["__main__", "commands.main"])
+def test_a_call_that_goes_on_does_not_abort_python(tmp_path, entry):
+    write(photo(500, 700), tmp_path / "in.png")
+    long(tmp_path / "m.onnx")
+    words = ["upscale", tmp_path / "in.png", "-o", tmp_path / "out.png"]
+    words += ["--model", tmp_path / "m.onnx", "--device", "cpu", "--tile", 700]
+    # The call is not waited for, and Python takes long to end, as on a busy machine.
+    program = [
+        "import sys, time",
+        "class Slow:",
+        "    def __del__(self, sleep=time.sleep): sleep(2)",
+        "slow = Slow()",
+        "from aethernet.runtimes import waiting",
+        "waiting._PATIENCE = 0",
+        f"from aethernet.{entry} import main",
+        "sys.exit(main())",
+    ]
+    command = [sys.executable, "-c", "\n".join(program), *map(str, words)]
+    command += ["--runtime", "onnxruntime"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        used = psutil.Process(process.pid)
+        while used.cpu_times().user < 6:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert (process.returncode, said) == (143, b"")
+
+
 @pytest.mark.parametrize("name", ["onnx-103", "onnx-253"])
 def test_a_shared_case_is_refused_at_once(limited, name, tmp_path):
     path = CASES / f"hostile/{name}.onnx"

@@ -1,5 +1,6 @@
 """Calls of libraries that can be interrupted, or that may take only so long."""
 
+import atexit
 import contextlib
 import queue
 import threading
@@ -11,11 +12,12 @@ from typing import TypeVar
 from aethernet.errors import TooSlowError
 
 # Seconds between two looks at the clock, or at what else is watched, and for a call to
-# end once it is told to.
-_POLL, _POLL_OF_WATCH, _PATIENCE = 0.1, 0.01, 0.5
+# end once it is told to, or once Python ends.
+_POLL, _POLL_OF_WATCH, _PATIENCE, _PATIENCE_AT_EXIT = 0.1, 0.01, 0.5, 5
 
 T = TypeVar("T")
 
+_left: list[threading.Thread] = []
 _watch: ContextVar[Callable[[], None] | None] = ContextVar("watch", default=None)
 
 
@@ -45,7 +47,7 @@ def interruptible(
     Args:
         call: takes long in a library that lets other threads run meanwhile.
         stop: asks the library to end the call soon; where it does not, the call is left
-            to itself, in a thread that does not keep Python from ending.
+            to itself (`calls_are_left`).
         seconds: of wall time, and also of this process's CPU time, so that a busy
             machine does not matter.
 
@@ -85,7 +87,23 @@ def interruptible(
     except BaseException:
         stop()
         thread.join(_PATIENCE)
+        _left.append(thread)
         raise
     if isinstance(result, BaseException):
         raise result
     return result[0]
+
+
+def calls_are_left() -> bool:
+    """Whether a call that was left to itself still goes on.
+
+    Python must not end then: it ends a thread that comes back from a library by
+    unwinding its stack, which C++ answers with `std::terminate`. `os._exit` is safe.
+    """
+    return any(thread.is_alive() for thread in _left)
+
+
+@atexit.register
+def _wait_for_calls() -> None:
+    for thread in _left:
+        thread.join(_PATIENCE_AT_EXIT)
