@@ -1,6 +1,7 @@
 """What a file says twice, in a damaged way, or in a way that few programs know."""
 
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -17,6 +18,8 @@ from picture_files import (
     with_segments,
 )
 from PIL import Image
+
+from aethernet.pictures import plugins
 
 
 def as_text(block):
@@ -220,12 +223,42 @@ def test_a_jpeg_inside_jpeg_xl_keeps_what_it_carries(tmp_path, turn, caplog):
     assert "left out" not in caplog.text
 
 
-@needs_jxl()
-def test_compressed_boxes_of_jpeg_xl_are_named(tmp_path, caplog):
+def with_packed_boxes(path):
     import pillow_jxl  # noqa: F401
 
     options = {"exif": exif_block(), "xmp": XMP, "compress_metadata": True}
-    Image.fromarray(patches()).save(tmp_path / "in.jxl", **options)
-    assert b"brobExif" in (tmp_path / "in.jxl").read_bytes()
+    Image.fromarray(patches()).save(path, **options)
+    assert b"brobExif" in path.read_bytes()
+
+
+@needs_jxl()
+def test_compressed_boxes_of_jpeg_xl_are_kept(tmp_path, caplog):
+    with_packed_boxes(tmp_path / "in.jxl")
     assert upscaled(tmp_path / "in.jxl", tmp_path / "out.png") == 0
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.getexif()[0x010F] == "Camera maker"
+        assert image.info["xmp"] == XMP
+    assert "left out" not in caplog.text
+
+
+@needs_jxl()
+@pytest.mark.parametrize("reason", ["too long", "no library"])
+def test_compressed_boxes_that_cannot_be_read_are_named(
+    tmp_path, caplog, monkeypatch, reason
+):
+    path = tmp_path / "in.jxl"
+    with_packed_boxes(path)
+    if reason == "too long":
+        monkeypatch.setattr(plugins, "_LONGEST_BOX", 1)
+        longer = pytest.importorskip("brotli").compress(bytes(2**20))
+        content = path.read_bytes()
+        for kind in (b"brobExif", b"brobxml "):
+            at = content.index(kind) - 4
+            size = int.from_bytes(content[at : at + 4], "big")
+            box = (len(longer) + 12).to_bytes(4, "big") + kind + longer
+            content = content[:at] + box + content[at + size :]
+        path.write_bytes(content)
+    else:
+        monkeypatch.setitem(sys.modules, "brotli", None)
+    assert upscaled(path, tmp_path / "out.png") == 0
     assert "left out EXIF (compressed) and XMP (compressed)\n" in caplog.text

@@ -41,5 +41,5 @@ async function check(compute: Compute, { check, channels }: Model): Promise<void
   const side = Math.sqrt(given.length / channels);
   const values = await compute(given, side, side);
   const right = (value: number, i: number) => Math.abs(Math.min(Math.max(value, 0), 1) - expected[i]) <= 1 / 255;
-  if (!values.every(right)) throw refusal('its result for a small picture is wrong.');
+  if (!values.every(right)) throw refusal('The result for a small picture is wrong.');
 }

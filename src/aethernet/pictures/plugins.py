@@ -1,6 +1,6 @@
 """HEIC and JPEG XL, for which libvips' binary package has no decoder.
 
-Their libraries come with the extra `formats`: pillow-heif and pillow-jxl-plugin.
+Their libraries come with the extra `formats`: pillow-heif, pillow-jxl-plugin, brotli.
 """
 
 import struct
@@ -26,6 +26,8 @@ from aethernet.pictures.metadata import Metadata
 EXTRA = "formats"
 
 _COMPRESSED = b"brob"
+_LONGEST_BOX = 2**24
+"""Bytes that a compressed box may grow to; EXIF and XMP are much shorter."""
 _KNOWN_BOXES = {
     *(b"Exif", b"xml ", b"JXL ", b"ftyp", b"jxlc", b"jxlp", b"jxll", b"jxli", b"jbrd"),
     _COMPRESSED,
@@ -126,11 +128,9 @@ def decode_jxl(path: Path, header: jxl.JxlHeader) -> Decoded:
     pixels = np.frombuffer(data, dtype).reshape(info.height, info.width, -1)
     # The decoder makes a profile of what the file states by code points.
     cicp = code_points_in(bytes(profile or b""))
-    found = {bytes(box.box_type): bytes(box.data) for box in reversed(boxes)}
+    found, packed = _unpacked([(bytes(b.box_type), bytes(b.data)) for b in boxes])
     others = [*header.others]
     others += [_name_of(kind) for kind in sorted({*found} - _KNOWN_BOXES)]
-    # Such a box begins with the kind of the one that is in it.
-    packed = {bytes(b.data)[:4] for b in boxes if bytes(b.box_type) == _COMPRESSED}
     others += [f"{_name_of(kind)} (compressed)" for kind in sorted(packed)]
     if header.bits > 8 and mode != "I;16":
         others.append(
@@ -148,6 +148,39 @@ def decode_jxl(path: Path, header: jxl.JxlHeader) -> Decoded:
             others=tuple(others),
         ),
     )
+
+
+def _unpacked(
+    boxes: list[tuple[bytes, bytes]],
+) -> tuple[dict[bytes, bytes], set[bytes]]:
+    """The content of the first box of each kind, and kinds that stay compressed."""
+    found: dict[bytes, bytes] = {}
+    left = set()
+    for kind, data in boxes:
+        if kind != _COMPRESSED:
+            found.setdefault(kind, data)
+            continue
+        inner, packed = data[:4], data[4:]
+        content = _without_brotli(packed)
+        if content is None:
+            left.add(inner)
+        else:
+            found.setdefault(inner, content)
+    return found, left
+
+
+def _without_brotli(packed: bytes) -> bytes | None:
+    """None where it is damaged or too long, or the library is missing."""
+    try:
+        brotli = import_optional("brotli")
+    except MissingExtraError:
+        return None
+    unpacking = brotli.Decompressor()
+    try:
+        content = unpacking.process(packed, output_buffer_limit=_LONGEST_BOX)
+    except brotli.error:
+        return None
+    return content if unpacking.is_finished() else None
 
 
 def _name_of(box: bytes) -> str:
