@@ -327,6 +327,17 @@ def test_chunks_of_avi_that_libav_does_not_read(tmp_path, added, name, caplog):
     ]
 
 
+def test_lists_in_lists_of_avi_are_named_once(tmp_path, caplog):
+    clip = make_clip(tmp_path / "in.avi", 3, codec="mpeg4", time_base=Fraction(1, 25))
+    added = b""
+    for _ in range(2000):  # more than functions of Python may call each other
+        added = riff_chunk(b"LIST", b"hdrl" + added)
+    content = bytearray(clip.read_bytes()) + added
+    struct.pack_into("<I", content, 4, len(content) - 8)
+    clip.write_bytes(content)
+    assert lost(clip, "out.mkv", caplog) == ["the chunk hdrl"]
+
+
 @pytest.mark.parametrize("element", [0x3CB923, 0x3E83BB, 0x4444])
 def test_links_of_matroska_to_other_files(tmp_path, element, caplog):
     clip = h264(tmp_path / "in.mkv")

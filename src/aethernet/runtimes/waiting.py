@@ -87,7 +87,8 @@ def interruptible(
     except BaseException:
         stop()
         thread.join(_PATIENCE)
-        _left.append(thread)
+        if thread.is_alive():
+            _left.append(thread)
         raise
     if isinstance(result, BaseException):
         raise result

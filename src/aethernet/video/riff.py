@@ -46,9 +46,10 @@ def names_in_avi(file: BinaryIO) -> set[str]:
 
 def _unknown(file: BinaryIO, list_kind: bytes, start: int, end: int) -> Iterator[str]:
     for kind, first, last in _chunks(file, start, end):
-        if kind in _KNOWN:
-            yield from _unknown(file, kind, first, last)
-        if kind not in _KNOWN[list_kind] and kind.strip(b"\0"):
+        if kind in _KNOWN[list_kind]:
+            if kind in _KNOWN:
+                yield from _unknown(file, kind, first, last)
+        elif kind.strip(b"\0"):
             yield _NAMES.get(kind, f"the chunk {kind.decode('latin-1').strip()}")
 
 
